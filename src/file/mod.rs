@@ -1,0 +1,1 @@
+//! Files: safetensors, GGUF; the only place that maps a file into memory.

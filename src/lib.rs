@@ -1,0 +1,15 @@
+//! A hierarchical adapter-tree runtime: one base model, a tree of adapters, exact `switch_to(node)`.
+
+pub mod adapter;
+pub mod base;
+pub mod device;
+pub mod error;
+pub mod file;
+pub mod lattice;
+pub mod model;
+pub mod name;
+pub mod tree;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use name::WeightName;

@@ -1,0 +1,1 @@
+//! The model: forward pass over a device, tokenizer, sampling.

@@ -1,0 +1,34 @@
+//! The live weights on one device.
+
+use std::collections::BTreeMap;
+
+use crate::WeightName;
+use crate::device::Device;
+
+/// Index of a resident matrix in [`Weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MatrixId(pub usize);
+
+/// Every weight of the model, resident on one device.
+pub struct Weights<D: Device> {
+    matrices: Vec<D::Matrix>,
+    names: BTreeMap<WeightName, MatrixId>,
+    vectors: BTreeMap<WeightName, D::Buffer>,
+}
+
+impl<D: Device> Weights<D> {
+    /// The matrix called `name`, if the model has one.
+    pub fn matrix_id(&self, name: &WeightName) -> Option<MatrixId> {
+        self.names.get(name).copied()
+    }
+
+    /// The resident matrix.
+    pub fn matrix(&self, id: MatrixId) -> &D::Matrix {
+        &self.matrices[id.0]
+    }
+
+    /// The vector (norm or bias) called `name`, if the model has one.
+    pub fn vector(&self, name: &WeightName) -> Option<&D::Buffer> {
+        self.vectors.get(name)
+    }
+}

@@ -49,11 +49,6 @@ impl LatticeMatrix {
         &self.steps
     }
 
-    /// Steps, to be set when a base is quantised.
-    pub fn steps_mut(&mut self) -> &mut [f32] {
-        &mut self.steps
-    }
-
     /// Row `i` without its padding.
     pub fn row(&self, i: usize) -> &[i16] {
         &self.integers()[i * self.stride()..][..self.cols]
@@ -62,6 +57,16 @@ impl LatticeMatrix {
     /// All integers, `rows × stride`, row-major.
     pub fn integers(&self) -> &[i16] {
         bytemuck::cast_slice(&self.lanes)
+    }
+
+    /// The integers alone, `rows × stride`.
+    pub fn into_lanes(self) -> Vec<Lane> {
+        self.lanes
+    }
+
+    /// Integers in lanes and steps, to be written together; padding columns must stay zero.
+    pub fn parts_mut(&mut self) -> (&mut [Lane], &mut [f32]) {
+        (&mut self.lanes, &mut self.steps)
     }
 
     /// All integers, to be written; padding columns must stay zero.

@@ -1,5 +1,20 @@
-//! Weights as integers on a lattice: `W_ij = N_ij · u_i`, one step `u_i` per row.
+//! Weights as integers on a lattice: `W_ij = N_ij · u_i`, one step `u_i` per row of each matrix.
+//!
+//! A switch adds and subtracts integers only, so it is exact, order-free and reversible (a ℤ-module): the bits at a
+//! node depend on the node, never on the route.
+//!
+//! **Invariant:** no float appears between reading compiled factors and writing `N`.
 
+mod compile;
+mod delta;
 mod matrix;
+mod quantise;
+pub mod reference;
 
+pub use compile::{CHUNK_RANK, compile};
+pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows};
 pub use matrix::{LANES, Lane, LatticeMatrix};
+pub use quantise::{DEFAULT_HEADROOM, Quantised, quantise};
+
+/// The largest magnitude an integer weight may reach.
+pub const LIMIT: u32 = i16::MAX as u32;

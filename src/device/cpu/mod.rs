@@ -1,5 +1,11 @@
 //! The CPU: integers with SIMD, one file per instruction set, chosen at run time.
 
+mod delta_apply;
+mod simd;
+
+pub use delta_apply::delta_apply;
+pub use simd::SimdLevel;
+
 use crate::Result;
 use crate::device::Device;
 use crate::lattice::LatticeMatrix;

@@ -1,0 +1,127 @@
+//! The switch on the CPU: every segment of a plan in one read and one write of each touched matrix.
+//!
+//! Work is cut into blocks of rows over all matrices together; blocks are independent and integers commute, so neither
+//! threads nor tiles nor instruction sets can change a bit. The tile holds the weights in registers while the segments'
+//! products go by.
+//!
+//! **Invariant:** plain integers throughout; sums wrap modulo 2^16, and the bound check made beforehand guarantees that
+//! the final sum fits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use rayon::prelude::*;
+
+use super::SimdLevel;
+use crate::lattice::{DeltaKind, Factors, LANES, Lane, LatticeMatrix, Segment, Sign, SparseRows};
+
+/// Weights in one block of rows: large enough to pay for its start, small enough to keep every core busy to the end.
+const BLOCK_WEIGHTS: usize = 1 << 18;
+
+/// Bytes of factors that stay in a core's second-level cache while row after row passes.
+const CACHED_FACTOR_BYTES: usize = 384 << 10;
+
+/// Applies to each matrix its segments, in parallel over all of them; call it inside the pool that shall do the work.
+///
+/// # Panics
+/// When `simd` is beyond this machine.
+pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)>) {
+    assert!(simd <= SimdLevel::detect(), "this machine has no {simd:?}");
+    let work: Vec<_> = work
+        .into_iter()
+        .filter(|(_, segments)| !segments.is_empty())
+        .map(|(matrix, segments)| (matrix, Terms::new(&segments)))
+        .collect();
+    let blocks: Vec<_> = work
+        .into_iter()
+        .flat_map(|(matrix, terms)| {
+            let (cols, lanes_per_row) = (matrix.cols(), matrix.stride() / LANES);
+            let rows = (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(4);
+            let (lanes, _) = matrix.parts_mut();
+            let terms = std::sync::Arc::new(terms);
+            lanes
+                .chunks_mut((rows * lanes_per_row).max(1))
+                .enumerate()
+                .map(move |(k, lanes)| (RowBlock { lanes, lanes_per_row, first_row: k * rows }, terms.clone()))
+        })
+        .collect();
+    blocks.into_par_iter().with_max_len(1).for_each(|(mut block, terms)| {
+        match simd {
+            // SAFETY: `SimdLevel::Avx512` is at most what this machine has, asserted above.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a call into instructions found at run time")]
+            SimdLevel::Avx512 => unsafe { avx512::apply(&mut block, &terms) },
+            // SAFETY: `SimdLevel::Avx2` is at most what this machine has, asserted above.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a call into instructions found at run time")]
+            SimdLevel::Avx2 => unsafe { avx2::apply(&mut block, &terms) },
+            _ => scalar::apply(&mut block, &terms),
+        }
+        for &(sparse, sign) in &terms.sparse {
+            scatter(&mut block, sparse, sign);
+        }
+    });
+}
+
+/// Consecutive rows of one matrix.
+struct RowBlock<'a> {
+    lanes: &'a mut [Lane],
+    lanes_per_row: usize,
+    first_row: usize,
+}
+
+impl RowBlock<'_> {
+    fn rows(&self) -> usize {
+        self.lanes.len() / self.lanes_per_row.max(1)
+    }
+}
+
+/// The segments of one matrix, sorted by kind.
+struct Terms<'a> {
+    factors: Vec<(&'a Factors, Sign)>,
+    dense: Vec<(&'a [Lane], Sign)>,
+    sparse: Vec<(&'a SparseRows, Sign)>,
+}
+
+impl<'a> Terms<'a> {
+    fn new(segments: &[Segment<'a>]) -> Self {
+        let mut terms = Self { factors: Vec::new(), dense: Vec::new(), sparse: Vec::new() };
+        for segment in segments {
+            match &segment.delta.kind {
+                DeltaKind::LowRank(chunks) => terms.factors.extend(chunks.iter().map(|f| (f, segment.sign))),
+                DeltaKind::Dense(lanes) => terms.dense.push((lanes, segment.sign)),
+                DeltaKind::Sparse(sparse) => terms.sparse.push((sparse, segment.sign)),
+            }
+        }
+        terms
+    }
+
+    /// Panels of 32 columns to pass at a time, so that their factors stay in the cache; even, so that pairs fill up.
+    fn panels_at_a_time(&self) -> usize {
+        let bytes: usize = self.factors.iter().map(|(f, _)| f.pairs * 2 * size_of::<Lane>()).sum();
+        (CACHED_FACTOR_BYTES / bytes.max(1)).max(2) & !1
+    }
+}
+
+/// Adds or subtracts the entries that lie in the block.
+fn scatter(block: &mut RowBlock, sparse: &SparseRows, sign: Sign) {
+    let (first_row, stride) = (block.first_row, block.lanes_per_row * LANES);
+    let rows = block.rows();
+    let integers: &mut [i16] = bytemuck::cast_slice_mut(block.lanes);
+    for i in 0..rows {
+        let range = sparse.row_start[first_row + i] as usize..sparse.row_start[first_row + i + 1] as usize;
+        for (&j, &q) in sparse.cols[range.clone()].iter().zip(&sparse.values[range]) {
+            let n = &mut integers[i * stride + j as usize];
+            *n = match sign {
+                Sign::Add => n.wrapping_add(q),
+                Sign::Subtract => n.wrapping_sub(q),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

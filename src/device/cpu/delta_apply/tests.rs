@@ -1,0 +1,155 @@
+//! Every kernel against the obvious loops, on random shapes, ranks, scalings and mixes of kinds.
+#![allow(clippy::cast_possible_truncation, reason = "made numbers")]
+
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::WeightName;
+use crate::adapter::FloatDelta;
+use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Quantised, compile, quantise, reference};
+
+fn made_base(rng: &mut StdRng, rows: usize, cols: usize, headroom: f32) -> Quantised {
+    // A row of zeros now and then, and rows of very different size.
+    let sizes: Vec<f32> =
+        (0..rows).map(|_| if rng.random_bool(0.1) { 0.0 } else { rng.random_range(0.01..1.0) }).collect();
+    let values: Vec<f32> = (0..rows * cols).map(|k| sizes[k / cols] * rng.random_range(-1.0..1.0)).collect();
+    quantise(&WeightName::new("w"), rows, cols, headroom, |range, out| {
+        out.copy_from_slice(&values[range.start * cols..range.end * cols]);
+        Ok(())
+    })
+    .expect("finite")
+}
+
+fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, kind: u8, size: f32) -> FloatDelta {
+    let mut random = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| size * rng.random_range(-1.0..1.0)).collect() };
+    match kind {
+        0 => {
+            let mut lora_a = random(rank * cols, 1.0);
+            let mut lora_b = random(rows * rank, size);
+            // Components of very different size and balance.
+            for r in 0..rank {
+                let tilt = 10_f32.powi((r % 7) as i32 - 3);
+                lora_a[r * cols..(r + 1) * cols].iter_mut().for_each(|a| *a *= tilt);
+                lora_b.iter_mut().skip(r).step_by(rank).for_each(|b| *b /= tilt);
+            }
+            FloatDelta::LowRank { rank, lora_a, lora_b, scaling: 1.0 / rank as f64 }
+        }
+        1 => FloatDelta::Dense { values: random(rows * cols, size) },
+        _ => {
+            let values = random(rows * cols, size);
+            let entries = values.iter().enumerate().filter(|(k, _)| k % 5 == 0);
+            FloatDelta::Sparse { entries: entries.map(|(k, &v)| ((k / cols) as u32, (k % cols) as u32, v)).collect() }
+        }
+    }
+}
+
+fn compiled(delta: &FloatDelta, base: &Quantised, headroom: f32) -> CompiledDelta {
+    compile(&WeightName::new("w"), delta, base, headroom).expect("fits")
+}
+
+fn shapes() -> impl Strategy<Value = (usize, usize)> {
+    let side = || prop_oneof![Just(1_usize), Just(2), 3..10_usize, 30..70_usize, Just(128)];
+    (side(), side())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_kernel_gives_the_bits_of_the_obvious_loops(
+        (rows, cols) in shapes(),
+        kinds in prop::collection::vec((0_u8..3, prop_oneof![1_usize..9, 60_usize..70, Just(200)], -6_i32..=-1, any::<bool>()), 1..5),
+        seed in any::<u64>(),
+    ) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        // Room for five deltas as large as the weights.
+        let headroom = 8.0;
+        let base = made_base(&mut rng, rows, cols, headroom);
+        let deltas: Vec<_> = kinds
+            .iter()
+            .map(|&(kind, rank, size, _)| {
+                // The smallest row's step is a sixteenth of the mean: sizes above would not fit it.
+                let delta = made_delta(&mut rng, rows, cols, rank, kind, 0.2 * 10_f32.powi(size));
+                compiled(&delta, &base, headroom)
+            })
+            .collect();
+        let segments: Vec<_> = deltas
+            .iter()
+            .zip(&kinds)
+            .map(|(delta, kind)| Segment { delta, sign: if kind.3 { Sign::Add } else { Sign::Subtract } })
+            .collect();
+        let mut expected = base.matrix.clone();
+        reference::apply(&mut expected, &segments);
+        for simd in SimdLevel::available() {
+            let mut found = base.matrix.clone();
+            delta_apply(simd, vec![(&mut found, segments.clone())]);
+            prop_assert_eq!(&found, &expected, "{:?}", simd);
+            let undo = segments.iter().map(|s| Segment {
+                delta: s.delta,
+                sign: if s.sign == Sign::Add { Sign::Subtract } else { Sign::Add },
+            });
+            delta_apply(simd, vec![(&mut found, undo.collect())]);
+            prop_assert_eq!(&found, &base.matrix, "undone by {:?}", simd);
+        }
+    }
+
+    #[test]
+    fn a_compiled_delta_is_the_float_delta_rounded_once_a_chunk(
+        (rows, cols) in shapes(),
+        rank in prop_oneof![1_usize..9, 60_usize..70, Just(200)],
+        size in -7_i32..=-2,
+        seed in any::<u64>(),
+    ) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let base = made_base(&mut rng, rows, cols, 4.0);
+        let delta = made_delta(&mut rng, rows, cols, rank, 0, 10_f32.powi(size));
+        let compiled = compiled(&delta, &base, 4.0);
+        let FloatDelta::LowRank { lora_a, lora_b, scaling, .. } = &delta else { unreachable!() };
+        let DeltaKind::LowRank(chunks) = &compiled.kind else { unreachable!() };
+        for i in 0..rows {
+            let step = f64::from(base.matrix.steps()[i]);
+            let exact_max = compiled.exact_row_max(i);
+            prop_assert!(compiled.row_max[i] >= exact_max);
+            let norm_b: f64 = (0..rank).map(|r| (f64::from(lora_b[i * rank + r]) * scaling / step).powi(2)).sum::<f64>().sqrt();
+            for j in 0..cols {
+                let exact: f64 = (0..rank)
+                    .map(|r| f64::from(lora_b[i * rank + r]) * scaling / step * f64::from(lora_a[r * cols + j]))
+                    .sum();
+                let norm_a: f64 = (0..rank).map(|r| f64::from(lora_a[r * cols + j]).powi(2)).sum::<f64>().sqrt();
+                // Half a step a chunk, and the factors' own rounding relative to the largest product.
+                let bound = 0.5 * chunks.len() as f64 + 0.02 * norm_a * norm_b + 1e-9;
+                let error = (f64::from(compiled.q(i, j)) - exact).abs();
+                prop_assert!(error <= bound, "row {i} column {j}: {} for {exact}", compiled.q(i, j));
+            }
+            for chunk in chunks {
+                let b: u64 = chunk.b_row(i).iter().map(|&b| u64::from(b.unsigned_abs()).pow(2)).sum();
+                let a = (0..cols).map(|j| (0..chunk.pairs * 2).map(|r| u64::from(chunk.a(r, j).unsigned_abs()).pow(2)).sum::<u64>());
+                prop_assert!(u128::from(b) * u128::from(a.max().unwrap_or(0)) < 1 << 60, "a sum may leave i32");
+            }
+        }
+    }
+}
+
+#[test]
+fn many_matrices_in_one_pass_keep_to_themselves() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let shapes = [(64, 40_000), (513, 96), (1, 1), (70, 33)];
+    let bases: Vec<_> = shapes.map(|(r, c)| made_base(&mut rng, r, c, DEFAULT_HEADROOM)).into();
+    let deltas: Vec<_> = bases
+        .iter()
+        .map(|b| {
+            let delta = made_delta(&mut rng, b.matrix.rows(), b.matrix.cols(), 5, 0, 1e-4);
+            compiled(&delta, b, DEFAULT_HEADROOM)
+        })
+        .collect();
+    let mut found: Vec<_> = bases.iter().map(|b| b.matrix.clone()).collect();
+    let work = found.iter_mut().zip(&deltas).map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
+    delta_apply(SimdLevel::detect(), work.collect());
+    for ((found, base), delta) in found.iter().zip(&bases).zip(&deltas) {
+        let mut expected = base.matrix.clone();
+        reference::apply(&mut expected, &[Segment { delta, sign: Sign::Add }]);
+        assert_eq!(found, &expected);
+    }
+}

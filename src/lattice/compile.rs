@@ -1,0 +1,233 @@
+//! Compiles a float delta to integers on a matrix's lattice, once, in f64 with IEEE operations only, so that every
+//! machine compiles the same integers.
+//!
+//! For a low-rank delta `scaling · B · A` the rank components are balanced by powers of two, `A` is scaled so that its
+//! largest column norm is 2^15, and each row of `B` takes the largest shift that keeps `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
+
+use super::delta::{CompiledDelta, DeltaKind, Factors, SparseRows};
+use super::{LIMIT, LatticeMatrix, Quantised};
+use crate::adapter::FloatDelta;
+use crate::{Error, Result, WeightName};
+
+/// Ranks above this are split into chunks, each rounded on its own.
+pub const CHUNK_RANK: usize = 64;
+
+/// With a shift of 30 or more every sum below 2^29 rounds to zero; i32 allows no larger one with its half.
+const MAX_SHIFT: i32 = 30;
+
+/// Compiles `delta` for the matrix `base`; `weight` names it in errors.
+///
+/// # Errors
+/// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::Overflow`] when the delta alone does
+/// not fit the lattice.
+pub fn compile(weight: &WeightName, delta: &FloatDelta, base: &Quantised, headroom: f32) -> Result<CompiledDelta> {
+    let matrix = &base.matrix;
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let check = |what: &'static str, expected: usize, found: usize| {
+        if expected == found {
+            return Ok(());
+        }
+        Err(Error::DeltaShape { weight: weight.clone(), what, expected, found })
+    };
+    let (kind, bounds) = match delta {
+        FloatDelta::LowRank { rank, lora_a, lora_b, scaling } => {
+            check("elements of lora_a", rank * cols, lora_a.len())?;
+            check("elements of lora_b", rows * rank, lora_b.len())?;
+            let mut chunks = Vec::new();
+            let mut bounds = vec![0_f64; rows];
+            for first in (0..*rank).step_by(CHUNK_RANK) {
+                let source = Source { lora_a, lora_b, rank: *rank, scaling: *scaling, cols };
+                let count = CHUNK_RANK.min(rank - first);
+                chunks.push(compile_chunk(&source, first, count, matrix.steps(), &mut bounds));
+            }
+            (DeltaKind::LowRank(chunks), bounds)
+        }
+        FloatDelta::Dense { values } => {
+            check("elements", rows * cols, values.len())?;
+            let mut lanes = LatticeMatrix::zeros(rows, cols);
+            let mut bounds = vec![0_f64; rows];
+            let stride = lanes.stride();
+            for (i, row) in values.chunks_exact(cols).enumerate() {
+                let target = &mut lanes.integers_mut()[i * stride..][..cols];
+                for (n, &w) in target.iter_mut().zip(row) {
+                    let q = (f64::from(w) / f64::from(matrix.steps()[i])).round();
+                    bounds[i] = bounds[i].max(q.abs());
+                    *n = saturate(q);
+                }
+            }
+            (DeltaKind::Dense(lanes.into_lanes()), bounds)
+        }
+        FloatDelta::Sparse { entries } => compile_sparse(weight, entries, matrix)?,
+    };
+    finish(weight, kind, &bounds, base, headroom)
+}
+
+/// Turns the float bounds into `row_max`: rounded up, made exact where they are not small against the row's room.
+fn finish(
+    weight: &WeightName,
+    kind: DeltaKind,
+    bounds: &[f64],
+    base: &Quantised,
+    headroom: f32,
+) -> Result<CompiledDelta> {
+    let (rows, cols) = (base.matrix.rows(), base.matrix.cols());
+    let mut compiled = CompiledDelta { rows, cols, row_max: vec![0; rows], kind };
+    for (i, &bound) in bounds.iter().enumerate() {
+        let room = LIMIT - u32::from(base.row_max[i]);
+        let small = bound * 4.0 <= f64::from(room);
+        let representable = bound.is_finite() && bound < f64::from(1_u32 << 30);
+        let largest = if small || !representable { bound } else { compiled.exact_row_max(i).into() };
+        if largest > f64::from(LIMIT) || !largest.is_finite() {
+            return Err(Error::Overflow {
+                node: String::new(),
+                weight: weight.clone(),
+                row: i,
+                needed: headroom_for(headroom, f64::from(base.row_max[i]) + largest),
+                headroom,
+            });
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 32767")]
+        let largest = largest.ceil() as u32;
+        compiled.row_max[i] = largest;
+    }
+    Ok(compiled)
+}
+
+/// The headroom at which a row that reaches `reach` lattice steps at `headroom` would fit, with 2 % to spare, rounded up.
+pub(crate) fn headroom_for(headroom: f32, reach: f64) -> f64 {
+    (f64::from(headroom) * reach / f64::from(LIMIT) * 1.02 * 100.0).ceil() / 100.0
+}
+
+/// The float factors of one delta.
+struct Source<'a> {
+    lora_a: &'a [f32],
+    lora_b: &'a [f32],
+    rank: usize,
+    scaling: f64,
+    cols: usize,
+}
+
+/// Compiles rank components `first .. first + count`; adds each row's bound of `|Q_ij|` to `bounds` (infinite where even
+/// a shift of 0 does not hold the row).
+fn compile_chunk(source: &Source, first: usize, count: usize, steps: &[f32], bounds: &mut [f64]) -> Factors {
+    let Source { lora_a, lora_b, rank, scaling, cols } = *source;
+    let a = |r: usize, j: usize| f64::from(lora_a[(first + r) * cols + j]);
+    let b = |i: usize, r: usize| f64::from(lora_b[i * rank + first + r]) * scaling / f64::from(steps[i]);
+    let mut factors = Factors::zeros(count, steps.len(), cols);
+
+    let balance: Vec<f64> = (0..count)
+        .map(|r| {
+            let largest_a = (0..cols).fold(0_f64, |m, j| m.max(a(r, j).abs()));
+            let largest_b = (0..steps.len()).fold(0_f64, |m, i| m.max(b(i, r).abs()));
+            if largest_a == 0.0 || largest_b == 0.0 {
+                0.0
+            } else {
+                power_of_two((exponent(largest_b) - exponent(largest_a)) / 2)
+            }
+        })
+        .collect();
+    let norm = |j: usize| (0..count).map(|r| (a(r, j) * balance[r]).powi(2)).sum::<f64>().sqrt();
+    let largest_norm = (0..cols).fold(0_f64, |m, j| m.max(norm(j)));
+    if largest_norm == 0.0 {
+        return factors;
+    }
+    // Rounding adds at most half a unit to each of the column's components.
+    let scale = (32767.0 - 0.5 * (count as f64).sqrt()) / largest_norm;
+    let mut largest_square = 0_u64;
+    for j in 0..cols {
+        let mut square = 0_u64;
+        for (r, &balance) in balance.iter().enumerate() {
+            let value = saturate((a(r, j) * balance * scale).round());
+            factors.set_a(r, j, value);
+            square += u64::from(value.unsigned_abs()).pow(2);
+        }
+        largest_square = largest_square.max(square);
+    }
+
+    let mut row = vec![0_f64; count];
+    for (i, bound) in bounds.iter_mut().enumerate() {
+        for (r, value) in row.iter_mut().enumerate() {
+            *value = if balance[r] == 0.0 { 0.0 } else { b(i, r) / (balance[r] * scale) };
+        }
+        *bound += compile_row(&row, largest_square, i, &mut factors);
+    }
+    factors
+}
+
+/// Writes row `i` of `B'` and its shift; returns the bound of `|Q_ij|`.
+fn compile_row(row: &[f64], largest_square: u64, i: usize, factors: &mut Factors) -> f64 {
+    let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+    if norm == 0.0 {
+        return 0.0;
+    }
+    if !norm.is_finite() {
+        return f64::INFINITY;
+    }
+    let limit = f64::from(1_u32 << 30) / (largest_square as f64).sqrt();
+    let mut shift = (exponent(limit) - exponent(norm) + 1).min(MAX_SHIFT);
+    while shift >= 0 {
+        let scaled = |v: &f64| (v * power_of_two(shift)).round();
+        let square: f64 = row.iter().map(|v| scaled(v).powi(2)).sum();
+        // Both factors are integers below 2^53, and their product is compared exactly.
+        let fits = square < f64::from(1_u32 << 31) && {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+            let square = square as u128;
+            square * u128::from(largest_square) < 1 << 60
+        };
+        if fits && row.iter().all(|v| scaled(v).abs() <= f64::from(i16::MAX)) {
+            let width = factors.pairs * 2;
+            for (value, v) in factors.b[i * width..].iter_mut().zip(row) {
+                *value = saturate(scaled(v));
+            }
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 30")]
+            let byte = shift as u8;
+            factors.shift[i] = byte;
+            return square.sqrt() * (largest_square as f64).sqrt() / power_of_two(shift) + 1.0;
+        }
+        shift -= 1;
+    }
+    f64::INFINITY
+}
+
+/// Compiles single entries to compressed rows.
+fn compile_sparse(
+    weight: &WeightName,
+    entries: &[(u32, u32, f32)],
+    matrix: &LatticeMatrix,
+) -> Result<(DeltaKind, Vec<f64>)> {
+    let mut bounds = vec![0_f64; matrix.rows()];
+    let mut sparse = SparseRows { row_start: vec![0; matrix.rows() + 1], cols: Vec::new(), values: Vec::new() };
+    let mut last = None;
+    for &(i, j, value) in entries {
+        if i as usize >= matrix.rows() || j as usize >= matrix.cols() || last >= Some((i, j)) {
+            return Err(Error::SparseEntry { weight: weight.clone(), row: i, column: j });
+        }
+        last = Some((i, j));
+        let q = (f64::from(value) / f64::from(matrix.steps()[i as usize])).round();
+        bounds[i as usize] = bounds[i as usize].max(q.abs());
+        sparse.row_start[i as usize + 1] += 1;
+        sparse.cols.push(j);
+        sparse.values.push(saturate(q));
+    }
+    for i in 0..matrix.rows() {
+        sparse.row_start[i + 1] += sparse.row_start[i];
+    }
+    Ok((DeltaKind::Sparse(sparse), bounds))
+}
+
+/// An integer-valued f64 as i16; values outside are refused by their bound before they are used.
+#[allow(clippy::cast_possible_truncation, reason = "`as` saturates")]
+fn saturate(value: f64) -> i16 {
+    value as i16
+}
+
+/// The binary exponent of a positive finite number: `2^e ≤ x < 2^(e+1)`.
+fn exponent(x: f64) -> i32 {
+    let bits = x.to_bits() >> 52 & 0x7ff;
+    if bits == 0 { exponent(x * power_of_two(64)) - 64 } else { i32::try_from(bits).expect("11 bits") - 1023 }
+}
+
+/// `2^e`, exactly; `e` clamped to the normal numbers.
+fn power_of_two(e: i32) -> f64 {
+    f64::from_bits(u64::try_from(e.clamp(-1022, 1023) + 1023).expect("not negative") << 52)
+}

@@ -1,0 +1,176 @@
+//! Compiled deltas: what a node adds to one weight matrix, as integers on that matrix's lattice.
+//!
+//! A low-rank delta stays factored. With `A'` and `B'` in i16 and a shift `s_i` per row,
+//!
+//! ```text
+//! Q_ij = ( Σ_r B'_ir · A'_rj + 2^(s_i − 1) ) >> s_i        in i32, rounding half up (no half when s_i = 0)
+//! ```
+//!
+//! **Invariant:** `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`, so by Cauchy–Schwarz every partial sum, in any order, fits an i32.
+//! **Invariant:** `row_max[i] ≥ max_j |Q_ij|`, and `row_max[i] ≤ 32767`.
+
+use bytemuck::Zeroable;
+
+use super::{LANES, Lane};
+
+/// Whether a segment is added or subtracted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// On the way down.
+    Add,
+    /// On the way up.
+    Subtract,
+}
+
+/// One compiled delta with its sign: a term of the fused pass over a matrix.
+#[derive(Debug)]
+pub struct Segment<'a, T = CompiledDelta> {
+    /// The delta.
+    pub delta: &'a T,
+    /// Added or subtracted.
+    pub sign: Sign,
+}
+
+// Not derived: a derive would ask `T: Copy` of a reference's target.
+impl<T> Clone for Segment<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Segment<'_, T> {}
+
+/// The integer delta `Q` of one node on one `rows × cols` matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompiledDelta {
+    /// Rows (outputs).
+    pub rows: usize,
+    /// Columns (inputs).
+    pub cols: usize,
+    /// An upper bound of `max_j |Q_ij|` for every row; exact wherever it is not small against the row's room.
+    pub row_max: Vec<u32>,
+    /// The integers.
+    pub kind: DeltaKind,
+}
+
+/// How the integers of a delta are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DeltaKind {
+    /// The sum of factored products, each of rank at most [`super::CHUNK_RANK`] and rounded on its own.
+    LowRank(Vec<Factors>),
+    /// Every integer, laid out as [`super::LatticeMatrix`] lays out its own.
+    Dense(Vec<Lane>),
+    /// Single entries by row.
+    Sparse(SparseRows),
+}
+
+/// Integer factors of one chunk of a low-rank delta.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors {
+    /// Rank components in pairs (an odd rank is padded with zeros).
+    pub pairs: usize,
+    /// `A'` in panels of 32 columns. Panel `c` holds, for each pair `p`, 16 even columns and then 16 odd columns, each as
+    /// `(A'_{2p,j}, A'_{2p+1,j})`: lanes `(c · pairs + p) · 2` and the next. A dot-product instruction on i16 pairs
+    /// then leaves even and odd columns in two registers that interleave by one shift.
+    pub a: Vec<Lane>,
+    /// `B'`, `(rows, 2 · pairs)`, row-major.
+    pub b: Vec<i16>,
+    /// `s_i`, one per row, at most 30.
+    pub shift: Vec<u8>,
+}
+
+impl Factors {
+    /// Where `A'_{r,j}` lies in `a`: lane and place in the lane.
+    fn place(&self, r: usize, j: usize) -> (usize, usize) {
+        let (panel, column) = (j / LANES, j % LANES);
+        ((panel * self.pairs + r / 2) * 2 + column % 2, (column / 2) * 2 + r % 2)
+    }
+
+    /// Zero factors of the given shape.
+    pub(super) fn zeros(rank: usize, rows: usize, cols: usize) -> Self {
+        let pairs = rank.div_ceil(2);
+        Self {
+            pairs,
+            a: vec![Lane::zeroed(); cols.div_ceil(LANES) * pairs * 2],
+            b: vec![0; rows * pairs * 2],
+            shift: vec![0; rows],
+        }
+    }
+
+    /// `A'_{r,j}`.
+    pub fn a(&self, r: usize, j: usize) -> i16 {
+        let (lane, at) = self.place(r, j);
+        self.a[lane].0[at]
+    }
+
+    pub(super) fn set_a(&mut self, r: usize, j: usize, value: i16) {
+        let (lane, at) = self.place(r, j);
+        self.a[lane].0[at] = value;
+    }
+
+    /// `B'_i`, `2 · pairs` integers.
+    pub fn b_row(&self, i: usize) -> &[i16] {
+        &self.b[i * self.pairs * 2..][..self.pairs * 2]
+    }
+}
+
+/// Entries of a sparse delta in compressed rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SparseRows {
+    /// Where each row's entries start; `rows + 1` values.
+    pub row_start: Vec<u32>,
+    /// Column of each entry, ascending within a row.
+    pub cols: Vec<u32>,
+    /// Integer of each entry.
+    pub values: Vec<i16>,
+}
+
+impl CompiledDelta {
+    /// `Q_ij` by the definition.
+    pub fn q(&self, i: usize, j: usize) -> i32 {
+        match &self.kind {
+            DeltaKind::LowRank(chunks) => chunks.iter().map(|f| f.q(i, j)).sum(),
+            DeltaKind::Dense(lanes) => lanes[i * self.cols.div_ceil(LANES) + j / LANES].0[j % LANES].into(),
+            DeltaKind::Sparse(s) => {
+                let range = s.row_start[i] as usize..s.row_start[i + 1] as usize;
+                s.cols[range.clone()].iter().position(|&c| c as usize == j).map_or(0, |k| s.values[range][k].into())
+            }
+        }
+    }
+
+    /// `max_j |Q_ij|`, exactly.
+    pub fn exact_row_max(&self, i: usize) -> u32 {
+        (0..self.cols).map(|j| self.q(i, j).unsigned_abs()).max().unwrap_or(0)
+    }
+
+    /// Bytes held in memory.
+    pub fn bytes(&self) -> usize {
+        let kind = match &self.kind {
+            DeltaKind::LowRank(chunks) => {
+                chunks.iter().map(|f| size_of_val(&f.a[..]) + size_of_val(&f.b[..]) + f.shift.len()).sum()
+            }
+            DeltaKind::Dense(lanes) => size_of_val(&lanes[..]),
+            DeltaKind::Sparse(s) => {
+                size_of_val(&s.row_start[..]) + size_of_val(&s.cols[..]) + size_of_val(&s.values[..])
+            }
+        };
+        kind + size_of_val(&self.row_max[..])
+    }
+
+    /// Summed rank of the factors; 0 for a dense or sparse delta.
+    pub fn rank(&self) -> usize {
+        match &self.kind {
+            DeltaKind::LowRank(chunks) => chunks.iter().map(|f| f.pairs * 2).sum(),
+            _ => 0,
+        }
+    }
+}
+
+impl Factors {
+    /// `Q_ij` of this chunk by the definition.
+    pub fn q(&self, i: usize, j: usize) -> i32 {
+        let sum: i32 = self.b_row(i).iter().enumerate().map(|(r, &b)| i32::from(b) * i32::from(self.a(r, j))).sum();
+        let shift = self.shift[i];
+        let half = if shift == 0 { 0 } else { 1 << (shift - 1) };
+        (sum + half) >> shift
+    }
+}

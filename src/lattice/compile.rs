@@ -1,8 +1,9 @@
 //! Compiles a float delta to integers on a matrix's lattice, once, in f64 with IEEE operations only, so that every
 //! machine compiles the same integers.
 //!
-//! For a low-rank delta `scaling · B · A` the rank components are balanced by powers of two, `A` is scaled so that its
-//! largest column norm is 2^15, and each row of `B` takes the largest shift that keeps `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
+//! For a low-rank delta `scaling · B · A` the rank components are balanced by powers of two, both factors are scaled to
+//! the same largest norm at a shift of 16, and a row of `B` too large for that takes the largest shift that keeps
+//! `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
 
 use super::delta::{CompiledDelta, DeltaKind, Factors, SparseRows};
 use super::{LIMIT, LatticeMatrix, Quantised};
@@ -12,8 +13,9 @@ use crate::{Error, Result, WeightName};
 /// Ranks above this are split into chunks, each rounded on its own.
 pub const CHUNK_RANK: usize = 64;
 
-/// With a shift of 30 or more every sum below 2^29 rounds to zero; i32 allows no larger one with its half.
-const MAX_SHIFT: i32 = 30;
+/// The largest shift. Sixteen leaves `Q` in the upper half of the sum, where a kernel finds it without shifting, and
+/// costs no accuracy once both factors share it: the factors' rounding stays far below the final half step.
+const MAX_SHIFT: i32 = 16;
 
 /// Compiles `delta` for the matrix `base`; `weight` names it in errors.
 ///
@@ -120,19 +122,23 @@ fn compile_chunk(source: &Source, first: usize, count: usize, steps: &[f32], bou
             let largest_a = (0..cols).fold(0_f64, |m, j| m.max(a(r, j).abs()));
             let largest_b = (0..steps.len()).fold(0_f64, |m, i| m.max(b(i, r).abs()));
             if largest_a == 0.0 || largest_b == 0.0 {
-                0.0
-            } else {
-                power_of_two((exponent(largest_b) - exponent(largest_a)) / 2)
+                return 0.0;
             }
+            power_of_two((exponent(largest_b) - exponent(largest_a)) / 2)
         })
         .collect();
-    let norm = |j: usize| (0..count).map(|r| (a(r, j) * balance[r]).powi(2)).sum::<f64>().sqrt();
-    let largest_norm = (0..cols).fold(0_f64, |m, j| m.max(norm(j)));
-    if largest_norm == 0.0 {
+    let rows: Vec<f64> = (0..steps.len() * count)
+        .map(|k| if balance[k % count] == 0.0 { 0.0 } else { b(k / count, k % count) / balance[k % count] })
+        .collect();
+    let largest_row = rows.chunks_exact(count).fold(0_f64, |m, row| m.max(norm(row.iter().copied())));
+    let largest_column = (0..cols).fold(0_f64, |m, j| m.max(norm((0..count).map(|r| a(r, j) * balance[r]))));
+    if largest_row == 0.0 || largest_column == 0.0 {
         return factors;
     }
-    // Rounding adds at most half a unit to each of the column's components.
-    let scale = (32767.0 - 0.5 * (count as f64).sqrt()) / largest_norm;
+    // The largest row of B' and the largest column of A' get the same norm at the full shift, or A' the largest that fits.
+    // Rounding adds at most half a unit to each component.
+    let reach = 32767.0 - 0.5 * (count as f64).sqrt();
+    let scale = (largest_row / largest_column * power_of_two(MAX_SHIFT)).sqrt().min(reach / largest_column);
     let mut largest_square = 0_u64;
     for j in 0..cols {
         let mut square = 0_u64;
@@ -143,48 +149,38 @@ fn compile_chunk(source: &Source, first: usize, count: usize, steps: &[f32], bou
         }
         largest_square = largest_square.max(square);
     }
-
-    let mut row = vec![0_f64; count];
-    for (i, bound) in bounds.iter_mut().enumerate() {
-        for (r, value) in row.iter_mut().enumerate() {
-            *value = if balance[r] == 0.0 { 0.0 } else { b(i, r) / (balance[r] * scale) };
-        }
-        *bound += compile_row(&row, largest_square, i, &mut factors);
+    for (i, (row, bound)) in rows.chunks_exact(count).zip(bounds).enumerate() {
+        *bound += compile_row(row, scale, largest_square, i, &mut factors);
     }
     factors
 }
 
-/// Writes row `i` of `B'` and its shift; returns the bound of `|Q_ij|`.
-fn compile_row(row: &[f64], largest_square: u64, i: usize, factors: &mut Factors) -> f64 {
-    let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-    if norm == 0.0 {
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// Writes row `i` of `B'`, which is `row / scale` at a shift of 0, and its shift; returns the bound of `|Q_ij|`.
+fn compile_row(row: &[f64], scale: f64, largest_square: u64, i: usize, factors: &mut Factors) -> f64 {
+    if row.iter().all(|&v| v == 0.0) {
         return 0.0;
     }
-    if !norm.is_finite() {
-        return f64::INFINITY;
-    }
-    let limit = f64::from(1_u32 << 30) / (largest_square as f64).sqrt();
-    let mut shift = (exponent(limit) - exponent(norm) + 1).min(MAX_SHIFT);
-    while shift >= 0 {
-        let scaled = |v: &f64| (v * power_of_two(shift)).round();
+    for shift in (0..=MAX_SHIFT).rev() {
+        let scaled = |v: &f64| (v / scale * power_of_two(shift)).round();
+        // Exact: a sum of at most 64 squares of integers below 2^15.
         let square: f64 = row.iter().map(|v| scaled(v).powi(2)).sum();
-        // Both factors are integers below 2^53, and their product is compared exactly.
-        let fits = square < f64::from(1_u32 << 31) && {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+        let fits = row.iter().all(|v| scaled(v).abs() <= f64::from(i16::MAX)) && {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^37")]
             let square = square as u128;
             square * u128::from(largest_square) < 1 << 60
         };
-        if fits && row.iter().all(|v| scaled(v).abs() <= f64::from(i16::MAX)) {
+        if fits {
             let width = factors.pairs * 2;
             for (value, v) in factors.b[i * width..].iter_mut().zip(row) {
                 *value = saturate(scaled(v));
             }
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 30")]
-            let byte = shift as u8;
-            factors.shift[i] = byte;
+            factors.shift[i] = u8::try_from(shift).expect("at most 16");
             return square.sqrt() * (largest_square as f64).sqrt() / power_of_two(shift) + 1.0;
         }
-        shift -= 1;
     }
     f64::INFINITY
 }

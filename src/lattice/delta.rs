@@ -74,7 +74,7 @@ pub struct Factors {
     pub a: Vec<Lane>,
     /// `B'`, `(rows, 2 · pairs)`, row-major.
     pub b: Vec<i16>,
-    /// `s_i`, one per row, at most 30.
+    /// `s_i`, one per row, at most 16.
     pub shift: Vec<u8>,
 }
 

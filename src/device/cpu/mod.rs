@@ -1,5 +1,6 @@
 //! The CPU: integers with SIMD, one file per instruction set, chosen at run time.
 
+pub mod ceiling;
 mod delta_apply;
 mod simd;
 

@@ -12,6 +12,7 @@ struct Term<'a, const R: usize> {
     b: [*const i32; R],
     half: [i32; R],
     shift: [i32; R],
+    full_shift: bool,
     factors: &'a Factors,
     subtract: bool,
 }
@@ -53,12 +54,13 @@ fn group<const R: usize>(block: &mut RowBlock, terms: &Terms, i: usize, (from, t
 }
 
 fn prepare<const R: usize>(factors: &Factors, sign: Sign, row: usize) -> Term<'_, R> {
-    let shift = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
+    let shift: [i32; R] = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
     Term {
         a: factors.a.as_ptr(),
         b: std::array::from_fn(|r| factors.b_row(row + r).as_ptr().cast()),
         half: shift.map(|s| (1 << s) >> 1),
         shift,
+        full_shift: shift == [16; R],
         factors,
         subtract: sign == Sign::Subtract,
     }
@@ -107,12 +109,21 @@ fn tile<const R: usize, const P: usize>(
                 }
             }
         }
+        if !term.full_shift {
+            // Brings `Q` to the upper half, where a shift of 16 leaves it.
+            for r in 0..R {
+                let shift = _mm512_set1_epi32(term.shift[r]);
+                for p in 0..P {
+                    for parity in 0..2 {
+                        sums[r][p][parity] = _mm512_slli_epi32::<16>(_mm512_srav_epi32(sums[r][p][parity], shift));
+                    }
+                }
+            }
+        }
         for r in 0..R {
-            let shift = _mm512_set1_epi32(term.shift[r]);
             for p in 0..P {
-                let even = _mm512_srav_epi32(sums[r][p][0], shift);
-                let odd = _mm512_slli_epi32::<16>(_mm512_srav_epi32(sums[r][p][1], shift));
-                let q = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, odd);
+                let even = _mm512_srli_epi32::<16>(sums[r][p][0]);
+                let q = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, sums[r][p][1]);
                 n[r][p] = if term.subtract { _mm512_sub_epi16(n[r][p], q) } else { _mm512_add_epi16(n[r][p], q) };
             }
         }

@@ -8,6 +8,8 @@ pub mod file;
 pub mod lattice;
 pub mod model;
 pub mod name;
+#[doc(hidden)]
+pub mod testing;
 pub mod tree;
 pub mod weights;
 

@@ -21,7 +21,11 @@ fn run(layers: usize, qv: bool, tiny: bool) {
     } else {
         vec![(2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)]
     };
-    let mut mats: Vec<Quantised> = (0..layers)
+    struct Q {
+        matrix: LatticeMatrix,
+        grid: Grid,
+    }
+    let mut mats: Vec<Q> = (0..layers)
         .flat_map(|_| shapes.clone())
         .collect::<Vec<_>>()
         .into_par_iter()
@@ -35,7 +39,7 @@ fn run(layers: usize, qv: bool, tiny: bool) {
                 .enumerate()
                 .for_each(|(k, l)| l.0 = [x.wrapping_add((k % 5000) as i16).clamp(-20000, 20000); 32]);
             s.fill(1e-5);
-            Quantised { matrix: m, row_max: vec![26000; r] }
+            Q { matrix: m, grid: Grid { cols: c, steps: vec![1e-5; r], row_max: vec![26000; r], headroom: 1.25 } }
         })
         .collect();
     let weights: u64 = mats.iter().map(|m| (m.matrix.rows() * m.matrix.cols()) as u64).sum();

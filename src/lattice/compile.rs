@@ -6,7 +6,7 @@
 //! `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
 
 use super::delta::{CompiledDelta, DeltaKind, Factors, SparseRows};
-use super::{LIMIT, LatticeMatrix, Quantised};
+use super::{Grid, LIMIT, LatticeMatrix};
 use crate::adapter::FloatDelta;
 use crate::{Error, Result, WeightName};
 
@@ -17,14 +17,13 @@ pub const CHUNK_RANK: usize = 64;
 /// costs no accuracy once both factors share it: the factors' rounding stays far below the final half step.
 const MAX_SHIFT: i32 = 16;
 
-/// Compiles `delta` for the matrix `base`; `weight` names it in errors.
+/// Compiles `delta` for the base matrix that `grid` describes; `weight` names it in errors.
 ///
 /// # Errors
 /// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::Overflow`] when the delta alone does
 /// not fit the lattice.
-pub fn compile(weight: &WeightName, delta: &FloatDelta, base: &Quantised, headroom: f32) -> Result<CompiledDelta> {
-    let matrix = &base.matrix;
-    let (rows, cols) = (matrix.rows(), matrix.cols());
+pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<CompiledDelta> {
+    let (rows, cols) = (grid.rows(), grid.cols);
     let check = |what: &'static str, expected: usize, found: usize| {
         if expected == found {
             return Ok(());
@@ -40,7 +39,7 @@ pub fn compile(weight: &WeightName, delta: &FloatDelta, base: &Quantised, headro
             for first in (0..*rank).step_by(CHUNK_RANK) {
                 let source = Source { lora_a, lora_b, rank: *rank, scaling: *scaling, cols };
                 let count = CHUNK_RANK.min(rank - first);
-                chunks.push(compile_chunk(&source, first, count, matrix.steps(), &mut bounds));
+                chunks.push(compile_chunk(&source, first, count, &grid.steps, &mut bounds));
             }
             (DeltaKind::LowRank(chunks), bounds)
         }
@@ -52,47 +51,47 @@ pub fn compile(weight: &WeightName, delta: &FloatDelta, base: &Quantised, headro
             for (i, row) in values.chunks_exact(cols).enumerate() {
                 let target = &mut lanes.integers_mut()[i * stride..][..cols];
                 for (n, &w) in target.iter_mut().zip(row) {
-                    let q = (f64::from(w) / f64::from(matrix.steps()[i])).round();
+                    let q = (f64::from(w) / f64::from(grid.steps[i])).round();
                     bounds[i] = bounds[i].max(q.abs());
                     *n = saturate(q);
                 }
             }
             (DeltaKind::Dense(lanes.into_lanes()), bounds)
         }
-        FloatDelta::Sparse { entries } => compile_sparse(weight, entries, matrix)?,
+        FloatDelta::Sparse { entries } => compile_sparse(weight, entries, grid)?,
     };
-    finish(weight, kind, &bounds, base, headroom)
+    finish(weight, kind, &bounds, grid)
 }
 
-/// Turns the float bounds into `row_max`: rounded up, made exact where they are not small against the row's room.
-fn finish(
-    weight: &WeightName,
-    kind: DeltaKind,
-    bounds: &[f64],
-    base: &Quantised,
-    headroom: f32,
-) -> Result<CompiledDelta> {
-    let (rows, cols) = (base.matrix.rows(), base.matrix.cols());
-    let mut compiled = CompiledDelta { rows, cols, row_max: vec![0; rows], kind };
-    for (i, &bound) in bounds.iter().enumerate() {
-        let room = LIMIT - u32::from(base.row_max[i]);
-        let small = bound * 4.0 <= f64::from(room);
-        let representable = bound.is_finite() && bound < f64::from(1_u32 << 30);
-        let largest = if small || !representable { bound } else { compiled.exact_row_max(i).into() };
-        if largest > f64::from(LIMIT) || !largest.is_finite() {
+/// Sets `row_max` exactly, once the float bounds say that no sum leaves an i32.
+fn finish(weight: &WeightName, kind: DeltaKind, bounds: &[f64], grid: &Grid) -> Result<CompiledDelta> {
+    let mut compiled = CompiledDelta { rows: grid.rows(), cols: grid.cols, row_max: Vec::new(), kind };
+    for (row, &bound) in bounds.iter().enumerate() {
+        let representable = bound < f64::from(1_u32 << 30);
+        let largest = if representable {
+            f64::from(compiled.exact_row_max(row)).max(dense_bound(&compiled, bound))
+        } else {
+            bound
+        };
+        if largest > f64::from(LIMIT) {
+            let needed = headroom_for(grid.headroom, f64::from(grid.row_max[row]) + largest);
             return Err(Error::Overflow {
                 node: String::new(),
                 weight: weight.clone(),
-                row: i,
-                needed: headroom_for(headroom, f64::from(base.row_max[i]) + largest),
-                headroom,
+                row,
+                needed,
+                headroom: grid.headroom,
             });
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 32767")]
-        let largest = largest.ceil() as u32;
-        compiled.row_max[i] = largest;
+        compiled.row_max.push(largest as u32);
     }
     Ok(compiled)
+}
+
+/// A dense or sparse delta is stored saturated, so its bound, which is exact, speaks for it.
+fn dense_bound(compiled: &CompiledDelta, bound: f64) -> f64 {
+    if matches!(compiled.kind, DeltaKind::LowRank(_)) { 0.0 } else { bound }
 }
 
 /// The headroom at which a row that reaches `reach` lattice steps at `headroom` would fit, with 2 % to spare, rounded up.
@@ -186,26 +185,22 @@ fn compile_row(row: &[f64], scale: f64, largest_square: u64, i: usize, factors: 
 }
 
 /// Compiles single entries to compressed rows.
-fn compile_sparse(
-    weight: &WeightName,
-    entries: &[(u32, u32, f32)],
-    matrix: &LatticeMatrix,
-) -> Result<(DeltaKind, Vec<f64>)> {
-    let mut bounds = vec![0_f64; matrix.rows()];
-    let mut sparse = SparseRows { row_start: vec![0; matrix.rows() + 1], cols: Vec::new(), values: Vec::new() };
+fn compile_sparse(weight: &WeightName, entries: &[(u32, u32, f32)], grid: &Grid) -> Result<(DeltaKind, Vec<f64>)> {
+    let mut bounds = vec![0_f64; grid.rows()];
+    let mut sparse = SparseRows { row_start: vec![0; grid.rows() + 1], cols: Vec::new(), values: Vec::new() };
     let mut last = None;
     for &(i, j, value) in entries {
-        if i as usize >= matrix.rows() || j as usize >= matrix.cols() || last >= Some((i, j)) {
+        if i as usize >= grid.rows() || j as usize >= grid.cols || last >= Some((i, j)) {
             return Err(Error::SparseEntry { weight: weight.clone(), row: i, column: j });
         }
         last = Some((i, j));
-        let q = (f64::from(value) / f64::from(matrix.steps()[i as usize])).round();
+        let q = (f64::from(value) / f64::from(grid.steps[i as usize])).round();
         bounds[i as usize] = bounds[i as usize].max(q.abs());
         sparse.row_start[i as usize + 1] += 1;
         sparse.cols.push(j);
         sparse.values.push(saturate(q));
     }
-    for i in 0..matrix.rows() {
+    for i in 0..grid.rows() {
         sparse.row_start[i + 1] += sparse.row_start[i];
     }
     Ok((DeltaKind::Sparse(sparse), bounds))

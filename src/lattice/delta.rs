@@ -7,7 +7,7 @@
 //! ```
 //!
 //! **Invariant:** `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`, so by Cauchy–Schwarz every partial sum, in any order, fits an i32.
-//! **Invariant:** `row_max[i] ≥ max_j |Q_ij|`, and `row_max[i] ≤ 32767`.
+//! **Invariant:** `row_max[i] = max_j |Q_ij| ≤ 32767`.
 
 use bytemuck::Zeroable;
 
@@ -46,7 +46,7 @@ pub struct CompiledDelta {
     pub rows: usize,
     /// Columns (inputs).
     pub cols: usize,
-    /// An upper bound of `max_j |Q_ij|` for every row; exact wherever it is not small against the row's room.
+    /// `max_j |Q_ij|` for every row: what the bound check adds up.
     pub row_max: Vec<u32>,
     /// The integers.
     pub kind: DeltaKind,
@@ -137,9 +137,19 @@ impl CompiledDelta {
         }
     }
 
-    /// `max_j |Q_ij|`, exactly.
-    pub fn exact_row_max(&self, i: usize) -> u32 {
-        (0..self.cols).map(|j| self.q(i, j).unsigned_abs()).max().unwrap_or(0)
+    /// `max_j |Q_ij|`, counted.
+    pub(super) fn exact_row_max(&self, i: usize) -> u32 {
+        let DeltaKind::LowRank(chunks) = &self.kind else {
+            return (0..self.cols).map(|j| self.q(i, j).unsigned_abs()).max().unwrap_or(0);
+        };
+        let largest = |panel: usize| {
+            let mut q = [0_i32; LANES];
+            for factors in chunks {
+                q.iter_mut().zip(factors.q_panel(i, panel)).for_each(|(q, more)| *q += more);
+            }
+            q.iter().map(|q| q.unsigned_abs()).max()
+        };
+        (0..self.cols.div_ceil(LANES)).filter_map(largest).max().unwrap_or(0)
     }
 
     /// Bytes held in memory.
@@ -172,5 +182,22 @@ impl Factors {
         let shift = self.shift[i];
         let half = if shift == 0 { 0 } else { 1 << (shift - 1) };
         (sum + half) >> shift
+    }
+
+    /// `Q_ij` of this chunk for the 32 columns of one panel, in column order.
+    pub fn q_panel(&self, i: usize, panel: usize) -> [i32; LANES] {
+        let shift = self.shift[i];
+        let half = (1_i32 << shift) >> 1;
+        let mut sums = [[half; LANES / 2]; 2];
+        let a = &self.a[panel * self.pairs * 2..][..self.pairs * 2];
+        for (lanes, b) in a.chunks_exact(2).zip(self.b_row(i).chunks_exact(2)) {
+            let b = [i32::from(b[0]), i32::from(b[1])];
+            for (sums, lane) in sums.iter_mut().zip(lanes) {
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    *sum += i32::from(lane.0[2 * m]) * b[0] + i32::from(lane.0[2 * m + 1]) * b[1];
+                }
+            }
+        }
+        std::array::from_fn(|j| sums[j % 2][j / 2] >> shift)
     }
 }

@@ -14,7 +14,7 @@ pub mod reference;
 pub use compile::{CHUNK_RANK, compile};
 pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows};
 pub use matrix::{LANES, Lane, LatticeMatrix};
-pub use quantise::{DEFAULT_HEADROOM, Quantised, quantise};
+pub use quantise::{DEFAULT_HEADROOM, Grid, quantise};
 
 /// The largest magnitude an integer weight may reach.
 pub const LIMIT: u32 = i16::MAX as u32;

@@ -21,13 +21,24 @@ const CHUNK_WEIGHTS: usize = 1 << 16;
 /// The step of a matrix that is all zeros: weights up to 1 fit.
 const ZERO_MATRIX_STEP: f32 = 1.0 / 32768.0;
 
-/// A base matrix on the lattice.
+/// What compiling and bound checks need to know of a base matrix, wherever its integers live.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Quantised {
-    /// The integers and steps.
-    pub matrix: LatticeMatrix,
+pub struct Grid {
+    /// Columns (inputs).
+    pub cols: usize,
+    /// `u_i`, one step per row.
+    pub steps: Vec<f32>,
     /// `max_j |N_ij|` of the base, one per row: what the bound check starts from.
     pub row_max: Vec<u16>,
+    /// The headroom the steps were made with.
+    pub headroom: f32,
+}
+
+impl Grid {
+    /// Rows (outputs).
+    pub fn rows(&self) -> usize {
+        self.steps.len()
+    }
 }
 
 /// Quantises a `rows × cols` matrix that `read` delivers by rows in f32, several row ranges at once.
@@ -40,7 +51,7 @@ pub fn quantise(
     cols: usize,
     headroom: f32,
     read: impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync,
-) -> Result<Quantised> {
+) -> Result<(LatticeMatrix, Grid)> {
     let mut matrix = LatticeMatrix::zeros(rows, cols);
     let mut row_max = vec![0_u16; rows];
     let lanes_per_row = matrix.stride() / LANES;
@@ -72,7 +83,8 @@ pub fn quantise(
         })?;
 
     raise_small_steps(&mut matrix, &mut row_max, &read)?;
-    Ok(Quantised { matrix, row_max })
+    let grid = Grid { cols, steps: matrix.steps().to_vec(), row_max, headroom };
+    Ok((matrix, grid))
 }
 
 /// The step of a row whose largest magnitude is `largest`; 0 for a row of zeros (raised afterwards).

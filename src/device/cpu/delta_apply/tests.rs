@@ -8,9 +8,9 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::WeightName;
 use crate::adapter::FloatDelta;
-use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Quantised, compile, quantise, reference};
+use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Grid, compile, quantise, reference};
 
-fn made_base(rng: &mut StdRng, rows: usize, cols: usize, headroom: f32) -> Quantised {
+fn made_base(rng: &mut StdRng, rows: usize, cols: usize, headroom: f32) -> (LatticeMatrix, Grid) {
     // A row of zeros now and then, and rows of very different size.
     let sizes: Vec<f32> =
         (0..rows).map(|_| if rng.random_bool(0.1) { 0.0 } else { rng.random_range(0.01..1.0) }).collect();
@@ -45,8 +45,8 @@ fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, kind: u8,
     }
 }
 
-fn compiled(delta: &FloatDelta, base: &Quantised, headroom: f32) -> CompiledDelta {
-    compile(&WeightName::new("w"), delta, base, headroom).expect("fits")
+fn compiled(delta: &FloatDelta, grid: &Grid) -> CompiledDelta {
+    compile(&WeightName::new("w"), delta, grid).expect("fits")
 }
 
 fn shapes() -> impl Strategy<Value = (usize, usize)> {
@@ -66,13 +66,13 @@ proptest! {
         let mut rng = StdRng::seed_from_u64(seed);
         // Room for five deltas as large as the weights.
         let headroom = 8.0;
-        let base = made_base(&mut rng, rows, cols, headroom);
+        let (base, grid) = made_base(&mut rng, rows, cols, headroom);
         let deltas: Vec<_> = kinds
             .iter()
             .map(|&(kind, rank, size, _)| {
                 // The smallest row's step is a sixteenth of the mean: sizes above would not fit it.
                 let delta = made_delta(&mut rng, rows, cols, rank, kind, 0.2 * 10_f32.powi(size));
-                compiled(&delta, &base, headroom)
+                compiled(&delta, &grid)
             })
             .collect();
         let segments: Vec<_> = deltas
@@ -80,10 +80,10 @@ proptest! {
             .zip(&kinds)
             .map(|(delta, kind)| Segment { delta, sign: if kind.3 { Sign::Add } else { Sign::Subtract } })
             .collect();
-        let mut expected = base.matrix.clone();
+        let mut expected = base.clone();
         reference::apply(&mut expected, &segments);
         for simd in SimdLevel::available() {
-            let mut found = base.matrix.clone();
+            let mut found = base.clone();
             delta_apply(simd, vec![(&mut found, segments.clone())]);
             prop_assert_eq!(&found, &expected, "{:?}", simd);
             let undo = segments.iter().map(|s| Segment {
@@ -91,7 +91,7 @@ proptest! {
                 sign: if s.sign == Sign::Add { Sign::Subtract } else { Sign::Add },
             });
             delta_apply(simd, vec![(&mut found, undo.collect())]);
-            prop_assert_eq!(&found, &base.matrix, "undone by {:?}", simd);
+            prop_assert_eq!(&found, &base, "undone by {:?}", simd);
         }
     }
 
@@ -103,15 +103,15 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let mut rng = StdRng::seed_from_u64(seed);
-        let base = made_base(&mut rng, rows, cols, 4.0);
+        let (_, grid) = made_base(&mut rng, rows, cols, 4.0);
         let delta = made_delta(&mut rng, rows, cols, rank, 0, 10_f32.powi(size));
-        let compiled = compiled(&delta, &base, 4.0);
+        let compiled = compiled(&delta, &grid);
         let FloatDelta::LowRank { lora_a, lora_b, scaling, .. } = &delta else { unreachable!() };
         let DeltaKind::LowRank(chunks) = &compiled.kind else { unreachable!() };
         for i in 0..rows {
-            let step = f64::from(base.matrix.steps()[i]);
-            let exact_max = compiled.exact_row_max(i);
-            prop_assert!(compiled.row_max[i] >= exact_max);
+            let step = f64::from(grid.steps[i]);
+            let largest = (0..cols).map(|j| compiled.q(i, j).unsigned_abs()).max();
+            prop_assert_eq!(Some(compiled.row_max[i]), largest);
             let norm_b: f64 = (0..rank).map(|r| (f64::from(lora_b[i * rank + r]) * scaling / step).powi(2)).sum::<f64>().sqrt();
             for j in 0..cols {
                 let exact: f64 = (0..rank)
@@ -139,16 +139,16 @@ fn many_matrices_in_one_pass_keep_to_themselves() {
     let bases: Vec<_> = shapes.map(|(r, c)| made_base(&mut rng, r, c, DEFAULT_HEADROOM)).into();
     let deltas: Vec<_> = bases
         .iter()
-        .map(|b| {
-            let delta = made_delta(&mut rng, b.matrix.rows(), b.matrix.cols(), 5, 0, 1e-4);
-            compiled(&delta, b, DEFAULT_HEADROOM)
+        .map(|(_, grid)| {
+            let delta = made_delta(&mut rng, grid.rows(), grid.cols, 5, 0, 1e-4);
+            compiled(&delta, grid)
         })
         .collect();
-    let mut found: Vec<_> = bases.iter().map(|b| b.matrix.clone()).collect();
+    let mut found: Vec<_> = bases.iter().map(|(matrix, _)| matrix.clone()).collect();
     let work = found.iter_mut().zip(&deltas).map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
     delta_apply(SimdLevel::detect(), work.collect());
-    for ((found, base), delta) in found.iter().zip(&bases).zip(&deltas) {
-        let mut expected = base.matrix.clone();
+    for ((found, (base, _)), delta) in found.iter().zip(&bases).zip(&deltas) {
+        let mut expected = base.clone();
         reference::apply(&mut expected, &[Segment { delta, sign: Sign::Add }]);
         assert_eq!(found, &expected);
     }

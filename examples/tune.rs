@@ -54,7 +54,7 @@ fn run(layers: usize, qv: bool, tiny: bool) {
                     let mut rng = StdRng::seed_from_u64(seed + k as u64);
                     let lora_a = (0..rank * c).map(|_| rng.random_range(-0.02..0.02f32)).collect();
                     let lora_b = (0..rank * r).map(|_| rng.random_range(-0.02..0.02f32)).collect();
-                    compile(&WeightName::new("w"), &FloatDelta::LowRank { rank, lora_a, lora_b, scaling: 1.0 }, m, 1.25)
+                    compile(&WeightName::new("w"), &FloatDelta::LowRank { rank, lora_a, lora_b, scaling: 1.0 }, &m.grid)
                         .unwrap()
                 })
                 .collect()

@@ -69,6 +69,33 @@ pub enum Error {
         column: u32,
     },
 
+    /// A delta names a matrix the model does not have.
+    #[error("{weight}: the base has no such matrix; the delta was made for another base")]
+    NoSuchMatrix {
+        /// The weight.
+        weight: WeightName,
+    },
+
+    /// A headroom outside what the lattice allows.
+    #[error(
+        "headroom {headroom}: a number from 1 to 1024 is expected (1.25 leaves a quarter of each row's largest weight for deltas)"
+    )]
+    Headroom {
+        /// What was asked for.
+        headroom: f32,
+    },
+
+    /// A pass over the weights broke off, so they are in no known state.
+    #[error("the weights are unusable since a switch broke off; `Runtime::restore` loads them anew from the base")]
+    Unusable,
+
+    /// The operating system gave no threads.
+    #[error("no thread pool: {source}; ask for fewer threads (--threads)")]
+    Threads {
+        /// What it said.
+        source: rayon::ThreadPoolBuildError,
+    },
+
     /// A node whose weights would leave the lattice.
     #[error(
         "node {node}: {weight} row {row} would leave the lattice at headroom {headroom}; open the base with a headroom of at least {needed} (--headroom {needed})"

@@ -8,6 +8,7 @@ pub mod file;
 pub mod lattice;
 pub mod model;
 pub mod name;
+pub mod store;
 #[doc(hidden)]
 pub mod testing;
 pub mod tree;

@@ -1,9 +1,22 @@
-//! The live weights on one device.
+//! The live weights on one device and the ledger of what is applied to them: the only mutable state.
+//!
+//! **Invariant:** `N = base + Σ Q_v` over the nodes of the ledger, or the copy is marked unusable until it is loaded anew.
+//! **Invariant:** every check that can fail is made before the first weight moves.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
 
-use crate::WeightName;
+use crate::base::BaseModel;
 use crate::device::Device;
+use crate::lattice::{Grid, LIMIT, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
+use crate::store::NodeDeltas;
+use crate::{Error, Result, WeightName};
+
+/// The embedding's weight.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head's weight; a tied base has none of its own.
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Index of a resident matrix in [`Weights`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,12 +25,98 @@ pub struct MatrixId(pub usize);
 /// Every weight of the model, resident on one device.
 pub struct Weights<D: Device> {
     matrices: Vec<D::Matrix>,
+    grids: Vec<Grid>,
     names: BTreeMap<WeightName, MatrixId>,
     vectors: BTreeMap<WeightName, D::Buffer>,
+    vectors_hash: blake3::Hash,
+    /// Hashes of the matrices as they are; `None` where a switch has touched one since.
+    hashes: Mutex<Vec<Option<blake3::Hash>>>,
+    usable: bool,
+}
+
+/// What moves in one switch: the compiled deltas of the nodes left and entered.
+pub struct Movement<'a, D: Device> {
+    /// Each node's deltas with their sign.
+    pub terms: Vec<(&'a NodeDeltas<D>, Sign)>,
+}
+
+/// The cost of one pass over the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Matrices read and written.
+    pub matrices: usize,
+    /// Weights in them.
+    pub weights: u64,
+}
+
+/// Reads one matrix of the base onto the lattice.
+pub(crate) fn quantise_weight(base: &BaseModel, name: &WeightName, headroom: f32) -> Result<(LatticeMatrix, Grid)> {
+    let (rows, cols) = matrix_shape(base, name)?;
+    quantise(name, rows, cols, headroom, |range: Range<usize>, out: &mut [f32]| base.read_rows(name, range, out))
+}
+
+fn matrix_shape(base: &BaseModel, name: &WeightName) -> Result<(usize, usize)> {
+    let shape = base.weights().find(|(n, _)| *n == name).map(|(_, info)| &info.shape[..]);
+    match shape {
+        Some(&[rows, cols]) => Ok((rows, cols)),
+        _ => Err(Error::NoSuchMatrix { weight: name.clone() }),
+    }
 }
 
 impl<D: Device> Weights<D> {
-    /// The matrix called `name`, if the model has one.
+    /// Loads every weight of `base` tensor by tensor.
+    ///
+    /// # Errors
+    /// [`Error::Headroom`] for a headroom below 1; otherwise what reading and the device return.
+    pub fn load(base: &BaseModel, device: &D, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
+        if !(1.0..=1024.0).contains(&headroom) {
+            return Err(Error::Headroom { headroom });
+        }
+        let mut weights = Self {
+            matrices: Vec::new(),
+            grids: Vec::new(),
+            names: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+            vectors_hash: blake3::hash(b""),
+            hashes: Mutex::default(),
+            usable: true,
+        };
+        let mut vectors_hash = blake3::Hasher::new();
+        let total = base.weights().count();
+        for (done, (name, info)) in base.weights().enumerate() {
+            progress(done, total);
+            match info.shape[..] {
+                [_, _] => {
+                    let (matrix, grid) = quantise_weight(base, name, headroom)?;
+                    weights.names.insert(name.clone(), MatrixId(weights.matrices.len()));
+                    weights.matrices.push(device.upload_matrix(matrix)?);
+                    weights.grids.push(grid);
+                }
+                _ => {
+                    let mut values = vec![0_f32; info.shape.iter().product()];
+                    base.read_rows(name, 0..1, &mut values)?;
+                    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+                        return Err(Error::NonFinite { tensor: name.to_string(), index, value: values[index] });
+                    }
+                    vectors_hash.update(name.as_str().as_bytes()).update(&[0]);
+                    values.iter().for_each(|v| drop(vectors_hash.update(&v.to_le_bytes())));
+                    weights.vectors.insert(name.clone(), device.upload_buffer(values)?);
+                }
+            }
+        }
+        progress(total, total);
+        weights.vectors_hash = vectors_hash.finalize();
+        weights.hashes = Mutex::new(vec![None; weights.matrices.len()]);
+        let (embedding, head) = (WeightName::new(EMBEDDING), WeightName::new(HEAD));
+        if base.config().tie_word_embeddings
+            && let Some(&id) = weights.names.get(&embedding)
+        {
+            weights.names.insert(head, id);
+        }
+        Ok(weights)
+    }
+
+    /// The matrix called `name`, if the model has one. A tied head is the embedding's matrix.
     pub fn matrix_id(&self, name: &WeightName) -> Option<MatrixId> {
         self.names.get(name).copied()
     }
@@ -27,8 +126,156 @@ impl<D: Device> Weights<D> {
         &self.matrices[id.0]
     }
 
+    /// Steps and largest integers of the base matrix.
+    pub fn grid(&self, id: MatrixId) -> &Grid {
+        &self.grids[id.0]
+    }
+
     /// The vector (norm or bias) called `name`, if the model has one.
     pub fn vector(&self, name: &WeightName) -> Option<&D::Buffer> {
         self.vectors.get(name)
     }
+
+    /// Names of all matrices, each with its id; a tied head appears beside the embedding.
+    pub fn matrix_names(&self) -> impl Iterator<Item = (&WeightName, MatrixId)> {
+        self.names.iter().map(|(name, &id)| (name, id))
+    }
+
+    /// Weights in all matrices.
+    pub fn parameters(&self) -> u64 {
+        self.grids.iter().map(|grid| (grid.rows() * grid.cols) as u64).sum()
+    }
+
+    /// Whether embedding and head are one matrix.
+    pub fn is_tied(&self) -> bool {
+        let id = |name| self.names.get(&WeightName::new(name));
+        id(HEAD).is_some() && id(HEAD) == id(EMBEDDING)
+    }
+
+    /// Gives the head a copy of the embedding, so that a delta on one leaves the other alone, as it does while an
+    /// adapter is trained. The copy must be made before either is touched.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub(crate) fn untie(&mut self, device: &D) -> Result<()> {
+        let MatrixId(source) = self.names[&WeightName::new(EMBEDDING)];
+        let copy = device.upload_matrix(device.read_matrix(&self.matrices[source])?)?;
+        self.names.insert(WeightName::new(HEAD), MatrixId(self.matrices.len()));
+        self.matrices.push(copy);
+        self.grids.push(self.grids[source].clone());
+        let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
+        let known = hashes[source];
+        hashes.push(known);
+        Ok(())
+    }
+
+    /// Compiles one node's float deltas against these weights.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMatrix`], and what [`compile`] and the device return.
+    pub(crate) fn compile(&self, device: &D, deltas: &crate::adapter::AdapterDeltas) -> Result<NodeDeltas<D>> {
+        use rayon::prelude::*;
+        let compiled = deltas.par_iter().map(|(name, delta)| {
+            let id = self.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
+            let compiled = compile(name, delta, self.grid(id))?;
+            NodeDeltas::<D>::entry(device, id, compiled)
+        });
+        Ok(NodeDeltas::new(compiled.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// Checks that at a node with these nodes' deltas applied no weight leaves the lattice.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] with the headroom that would do.
+    pub(crate) fn check_bounds(&self, node: &str, path: &[&NodeDeltas<D>]) -> Result<()> {
+        for (name, id) in self.matrix_names() {
+            let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.row_max(id)).collect();
+            if touching.is_empty() {
+                continue;
+            }
+            let grid = self.grid(id);
+            for (row, &largest) in grid.row_max.iter().enumerate() {
+                let reach = touching.iter().fold(u32::from(largest), |sum, row_max| sum.saturating_add(row_max[row]));
+                if reach > LIMIT {
+                    return Err(Error::Overflow {
+                        node: node.to_owned(),
+                        weight: name.clone(),
+                        row,
+                        needed: headroom_for(grid.headroom, f64::from(reach)),
+                        headroom: grid.headroom,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the weights are what the ledger says.
+    pub fn is_usable(&self) -> bool {
+        self.usable
+    }
+
+    /// Moves the weights: one fused pass over every touched matrix.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when an earlier pass broke off, and what the device returns; the copy is then unusable.
+    pub(crate) fn apply(&mut self, device: &D, movement: &Movement<'_, D>) -> Result<Touched> {
+        if !self.usable {
+            return Err(Error::Unusable);
+        }
+        let mut touched = Touched::default();
+        let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
+        let mut work = Vec::new();
+        for (k, (matrix, grid)) in self.matrices.iter_mut().zip(&self.grids).enumerate() {
+            let segments: Vec<_> = movement
+                .terms
+                .iter()
+                .filter_map(|(deltas, sign)| Some(Segment { delta: deltas.delta(MatrixId(k))?, sign: *sign }))
+                .collect();
+            if !segments.is_empty() {
+                touched.matrices += 1;
+                touched.weights += (grid.rows() * grid.cols) as u64;
+                hashes[k] = None;
+                work.push((matrix, segments));
+            }
+        }
+        // Set back only when the pass has ended: a panic or an error inside leaves the copy unusable.
+        self.usable = false;
+        device.delta_apply(work)?;
+        self.usable = true;
+        Ok(touched)
+    }
+
+    /// The fingerprint of the resident bits: BLAKE3 over every matrix's name and hash, in name order, and the vectors'
+    /// hash. Only matrices touched since the last call are hashed anew. A tied head counts as a matrix of its own.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn fingerprint(&self, device: &D) -> Result<blake3::Hash> {
+        let hashes = self.matrix_hashes(device)?;
+        Ok(combine(self.names.iter().map(|(name, id)| (name, hashes[id.0])), self.vectors_hash))
+    }
+
+    /// The fingerprint that a node would have whose matrices hash to `hashes`, by id.
+    pub(crate) fn fingerprint_of(&self, hashes: &[blake3::Hash]) -> blake3::Hash {
+        combine(self.names.iter().map(|(name, id)| (name, hashes[id.0])), self.vectors_hash)
+    }
+
+    fn matrix_hashes(&self, device: &D) -> Result<Vec<blake3::Hash>> {
+        let mut hashes = self.hashes.lock().expect("no thread panics holding the hashes");
+        let unknown: Vec<usize> = (0..hashes.len()).filter(|&k| hashes[k].is_none()).collect();
+        let matrices: Vec<_> = unknown.iter().map(|&k| &self.matrices[k]).collect();
+        for (&k, hash) in unknown.iter().zip(device.fingerprint(&matrices)?) {
+            hashes[k] = Some(hash);
+        }
+        Ok(hashes.iter().map(|hash| hash.expect("all are known now")).collect())
+    }
+}
+
+fn combine<'a>(matrices: impl Iterator<Item = (&'a WeightName, blake3::Hash)>, vectors: blake3::Hash) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for (name, hash) in matrices {
+        hasher.update(name.as_str().as_bytes()).update(&[0]).update(hash.as_bytes());
+    }
+    hasher.update(vectors.as_bytes()).finalize()
 }

@@ -11,6 +11,7 @@ mod matrix;
 mod quantise;
 pub mod reference;
 
+pub(crate) use compile::headroom_for;
 pub use compile::{CHUNK_RANK, compile};
 pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows};
 pub use matrix::{LANES, Lane, LatticeMatrix};

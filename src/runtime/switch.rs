@@ -1,0 +1,167 @@
+//! A switch: resolve, plan, make every delta resident, check bounds, one pass, publish. Everything that can fail comes
+//! before the pass.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::Runtime;
+use crate::adapter::AdapterDeltas;
+use crate::device::cpu::Cpu;
+use crate::lattice::Sign;
+use crate::model::Llama;
+use crate::store::NodeDeltas;
+use crate::tree::{NodeId, SwitchPlan};
+use crate::weights::{EMBEDDING, HEAD, Movement};
+use crate::{Error, Result};
+
+/// What a switch did and cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SwitchReport {
+    /// Node before.
+    pub source: String,
+    /// Node after.
+    pub target: String,
+    /// Nodes subtracted, leaf upwards.
+    pub subtracted: Vec<String>,
+    /// Nodes added, downwards.
+    pub added: Vec<String>,
+    /// Nodes that had to be read and compiled first.
+    pub compiled: Vec<String>,
+    /// Matrices read and written.
+    pub touched_matrices: usize,
+    /// Weights in them.
+    pub touched_weights: u64,
+    /// Bytes of weights read and written: four for every touched weight.
+    pub touched_bytes: u64,
+    /// Time to read, compile and check, in milliseconds.
+    pub prepare_ms: f64,
+    /// Time of the pass over the weights, in milliseconds.
+    pub pass_ms: f64,
+    /// Time of the whole call, in milliseconds.
+    pub total_ms: f64,
+}
+
+impl Runtime {
+    /// Moves the weights to `node`: subtracts what lies on the way up and adds what lies on the way down, in one pass.
+    ///
+    /// # Errors
+    /// An unknown node, an adapter that cannot be read or does not fit, a weight that would leave the lattice: the weights
+    /// and the current node are then untouched. [`Error::Unusable`] after a pass that broke off.
+    pub fn switch_to(&mut self, node: &str) -> Result<SwitchReport> {
+        let target = self.tree.node(node)?;
+        self.switch_to_node(target)
+    }
+
+    /// Like [`Self::switch_to`], by id.
+    ///
+    /// # Errors
+    /// As [`Self::switch_to`].
+    pub fn switch_to_node(&mut self, target: NodeId) -> Result<SwitchReport> {
+        let start = Instant::now();
+        self.usable()?;
+        let plan = self.tree.plan(self.current, target);
+        let mut report = SwitchReport {
+            source: self.tree.name(plan.source).into(),
+            target: self.tree.name(plan.target).into(),
+            subtracted: plan.subtract.iter().map(|&node| self.tree.name(node).into()).collect(),
+            added: plan.add.iter().map(|&node| self.tree.name(node).into()).collect(),
+            compiled: Vec::new(),
+            touched_matrices: 0,
+            touched_weights: 0,
+            touched_bytes: 0,
+            prepare_ms: 0.0,
+            pass_ms: 0.0,
+            total_ms: 0.0,
+        };
+        let resident = self.make_resident(&plan, &mut report.compiled)?;
+        report.prepare_ms = milliseconds(start);
+
+        let pass = Instant::now();
+        let terms = plan.subtract.iter().map(|node| (node, Sign::Subtract));
+        let terms = terms.chain(plan.add.iter().map(|node| (node, Sign::Add)));
+        let terms = terms.map(|(node, sign)| (&*find(&resident, *node).1, sign)).collect();
+        let touched = self.weights.apply(&self.device, &Movement { terms })?;
+        self.current = target;
+        self.generation += u64::from(!plan.is_empty());
+        report.pass_ms = milliseconds(pass);
+
+        self.cache.evict(&self.tree.path_from_root(target));
+        report.touched_matrices = touched.matrices;
+        report.touched_weights = touched.weights;
+        report.touched_bytes = touched.weights * 4;
+        report.total_ms = milliseconds(start);
+        Ok(report)
+    }
+
+    /// The compiled deltas of every node on both paths, the bounds at the target checked.
+    fn make_resident(&mut self, plan: &SwitchPlan, compiled: &mut Vec<String>) -> Result<Vec<Resident>> {
+        let mut nodes = self.tree.path_from_root(plan.target);
+        let path_len = nodes.len();
+        nodes.extend(&plan.subtract);
+        let mut resident = Vec::with_capacity(nodes.len());
+        let pinned = self.tree.path_from_root(plan.source);
+        for node in nodes {
+            if !self.cache.contains(node) {
+                compiled.push(self.tree.name(node).into());
+            }
+            let deltas = match self.compile_cached(node) {
+                Ok(deltas) => deltas,
+                Err(error) => {
+                    self.cache.evict(&pinned);
+                    return Err(error);
+                }
+            };
+            resident.push((node, deltas));
+        }
+        let path: Vec<_> = resident[..path_len].iter().map(|(_, deltas)| &**deltas).collect();
+        if let Err(error) = self.weights.check_bounds(self.tree.name(plan.target), &path) {
+            self.cache.evict(&pinned);
+            return Err(error);
+        }
+        Ok(resident)
+    }
+
+    fn compile_cached(&mut self, node: NodeId) -> Result<Arc<NodeDeltas<Cpu>>> {
+        if !self.cache.contains(node) {
+            let deltas = self.float_deltas(node)?;
+            self.untie_for(&deltas)?;
+            let Self { cache, weights, device, tree, .. } = self;
+            return cache.get(node, || {
+                device.install(|| weights.compile(device, &deltas)).map_err(|error| at(error, tree.name(node)))
+            });
+        }
+        self.cache.get(node, || unreachable!("the cache contains the node"))
+    }
+
+    /// A tied head gets its own copy of the embedding the first time an adapter touches one of the two.
+    fn untie_for(&mut self, deltas: &AdapterDeltas) -> Result<()> {
+        let touches = deltas.keys().any(|name| [EMBEDDING, HEAD].contains(&name.as_str()));
+        if touches && self.weights.is_tied() {
+            self.weights.untie(&self.device)?;
+            self.model = Llama::bind(&self.device, self.base.config(), &self.weights)?;
+        }
+        Ok(())
+    }
+}
+
+type Resident = (NodeId, Arc<NodeDeltas<Cpu>>);
+
+fn find(resident: &[Resident], node: NodeId) -> &Resident {
+    resident.iter().find(|(found, _)| *found == node).expect("every node of the plan was made resident")
+}
+
+/// Says which node a delta that does not fit belongs to.
+fn at(error: Error, name: &str) -> Error {
+    match error {
+        Error::Overflow { weight, row, needed, headroom, .. } => {
+            Error::Overflow { node: name.to_owned(), weight, row, needed, headroom }
+        }
+        other => other,
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

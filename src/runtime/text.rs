@@ -1,0 +1,202 @@
+//! Text in, text out: prompts become tokens, tokens become text, at the node the weights stand at.
+
+use serde::Serialize;
+
+use super::Runtime;
+use crate::model::chat::{ChatTemplate, Message};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{self, GenerateOptions, KvCache, Want, log_softmax_top};
+use crate::{Error, Result};
+
+/// What a generation starts from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Plain text.
+    Text(String),
+    /// A conversation, written out by the model's chat template.
+    Chat(Vec<Message>),
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+/// A generated text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generation {
+    /// Node the weights stood at.
+    pub node: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// New tokens.
+    pub token_ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why it ended: `stop_token`, `max_tokens` or `context_full`.
+    pub stop: model::StopReason,
+    /// Time of the prompt, in milliseconds.
+    pub prefill_ms: f64,
+    /// Time of the new tokens, in milliseconds.
+    pub decode_ms: f64,
+}
+
+/// Logits of the position after a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// Node the weights stood at.
+    pub node: String,
+    /// The prompt's tokens.
+    pub prompt_ids: Vec<u32>,
+    /// One logit for every token of the vocabulary.
+    pub logits: Vec<f32>,
+}
+
+/// A likely next token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NextToken {
+    /// Token id.
+    pub id: u32,
+    /// Its text alone.
+    pub text: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+impl Runtime {
+    /// The tokenizer of the base, or the one given to the builder; read on first use.
+    ///
+    /// # Errors
+    /// When there is none or it cannot be read.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = Tokenizer::for_base(&self.base, self.tokenizer_file.as_deref())?;
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// Token ids of a prompt.
+    ///
+    /// # Errors
+    /// When the tokenizer or the chat template refuses it.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.tokenizer()?.encode(text),
+            Prompt::Tokens(ids) => Ok(ids.clone()),
+            Prompt::Chat(messages) => {
+                let template = match self.chat.get() {
+                    Some(template) => template,
+                    None => {
+                        let template = ChatTemplate::for_base(&self.base)?;
+                        self.chat.get_or_init(|| template)
+                    }
+                };
+                self.tokenizer()?.encode_rendered(&template.render(messages)?)
+            }
+        }
+    }
+
+    /// Continues `prompt` at the current node; `on_text` gets the text as it comes, in whole characters. Tokens that end a
+    /// text for this model stop it, beside those of `options`.
+    ///
+    /// # Errors
+    /// An empty or too long prompt, a parameter out of its range, [`Error::Unusable`] after a pass that broke off.
+    pub fn generate(
+        &self,
+        prompt: &Prompt,
+        options: &GenerateOptions,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Generation> {
+        self.usable()?;
+        let ids = self.encode(prompt)?;
+        let tokenizer = self.tokenizer()?;
+        let mut options = options.clone();
+        options.stop_tokens.extend(&self.base.config().eos_token_ids);
+        let mut cache = self.kv_cache(ids.len() + options.max_tokens)?;
+        let mut stream = tokenizer.stream();
+        let mut text = String::new();
+        let mut failed = None;
+        let generated = model::generate(
+            &self.model,
+            &self.device,
+            &self.weights,
+            &mut cache,
+            self.owner(),
+            &ids,
+            &options,
+            |token| match stream.push(token) {
+                Ok(piece) => {
+                    text.push_str(&piece);
+                    on_text(&piece);
+                }
+                Err(error) => failed = Some(error),
+            },
+        )?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let rest = stream.finish()?;
+        text.push_str(&rest);
+        on_text(&rest);
+        Ok(Generation {
+            node: self.current().to_owned(),
+            prompt_tokens: ids.len(),
+            token_ids: generated.token_ids,
+            text,
+            stop: generated.stop,
+            prefill_ms: generated.prefill.as_secs_f64() * 1e3,
+            decode_ms: generated.decode.as_secs_f64() * 1e3,
+        })
+    }
+
+    /// Logits of the position after `prompt` at the current node.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn score(&self, prompt: &Prompt) -> Result<Scores> {
+        self.usable()?;
+        let prompt_ids = self.encode(prompt)?;
+        let mut cache = self.kv_cache(prompt_ids.len())?;
+        let logits = model::prefill(
+            &self.model,
+            &self.device,
+            &self.weights,
+            &mut cache,
+            self.owner(),
+            &prompt_ids,
+        )?;
+        let logits = logits.last().unwrap_or_default().to_vec();
+        Ok(Scores { node: self.current().to_owned(), prompt_ids, logits })
+    }
+
+    /// The `k` likeliest tokens of `scores`, likeliest first.
+    ///
+    /// # Errors
+    /// When a logit is not finite or the tokenizer refuses.
+    pub fn likeliest(&self, scores: &Scores, k: usize) -> Result<Vec<NextToken>> {
+        let tokenizer = self.tokenizer()?;
+        let named = |(id, logprob)| {
+            let text = tokenizer.decode(&[id])?;
+            let text = if text.is_empty() { tokenizer.token(id).unwrap_or_default() } else { text };
+            Ok(NextToken { id, text, logprob })
+        };
+        log_softmax_top(&scores.logits, k)?.into_iter().map(named).collect()
+    }
+
+    /// A cache for this generation of the weights alone.
+    fn kv_cache(&self, tokens: usize) -> Result<KvCache<crate::device::cpu::Cpu>> {
+        let capacity = tokens.clamp(1, self.base.config().max_position_embeddings);
+        KvCache::new(&self.device, self.base.config(), 1, capacity, self.owner())
+    }
+
+    /// Names one generation of this runtime's weights: no switch ever gives it again.
+    fn owner(&self) -> [u8; 32] {
+        let mut owner = [0; 32];
+        owner[..8].copy_from_slice(&self.generation.to_le_bytes());
+        owner
+    }
+}

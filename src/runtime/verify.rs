@@ -1,0 +1,155 @@
+//! Verification: a random walk over the tree, every arrival compared with a fresh load of the node.
+//!
+//! The expected fingerprints are made apart from the live weights: each matrix is read anew from the base, adapters are
+//! read and compiled anew, and each path is applied to the base in one pass from the root.
+
+use std::collections::HashMap;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::Runtime;
+use crate::Result;
+use crate::device::Device;
+use crate::lattice::{CompiledDelta, LatticeMatrix, Segment, Sign, compile};
+use crate::tree::NodeId;
+use crate::weights::{EMBEDDING, HEAD, MatrixId, quantise_weight};
+use crate::WeightName;
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Switches made.
+    pub switches: usize,
+    /// Nodes visited at least once.
+    pub nodes_visited: usize,
+    /// Arrivals whose fingerprint was compared.
+    pub compared: usize,
+    /// Nodes whose fingerprint differed from a fresh load at least once.
+    pub mismatched_nodes: Vec<String>,
+    /// Bits in which the weights, back at the root, differ from the base.
+    pub differing_bits: u64,
+    /// Fingerprint at the root, hexadecimal.
+    pub root_fingerprint: String,
+}
+
+impl VerifyReport {
+    /// Whether nothing differed.
+    pub fn is_clean(&self) -> bool {
+        self.mismatched_nodes.is_empty() && self.differing_bits == 0
+    }
+}
+
+/// The fresh load of nodes, matrix by matrix; what two nodes share is made once.
+struct Expected {
+    /// Hash of a matrix with the path down to the deepest node that touches it.
+    hashes: HashMap<(MatrixId, Option<NodeId>), blake3::Hash>,
+    compiled: HashMap<NodeId, HashMap<MatrixId, CompiledDelta>>,
+    fingerprints: HashMap<NodeId, blake3::Hash>,
+}
+
+impl Runtime {
+    /// Makes `switches` random switches over all nodes, compares the fingerprint at every `every`-th arrival and at the
+    /// last with that of a fresh load of the node, then returns to the root and compares every bit with the base.
+    ///
+    /// # Errors
+    /// What [`Runtime::switch_to`] and reading the base return.
+    pub fn verify(
+        &mut self,
+        switches: usize,
+        every: usize,
+        seed: u64,
+        mut progress: impl FnMut(usize),
+    ) -> Result<VerifyReport> {
+        let nodes: Vec<NodeId> = self.tree.nodes().collect();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut expected =
+            Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
+        let mut report = VerifyReport { switches, ..VerifyReport::default() };
+        let mut visited = vec![false; nodes.len()];
+        let mut mismatched = vec![false; nodes.len()];
+        for done in 1..=switches {
+            let at = rng.random_range(0..nodes.len());
+            self.switch_to_node(nodes[at])?;
+            visited[at] = true;
+            if done % every.max(1) == 0 || done == switches {
+                report.compared += 1;
+                mismatched[at] |= self.fingerprint()? != self.expected_fingerprint(nodes[at], &mut expected)?;
+            }
+            progress(done);
+        }
+        self.switch_to_node(self.tree.root())?;
+        report.nodes_visited = visited.iter().filter(|&&v| v).count();
+        report.mismatched_nodes =
+            nodes.iter().zip(mismatched).filter(|(_, m)| *m).map(|(&node, _)| self.tree.name(node).into()).collect();
+        report.differing_bits = self.differing_bits_at_root()?;
+        report.root_fingerprint = self.fingerprint()?.to_hex().to_string();
+        Ok(report)
+    }
+
+    /// Bits in which the resident weights differ from the base, read anew. Stand at the root before.
+    fn differing_bits_at_root(&self) -> Result<u64> {
+        let mut bits = 0;
+        for (name, id) in self.weights.matrix_names() {
+            let (fresh, _) = self.fresh_matrix(name)?;
+            let live = self.device.read_matrix(self.weights.matrix(id))?;
+            let pairs = fresh.integers().iter().zip(live.integers());
+            bits += pairs.map(|(a, b)| u64::from((a ^ b).count_ones())).sum::<u64>();
+            let steps = fresh.steps().iter().zip(live.steps());
+            bits += steps.map(|(a, b)| u64::from((a.to_bits() ^ b.to_bits()).count_ones())).sum::<u64>();
+        }
+        Ok(bits)
+    }
+
+    /// A matrix of the base, read anew; a tied head is the embedding.
+    fn fresh_matrix(&self, name: &WeightName) -> Result<(LatticeMatrix, crate::lattice::Grid)> {
+        let tied = self.base.config().tie_word_embeddings && name.as_str() == HEAD;
+        let source = if tied { &WeightName::new(EMBEDDING) } else { name };
+        self.device.install(|| quantise_weight(&self.base, source, self.headroom))
+    }
+
+    fn expected_fingerprint(&self, node: NodeId, expected: &mut Expected) -> Result<blake3::Hash> {
+        if let Some(&known) = expected.fingerprints.get(&node) {
+            return Ok(known);
+        }
+        let path = self.tree.path_from_root(node);
+        for &node in &path {
+            if !expected.compiled.contains_key(&node) {
+                let deltas = self.float_deltas(node)?;
+                let compiled = deltas.par_iter().map(|(name, delta)| {
+                    let id = self.weights.matrix_id(name).expect("the switch found it");
+                    Ok((id, compile(name, delta, self.weights.grid(id))?))
+                });
+                let compiled = self.device.install(|| compiled.collect::<Result<_>>())?;
+                expected.compiled.insert(node, compiled);
+            }
+        }
+        let touches = |node: &&NodeId, id| expected.compiled[*node].contains_key(&id);
+        let keys: Vec<_> = self
+            .weights
+            .matrix_names()
+            .map(|(name, id)| (name, id, path.iter().rev().find(|node| touches(node, id)).copied()))
+            .collect();
+        for &(name, id, deepest) in &keys {
+            if !expected.hashes.contains_key(&(id, deepest)) {
+                let (mut matrix, _) = self.fresh_matrix(name)?;
+                let segments: Vec<_> = path
+                    .iter()
+                    .filter_map(|node| Some(Segment { delta: expected.compiled[node].get(&id)?, sign: Sign::Add }))
+                    .collect();
+                self.device.delta_apply(vec![(&mut matrix, segments)])?;
+                let hash = self.device.fingerprint(&[&matrix])?[0];
+                expected.hashes.insert((id, deepest), hash);
+            }
+        }
+        let mut hashes = vec![blake3::hash(b""); keys.iter().map(|(_, id, _)| id.0 + 1).max().unwrap_or(0)];
+        for (_, id, deepest) in keys {
+            hashes[id.0] = expected.hashes[&(id, deepest)];
+        }
+        let fingerprint = self.weights.fingerprint_of(&hashes);
+        expected.fingerprints.insert(node, fingerprint);
+        Ok(fingerprint)
+    }
+}

@@ -6,6 +6,7 @@
 mod config;
 mod gguf;
 mod hf;
+mod made;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub use config::{ModelConfig, RopeScaling};
+pub use made::SHAPES;
 
 use crate::error::{ConfigDefect, WeightDefect};
 use crate::file::gguf::GgufFile;
@@ -55,6 +57,8 @@ pub struct BaseModel {
 enum Files {
     SafeTensors(Vec<SafeTensorsFile>),
     Gguf(Box<GgufFile>),
+    /// No file: made numbers.
+    Made,
 }
 
 /// One weight and where it lies.
@@ -146,7 +150,7 @@ impl BaseModel {
     pub fn gguf(&self) -> Option<&GgufFile> {
         match &self.files {
             Files::Gguf(file) => Some(file),
-            Files::SafeTensors(_) => None,
+            Files::SafeTensors(_) | Files::Made => None,
         }
     }
 
@@ -182,6 +186,10 @@ impl BaseModel {
             return Err(self.weight_error(name, defect));
         }
         match (&self.files, weight.permuted_heads) {
+            (Files::Made, _) => {
+                made::fill(name, &weight.info, start..end, out);
+                Ok(())
+            }
             (Files::SafeTensors(files), _) => {
                 files[weight.file].read_f32(&weight.tensor, start * cols..end * cols, out)
             }
@@ -208,6 +216,7 @@ impl BaseModel {
     pub fn content_hash(&self) -> &str {
         let hash = |bytes: &[u8]| blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string();
         self.content_hash.get_or_init(|| match &self.files {
+            Files::Made => hash(self.path.as_os_str().as_encoded_bytes()),
             Files::Gguf(file) => hash(file.file_bytes()),
             Files::SafeTensors(files) if files.len() == 1 => hash(files[0].file_bytes()),
             Files::SafeTensors(files) => {

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use crate::base::BaseModel;
 use crate::device::Device;
-use crate::lattice::{Grid, LIMIT, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
+use crate::lattice::{Grid, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
 use crate::store::NodeDeltas;
 use crate::{Error, Result, WeightName};
 
@@ -269,6 +269,14 @@ impl<D: Device> Weights<D> {
             hashes[k] = Some(hash);
         }
         Ok(hashes.iter().map(|hash| hash.expect("all are known now")).collect())
+    }
+}
+
+impl Weights<crate::device::cpu::Cpu> {
+    /// Hands the integers of some matrices to `work`, which must leave every bit as it was in the end.
+    pub(crate) fn pass<R>(&mut self, ids: &[MatrixId], work: impl FnOnce(&mut [&mut [Lane]]) -> R) -> R {
+        let chosen = self.matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
+        work(&mut chosen.map(|(_, matrix)| matrix.parts_mut().0).collect::<Vec<_>>())
     }
 }
 

@@ -59,6 +59,11 @@ impl LatticeMatrix {
         bytemuck::cast_slice(&self.lanes)
     }
 
+    /// All integers in lanes.
+    pub fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
     /// The integers alone, `rows × stride`.
     pub fn into_lanes(self) -> Vec<Lane> {
         self.lanes

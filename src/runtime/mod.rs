@@ -4,6 +4,7 @@
 //! half-switched model can be read.
 //! **Invariant:** a switch that returns an error left node and weights as they were, or says that they are unusable.
 
+mod measure;
 mod switch;
 mod text;
 mod verify;
@@ -11,6 +12,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+pub use measure::{Measured, median};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;
@@ -48,10 +50,15 @@ pub struct Runtime {
     chat: OnceLock<ChatTemplate>,
 }
 
+/// Where the base comes from.
+enum Source {
+    Path(PathBuf),
+    Model(Box<BaseModel>),
+}
+
 /// How to open a [`Runtime`].
-#[derive(Clone, Debug)]
 pub struct RuntimeBuilder {
-    base: PathBuf,
+    base: Source,
     tree: Option<PathBuf>,
     adapter_tree: Option<AdapterTree>,
     tokenizer: Option<PathBuf>,
@@ -64,7 +71,13 @@ pub struct RuntimeBuilder {
 impl RuntimeBuilder {
     /// The base: a Hugging Face folder, a GGUF file, or `hf:ORG/NAME[@revision]`.
     pub fn base(mut self, path: impl Into<PathBuf>) -> Self {
-        self.base = path.into();
+        self.base = Source::Path(path.into());
+        self
+    }
+
+    /// A base that is open already.
+    pub fn base_model(mut self, base: BaseModel) -> Self {
+        self.base = Source::Model(Box::new(base));
         self
     }
 
@@ -125,7 +138,10 @@ impl RuntimeBuilder {
     /// As [`Self::open`].
     pub fn open_with(self, progress: impl FnMut(usize, usize)) -> Result<Runtime> {
         let device = Cpu::new(self.threads)?;
-        let base = BaseModel::open(&resolve(&self.base)?)?;
+        let base = match self.base {
+            Source::Path(path) => BaseModel::open(&resolve(&path)?)?,
+            Source::Model(model) => *model,
+        };
         let tree = match (self.adapter_tree, &self.tree) {
             (Some(tree), _) => tree,
             (None, Some(folder)) => AdapterTree::open(folder)?,
@@ -188,7 +204,7 @@ impl Runtime {
     /// ```
     pub fn builder() -> RuntimeBuilder {
         RuntimeBuilder {
-            base: PathBuf::new(),
+            base: Source::Path(PathBuf::new()),
             tree: None,
             adapter_tree: None,
             tokenizer: None,

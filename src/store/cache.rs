@@ -67,6 +67,11 @@ impl<D: Device> DeltaCache<D> {
         Ok(deltas)
     }
 
+    /// The node's deltas, if they are here; does not count as use.
+    pub(crate) fn peek(&self, node: NodeId) -> Option<&NodeDeltas<D>> {
+        self.entries.get(&node).map(|held| &*held.deltas)
+    }
+
     /// Whether the node's deltas are here.
     pub fn contains(&self, node: NodeId) -> bool {
         self.entries.contains_key(&node)

@@ -45,8 +45,8 @@ impl<D: Device> NodeDeltas<D> {
         self.entries.values().map(|entry| entry.bytes).sum()
     }
 
-    /// The largest summed rank on one matrix.
-    pub fn rank(&self) -> usize {
-        self.entries.values().map(|entry| entry.rank).max().unwrap_or(0)
+    /// The summed rank on a matrix, padded to pairs, if the node touches it.
+    pub fn rank_on(&self, id: MatrixId) -> Option<usize> {
+        self.entries.get(&id).map(|entry| entry.rank)
     }
 }

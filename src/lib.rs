@@ -8,6 +8,9 @@ pub mod file;
 pub mod lattice;
 pub mod model;
 pub mod name;
+mod suggest;
+#[doc(hidden)]
+pub mod testing;
 pub mod tree;
 pub mod weights;
 

@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 
 use crate::WeightName;
+use crate::adapter::AdapterDefect;
+use crate::tree::TreeDefect;
 
 mod base;
 mod file;
@@ -180,11 +182,33 @@ pub enum Error {
         /// What is wrong.
         defect: HubDefect,
     },
+    /// An adapter is refused.
+    #[error("adapter {}: {defect}", path.display())]
+    Adapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        defect: Box<AdapterDefect>,
+    },
+    /// A tree is refused, or does not have what was asked of it.
+    #[error(transparent)]
+    Tree(Box<TreeDefect>),
 }
 
 impl Error {
     /// Wraps an operating-system error with the path it happened on.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
+    }
+
+    /// Wraps a defect of the adapter at `path`.
+    pub(crate) fn adapter(path: impl Into<PathBuf>, defect: AdapterDefect) -> Self {
+        Self::Adapter { path: path.into(), defect: Box::new(defect) }
+    }
+}
+
+impl From<TreeDefect> for Error {
+    fn from(defect: TreeDefect) -> Self {
+        Self::Tree(Box::new(defect))
     }
 }

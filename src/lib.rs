@@ -9,6 +9,7 @@ pub mod lattice;
 pub mod model;
 pub mod name;
 pub mod store;
+mod suggest;
 #[doc(hidden)]
 pub mod testing;
 pub mod tree;

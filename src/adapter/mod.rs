@@ -1,8 +1,45 @@
 //! An adapter's files → float deltas by [`WeightName`]; each refusal named.
+//!
+//! **Invariant:** an adapter that could mean something else than what is read here is refused, never guessed.
+
+mod base_shapes;
+mod config;
+mod defect;
+mod header;
+mod pattern;
+mod peft;
+mod summary;
 
 use std::collections::BTreeMap;
 
+pub use base_shapes::BaseShapes;
+pub use defect::AdapterDefect;
+pub(crate) use header::{CONFIG_FILE, TENSOR_FILE};
+pub use header::{PeftHeader, Target};
+pub use peft::PeftAdapter;
+pub use summary::AdapterSummary;
+
 use crate::WeightName;
+
+/// How large an adapter may be before it is refused unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of `adapter_model.safetensors`.
+    pub file_bytes: u64,
+    /// Bytes of `adapter_config.json`.
+    pub config_bytes: u64,
+    /// Rank of one module.
+    pub rank: usize,
+    /// Tensors in the file.
+    pub tensors: usize,
+}
+
+impl Default for Limits {
+    /// 2 GiB of tensors, 1 MiB of config, rank 512, 100,000 tensors.
+    fn default() -> Self {
+        Self { file_bytes: 2 << 30, config_bytes: 1 << 20, rank: 512, tensors: 100_000 }
+    }
+}
 
 /// A change to one weight, in floats, as the adapter's files give it. Added to `W (out, in)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,3 +69,6 @@ pub enum FloatDelta {
 
 /// The float deltas of one node by weight.
 pub type AdapterDeltas = BTreeMap<WeightName, FloatDelta>;
+
+#[cfg(test)]
+mod tests;

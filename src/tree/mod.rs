@@ -1,1 +1,239 @@
-//! The tree of adapters.
+//! A tree of adapters: one root (the base), every other node an adapter on top of its parent.
+//!
+//! **Invariant:** names are unique, every node but the root has one parent, and parents lead to the root. Ids count
+//! from the root in depth-first order, children in the order of their names, so equal trees have equal ids.
+
+mod build;
+mod defect;
+mod manifest;
+mod plan;
+pub mod render;
+mod scan;
+mod tour;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+
+pub use build::TreeBuilder;
+pub use defect::TreeDefect;
+pub use manifest::BasePin;
+pub use plan::{PlanSummary, SwitchPlan};
+
+use crate::Result;
+use crate::adapter::AdapterDeltas;
+use crate::suggest::nearest;
+
+/// Deepest node: the root has depth 0.
+pub const MAX_DEPTH: usize = 64;
+
+/// A node of one tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    /// Its number: 0 is the root, and the others follow without gaps.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Where a node's deltas come from.
+#[derive(Clone, Debug)]
+pub enum NodeSource {
+    /// A PEFT folder.
+    Folder(PathBuf),
+    /// Deltas made in memory.
+    Memory(Arc<AdapterDeltas>),
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    name: Arc<str>,
+    label: Option<String>,
+    source: Option<NodeSource>,
+}
+
+/// A tree of adapters. Nothing of an adapter but its place is read when a tree is opened.
+///
+/// ```
+/// use pleach::tree::{AdapterTree, NodeSource};
+///
+/// let nothing = || NodeSource::Memory(Default::default());
+/// let tree = AdapterTree::builder()
+///     .node("fr", "/", nothing())
+///     .node("fr/alice", "fr", nothing())
+///     .node("fr/bob", "fr", nothing())
+///     .build()?;
+/// let (alice, bob) = (tree.node("fr/alice")?, tree.node("/fr/bob/")?);
+/// assert_eq!(tree.lowest_common_ancestor(alice, bob), tree.node("fr")?);
+/// assert_eq!(tree.plan(alice, bob).display(&tree).to_string(), "fr/alice → fr/bob: − fr/alice  + fr/bob");
+/// # Ok::<(), pleach::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct AdapterTree {
+    /// Edges lead from parent to child.
+    graph: StableDiGraph<Node, (), u32>,
+    /// Parent and depth of every node: walks up need no graph search.
+    parents: Vec<NodeId>,
+    depths: Vec<usize>,
+    by_name: HashMap<Arc<str>, NodeId>,
+    name: Option<String>,
+    levels: Vec<String>,
+    base: Option<BasePin>,
+}
+
+impl AdapterTree {
+    /// Opens the tree in `folder`: every folder with an `adapter_config.json` is a node called by its path, its parent
+    /// the nearest node above it. `tree.toml` may add to that.
+    ///
+    /// Hidden folders and trainers' `checkpoint-500` folders are not entered.
+    ///
+    /// # Errors
+    /// [`Error::Tree`](crate::Error::Tree) for everything [`TreeDefect`] names, [`Error::Io`](crate::Error::Io) if a
+    /// folder cannot be read.
+    pub fn open(folder: &Path) -> Result<Self> {
+        scan::open(folder)
+    }
+
+    /// Starts a tree without files.
+    pub fn builder() -> TreeBuilder {
+        TreeBuilder::default()
+    }
+
+    /// The root: the base itself.
+    #[allow(clippy::unused_self, reason = "a root belongs to its tree")]
+    pub fn root(&self) -> NodeId {
+        NodeId(0)
+    }
+
+    /// The node called `name`; `""` and `/` are the root, a slash before or after a name does not matter.
+    ///
+    /// # Errors
+    /// [`TreeDefect::UnknownNode`], with the names nearest to it.
+    pub fn node(&self, name: &str) -> Result<NodeId> {
+        let name = name.trim_matches('/');
+        if name.is_empty() {
+            return Ok(self.root());
+        }
+        self.by_name
+            .get(name)
+            .copied()
+            .ok_or_else(|| TreeDefect::UnknownNode { name: name.to_owned(), nearest: self.nearest_names(name) }.into())
+    }
+
+    fn nearest_names(&self, name: &str) -> Vec<String> {
+        nearest(name, '/', self.nodes().skip(1).map(|id| self.name(id)))
+    }
+
+    fn get(&self, id: NodeId) -> &Node {
+        &self.graph[NodeIndex::new(id.index())]
+    }
+
+    /// The node's name: its path, or `/` for the root.
+    ///
+    /// # Panics
+    /// Like every method that takes a [`NodeId`], if the id is of a larger tree than this.
+    pub fn name(&self, id: NodeId) -> &str {
+        &self.get(id).name
+    }
+
+    /// What `tree.toml` calls the node, if it says so.
+    pub fn label(&self, id: NodeId) -> Option<&str> {
+        self.get(id).label.as_deref()
+    }
+
+    /// Where its deltas come from; `None` for the root.
+    pub fn source(&self, id: NodeId) -> Option<&NodeSource> {
+        self.get(id).source.as_ref()
+    }
+
+    /// Its parent; `None` for the root.
+    pub fn parent(&self, id: NodeId) -> Option<NodeId> {
+        (id != self.root()).then(|| self.parents[id.index()])
+    }
+
+    /// Its children, in the order of their names.
+    pub fn children(&self, id: NodeId) -> Vec<NodeId> {
+        let children = self.graph.neighbors(NodeIndex::new(id.index()));
+        let mut children: Vec<NodeId> = children.map(|child| to_id(child.index())).collect();
+        children.sort_unstable();
+        children
+    }
+
+    /// Steps from the root: 0 for the root itself.
+    pub fn depth(&self, id: NodeId) -> usize {
+        self.depths[id.index()]
+    }
+
+    /// Nodes in the tree, the root among them.
+    pub fn len(&self) -> usize {
+        self.parents.len()
+    }
+
+    /// Whether there is no node but the root.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 1
+    }
+
+    /// All nodes, parents before children, the root first.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.len()).map(to_id)
+    }
+
+    /// The nodes without children.
+    pub fn leaves(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes().filter(|id| self.graph.neighbors(NodeIndex::new(id.index())).next().is_none())
+    }
+
+    /// The node's ancestors and the node itself, from the top down, without the root: the deltas that make it.
+    pub fn path_from_root(&self, id: NodeId) -> Vec<NodeId> {
+        let mut path = self.path_up(id, self.root());
+        path.reverse();
+        path
+    }
+
+    /// From `id` up to but without its ancestor `top`.
+    fn path_up(&self, id: NodeId, top: NodeId) -> Vec<NodeId> {
+        std::iter::successors(Some(id), |&id| self.parent(id)).take_while(|&id| id != top).collect()
+    }
+
+    /// The deepest node that is `a` or above it and `b` or above it.
+    pub fn lowest_common_ancestor(&self, a: NodeId, b: NodeId) -> NodeId {
+        let (mut a, mut b) = (a, b);
+        while a != b {
+            if self.depth(a) >= self.depth(b) {
+                a = self.parents[a.index()];
+            } else {
+                b = self.parents[b.index()];
+            }
+        }
+        a
+    }
+
+    /// What the level at `depth` is called (`language` at depth 1, say); `None` for the root and for unnamed levels.
+    pub fn level_name(&self, depth: usize) -> Option<&str> {
+        self.levels.get(depth.checked_sub(1)?).map(String::as_str)
+    }
+
+    /// The tree's own name, if it has one.
+    pub fn tree_name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The base that `tree.toml` names, if it does.
+    pub fn base(&self) -> Option<&BasePin> {
+        self.base.as_ref()
+    }
+}
+
+/// A tree has at most `u32::MAX` nodes: [`TreeBuilder`] sees to that.
+#[allow(clippy::cast_possible_truncation, reason = "the builder counts nodes in u32")]
+fn to_id(index: usize) -> NodeId {
+    NodeId(index as u32)
+}
+
+#[cfg(test)]
+mod tests;

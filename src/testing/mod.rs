@@ -4,6 +4,8 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc, reason = "only tests run this: it may panic")]
 
+pub mod adapter;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;

@@ -1,0 +1,236 @@
+//! PEFT's rules for naming modules: Python regular expressions and suffixes.
+//!
+//! **Invariant:** a match ends: patterns are short and the engine's backtracking is bounded.
+//!
+//! **Source:** PEFT's `check_target_module_exists` and `get_pattern_key`.
+
+use fancy_regex::{Regex, RegexBuilder};
+use serde_json::Value;
+
+use super::AdapterDefect;
+use super::config::shorten;
+
+/// Longest pattern, in bytes.
+const MAX_PATTERN_BYTES: usize = 1024;
+
+/// Backtracking steps of one match: thousands of times what any sane pattern needs, and a few milliseconds.
+const MAX_BACKTRACKS: usize = 20_000;
+
+/// Memory of one compiled pattern, in bytes.
+const MAX_COMPILED_BYTES: usize = 1 << 20;
+
+/// A module's two spellings: as in the file (without PEFT's own prefix), and canonical. A rule holds if either obeys it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ModuleName<'a> {
+    pub(crate) in_file: &'a str,
+    pub(crate) canonical: &'a str,
+}
+
+impl<'a> ModuleName<'a> {
+    fn spellings(self) -> impl Iterator<Item = &'a str> {
+        std::iter::once(self.in_file).chain((self.in_file != self.canonical).then_some(self.canonical))
+    }
+}
+
+/// One regular expression of a config, with the key it stands under.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern {
+    pub(crate) key: &'static str,
+    pub(crate) text: String,
+    regex: Regex,
+}
+
+impl Pattern {
+    /// `re.fullmatch(text, name)`.
+    pub(crate) fn full(key: &'static str, text: &str) -> Result<Self, AdapterDefect> {
+        Self::compile(key, text, format!(r"\A(?:{text})\z"))
+    }
+
+    /// `re.match((.*\.)?(text)$, name)`: a whole name, or what follows a dot in it.
+    pub(crate) fn suffix(key: &'static str, text: &str) -> Result<Self, AdapterDefect> {
+        Self::compile(key, text, format!(r"\A(.*\.)?({text})$"))
+    }
+
+    /// `re.match(.*?\.text\.(\d+)\., name)`: the index that follows the name of a list of layers.
+    fn layer_index(key: &'static str, text: &str) -> Result<Self, AdapterDefect> {
+        Self::compile(key, text, format!(r"\A.*?\.{text}\.(\d+)\."))
+    }
+
+    fn compile(key: &'static str, text: &str, full: String) -> Result<Self, AdapterDefect> {
+        if text.len() > MAX_PATTERN_BYTES {
+            let (pattern, length) = (shorten(text), text.len());
+            return Err(AdapterDefect::PatternTooLong { key, pattern, length, limit: MAX_PATTERN_BYTES });
+        }
+        let regex = RegexBuilder::new(&full)
+            .backtrack_limit(MAX_BACKTRACKS)
+            .delegate_size_limit(MAX_COMPILED_BYTES)
+            .build()
+            .map_err(|source| invalid(key, text, source))?;
+        Ok(Self { key, text: text.to_owned(), regex })
+    }
+
+    /// Whether either spelling of `module` matches.
+    pub(crate) fn matches(&self, module: ModuleName<'_>) -> Result<bool, AdapterDefect> {
+        for name in module.spellings() {
+            if self.regex.is_match(name).map_err(|source| invalid(self.key, &self.text, source))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The layer index this pattern finds in `module`.
+    fn index(&self, module: ModuleName<'_>) -> Result<Option<u64>, AdapterDefect> {
+        for name in module.spellings() {
+            let captures = self.regex.captures(name).map_err(|source| invalid(self.key, &self.text, source))?;
+            // The last group: the pattern may have groups of its own.
+            let group = captures.and_then(|groups| groups.get(groups.len() - 1)).map(|group| group.as_str());
+            if let Some(index) = group.and_then(|digits| digits.parse().ok()) {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn invalid(key: &'static str, text: &str, source: fancy_regex::Error) -> AdapterDefect {
+    AdapterDefect::PatternInvalid { key, pattern: text.to_owned(), source: Box::new(source) }
+}
+
+/// `target_modules` or `exclude_modules`.
+#[derive(Clone, Debug)]
+pub(crate) enum Selection {
+    /// Nothing said.
+    Unset,
+    /// `all-linear`: every linear module but the head.
+    AllLinear,
+    /// A regular expression for the whole name.
+    Regex(Pattern),
+    /// Names, each a whole name or what follows a dot in it.
+    Names(Vec<String>),
+}
+
+impl Selection {
+    /// Reads the value of `key`.
+    pub(crate) fn parse(key: &'static str, value: Option<&Value>) -> Result<Self, AdapterDefect> {
+        match value {
+            None | Some(Value::Null) => Ok(Self::Unset),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            Some(Value::String(text)) => Ok(Self::Regex(Pattern::full(key, text)?)),
+            Some(list) => strings(key, list).map(Self::Names),
+        }
+    }
+
+    /// How many comparisons one module needs.
+    pub(crate) fn len(&self) -> usize {
+        if let Self::Names(names) = self { names.len() } else { 1 }
+    }
+
+    fn selects(&self, module: ModuleName<'_>, is_embedding: bool) -> Result<bool, AdapterDefect> {
+        Ok(match self {
+            Self::Unset => false,
+            Self::AllLinear => !is_embedding && module.canonical != "lm_head",
+            Self::Regex(pattern) => pattern.matches(module)?,
+            Self::Names(names) => {
+                module.spellings().any(|name| names.iter().any(|entry| is_name_or_suffix(name, entry)))
+            }
+        })
+    }
+}
+
+/// Which modules a config selects: the keys that PEFT reads to place its layers.
+#[derive(Clone, Debug)]
+pub(crate) struct Targets {
+    pub(crate) target_modules: Selection,
+    pub(crate) exclude_modules: Selection,
+    layers_to_transform: Vec<u64>,
+    layers_pattern: Vec<Pattern>,
+}
+
+impl Targets {
+    /// Reads the four keys.
+    pub(crate) fn parse(config: &serde_json::Map<String, Value>) -> Result<Self, AdapterDefect> {
+        let target_modules = Selection::parse("target_modules", config.get("target_modules"))?;
+        let layers_to_transform = match config.get("layers_to_transform") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(value) => indices("layers_to_transform", value)?,
+        };
+        let layers_pattern = match config.get("layers_pattern") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::String(text)) => vec![text.clone()],
+            Some(list) => strings("layers_pattern", list)?,
+        };
+        if !layers_to_transform.is_empty() && matches!(target_modules, Selection::Regex(_) | Selection::AllLinear) {
+            return Err(AdapterDefect::ConfigUnsupported {
+                key: "layers_to_transform".into(),
+                value: format!("{layers_to_transform:?}"),
+                advice: "it goes with a list of target_modules only; put the layers into the regular expression",
+            });
+        }
+        let mut patterns: Vec<Pattern> = layers_pattern
+            .iter()
+            .filter(|text| !text.is_empty())
+            .map(|text| Pattern::layer_index("layers_pattern", text))
+            .collect::<Result<_, _>>()?;
+        if patterns.is_empty() {
+            patterns.push(Pattern::layer_index("layers_pattern", "[^.]*")?);
+        }
+        let exclude_modules = Selection::parse("exclude_modules", config.get("exclude_modules"))?;
+        Ok(Self { target_modules, exclude_modules, layers_to_transform, layers_pattern: patterns })
+    }
+
+    /// Why PEFT would place no layer at `module`, if it would not.
+    pub(crate) fn leaves_out(
+        &self,
+        module: ModuleName<'_>,
+        is_embedding: bool,
+    ) -> Result<Option<&'static str>, AdapterDefect> {
+        if self.exclude_modules.selects(module, is_embedding)? {
+            return Ok(Some("exclude_modules names it"));
+        }
+        if matches!(self.target_modules, Selection::Unset) {
+            return Ok(None);
+        }
+        if !self.target_modules.selects(module, is_embedding)? {
+            return Ok(Some("target_modules does not name it"));
+        }
+        // A module named in full is taken whatever its layer.
+        let Selection::Names(names) = &self.target_modules else { return Ok(None) };
+        if self.layers_to_transform.is_empty() || module.spellings().any(|name| names.iter().any(|entry| entry == name))
+        {
+            return Ok(None);
+        }
+        for pattern in &self.layers_pattern {
+            if let Some(index) = pattern.index(module)? {
+                let taken = self.layers_to_transform.contains(&index);
+                return Ok((!taken).then_some("layers_to_transform leaves out its layer"));
+            }
+        }
+        Ok(Some("layers_pattern finds no layer in it"))
+    }
+}
+
+fn is_name_or_suffix(name: &str, entry: &str) -> bool {
+    name.strip_suffix(entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn strings(key: &str, value: &Value) -> Result<Vec<String>, AdapterDefect> {
+    let list = value.as_array().map(|list| list.iter().map(|entry| entry.as_str().map(str::to_owned)).collect());
+    list.flatten().ok_or_else(|| AdapterDefect::ConfigValue {
+        key: key.to_owned(),
+        expected: "a string or a list of strings",
+        found: shorten(&value.to_string()),
+    })
+}
+
+fn indices(key: &str, value: &Value) -> Result<Vec<u64>, AdapterDefect> {
+    let list = match value {
+        Value::Array(list) => list.iter().map(Value::as_u64).collect(),
+        one => one.as_u64().map(|index| vec![index]),
+    };
+    list.ok_or_else(|| AdapterDefect::ConfigValue {
+        key: key.to_owned(),
+        expected: "a layer's index or a list of them",
+        found: shorten(&value.to_string()),
+    })
+}

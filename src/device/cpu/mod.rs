@@ -1,5 +1,9 @@
 //! The CPU: integers with SIMD, one file per instruction set, chosen at run time.
 
+pub mod simd;
+
+pub use simd::SimdLevel;
+
 use crate::Result;
 use crate::device::Device;
 use crate::lattice::LatticeMatrix;

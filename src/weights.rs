@@ -17,6 +17,17 @@ pub struct Weights<D: Device> {
 }
 
 impl<D: Device> Weights<D> {
+    /// Weights made of parts, for tests and measurements.
+    #[doc(hidden)]
+    pub fn from_parts(
+        matrices: impl IntoIterator<Item = (WeightName, D::Matrix)>,
+        vectors: impl IntoIterator<Item = (WeightName, D::Buffer)>,
+    ) -> Self {
+        let (names, matrices): (Vec<_>, Vec<_>) = matrices.into_iter().unzip();
+        let names = names.into_iter().enumerate().map(|(i, name)| (name, MatrixId(i))).collect();
+        Self { matrices, names, vectors: vectors.into_iter().collect() }
+    }
+
     /// The matrix called `name`, if the model has one.
     pub fn matrix_id(&self, name: &WeightName) -> Option<MatrixId> {
         self.names.get(name).copied()

@@ -1,25 +1,86 @@
-//! The CPU: integers with SIMD, one file per instruction set, chosen at run time.
+//! The CPU: float kernels written once over the vector operations of `simd`, and the thread pool they run on.
+//!
+//! **Invariant:** a result does not depend on the number of threads.
 
+mod attention;
+mod buffer;
+mod compute;
+mod elementwise;
+mod matmul;
+mod parallel;
 pub mod simd;
 
+pub use attention::CpuKvLayer;
+pub use buffer::FloatBuffer;
 pub use simd::SimdLevel;
 
-use crate::Result;
 use crate::device::Device;
 use crate::lattice::LatticeMatrix;
+use crate::{Error, Result};
 
 /// The CPU and its thread pool.
-pub struct Cpu {}
+pub struct Cpu {
+    pool: rayon::ThreadPool,
+    simd: SimdLevel,
+}
+
+impl Cpu {
+    /// The CPU with `threads` threads (all cores when `None`) and the widest instruction set it has.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::with_simd(threads, SimdLevel::detect())
+    }
+
+    /// The same, with a chosen instruction set.
+    ///
+    /// # Errors
+    /// When the machine lacks `simd`, or the threads cannot be started.
+    pub fn with_simd(threads: Option<usize>, simd: SimdLevel) -> Result<Self> {
+        let widest = SimdLevel::detect();
+        if simd > widest {
+            return Err(Error::SimdUnavailable { requested: simd, widest });
+        }
+        let threads = threads.unwrap_or(0);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("pleach-{i}"))
+            .build()
+            .map_err(|source| Error::ThreadPool { threads, source })?;
+        Ok(Self { pool, simd })
+    }
+
+    /// Threads in the pool.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The instruction set in use.
+    pub fn simd(&self) -> SimdLevel {
+        self.simd
+    }
+
+    /// The thread pool.
+    pub fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
+    /// Runs `work` on a thread of the pool, this one if it is one.
+    fn in_pool<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.pool.current_thread_index().is_some() { work() } else { self.pool.install(work) }
+    }
+}
 
 impl Device for Cpu {
     type Matrix = LatticeMatrix;
-    type Buffer = Vec<f32>;
+    type Buffer = FloatBuffer;
 
     fn upload_matrix(&self, matrix: LatticeMatrix) -> Result<LatticeMatrix> {
         Ok(matrix)
     }
 
-    fn upload_buffer(&self, values: Vec<f32>) -> Result<Vec<f32>> {
-        Ok(values)
+    fn upload_buffer(&self, values: Vec<f32>) -> Result<FloatBuffer> {
+        Ok(FloatBuffer::from(&values[..]))
     }
 }

@@ -64,6 +64,24 @@ fn matrix_shape(base: &BaseModel, name: &WeightName) -> Result<(usize, usize)> {
 }
 
 impl<D: Device> Weights<D> {
+    /// Weights made of parts, for tests and measurements: they can be computed with, not switched.
+    #[doc(hidden)]
+    pub fn from_parts(
+        matrices: impl IntoIterator<Item = (WeightName, D::Matrix)>,
+        vectors: impl IntoIterator<Item = (WeightName, D::Buffer)>,
+    ) -> Self {
+        let (names, matrices): (Vec<_>, Vec<_>) = matrices.into_iter().unzip();
+        Self {
+            hashes: Mutex::new(vec![None; matrices.len()]),
+            matrices,
+            grids: Vec::new(),
+            names: names.into_iter().enumerate().map(|(i, name)| (name, MatrixId(i))).collect(),
+            vectors: vectors.into_iter().collect(),
+            vectors_hash: blake3::hash(b""),
+            usable: true,
+        }
+    }
+
     /// Loads every weight of `base` tensor by tensor.
     ///
     /// # Errors

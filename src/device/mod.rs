@@ -1,6 +1,9 @@
 //! What every device can do: hold weights, move them by integer deltas, and compute with them.
 
+pub mod compute;
 pub mod cpu;
+
+pub use compute::{Attention, Compute, Heads, Product, Span};
 
 use crate::Result;
 use crate::lattice::{CompiledDelta, LatticeMatrix, Segment};

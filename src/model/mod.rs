@@ -1,1 +1,15 @@
 //! The model: forward pass over a device, tokenizer, sampling.
+
+mod generate;
+mod kv_cache;
+mod llama;
+mod rope;
+mod sampling;
+#[cfg(test)]
+mod testing;
+
+pub use generate::{GenerateOptions, Generation, StopReason, generate};
+pub use kv_cache::KvCache;
+pub use llama::{Batch, Llama, Logits, Sequence, Want};
+pub use rope::RopeTable;
+pub use sampling::{Sampler, Sampling, greedy, log_softmax_top};

@@ -1,42 +1,58 @@
-//! The CPU: integers with SIMD, one file per instruction set, chosen at run time.
+//! The CPU: integer and float kernels with SIMD, chosen at run time, and the thread pool they run on.
+//!
+//! **Invariant:** a result does not depend on the number of threads.
 
+mod attention;
+mod buffer;
 pub mod ceiling;
+mod compute;
 mod delta_apply;
+mod elementwise;
 mod fingerprint;
-mod simd;
+mod matmul;
+mod parallel;
+pub mod simd;
 
+pub use attention::CpuKvLayer;
+pub use buffer::FloatBuffer;
 pub use delta_apply::delta_apply;
 pub use simd::SimdLevel;
 
-use crate::Result;
 use crate::device::{Device, MatrixWork};
 use crate::lattice::{CompiledDelta, LatticeMatrix};
+use crate::{Error, Result};
 
-/// The CPU: a pool of threads and the widest instructions this machine has.
+/// The CPU and its thread pool.
 pub struct Cpu {
     pool: rayon::ThreadPool,
     simd: SimdLevel,
 }
 
 impl Cpu {
-    /// A pool of `threads` threads, or of one for every core.
+    /// The CPU with `threads` threads (all cores when `None`) and the widest instruction set it has.
     ///
     /// # Errors
-    /// [`Error::Threads`](crate::Error::Threads) when the operating system gives no threads.
+    /// When the threads cannot be started.
     pub fn new(threads: Option<usize>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
-        Ok(Self { pool: pool.map_err(|source| crate::Error::Threads { source })?, simd: SimdLevel::detect() })
+        Self::with_simd(threads, SimdLevel::detect())
     }
 
-    /// The same with narrower instructions, to compare; never wider than the machine's.
-    pub fn with_simd(mut self, simd: SimdLevel) -> Self {
-        self.simd = simd.min(SimdLevel::detect());
-        self
-    }
-
-    /// The instructions in use.
-    pub fn simd(&self) -> SimdLevel {
-        self.simd
+    /// The same, with a chosen instruction set.
+    ///
+    /// # Errors
+    /// When the machine lacks `simd`, or the threads cannot be started.
+    pub fn with_simd(threads: Option<usize>, simd: SimdLevel) -> Result<Self> {
+        let widest = SimdLevel::detect();
+        if simd > widest {
+            return Err(Error::SimdUnavailable { requested: simd, widest });
+        }
+        let threads = threads.unwrap_or(0);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("pleach-{i}"))
+            .build()
+            .map_err(|source| Error::ThreadPool { threads, source })?;
+        Ok(Self { pool, simd })
     }
 
     /// Threads in the pool.
@@ -44,16 +60,21 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
-    /// Runs `work` inside the pool.
+    /// The instruction set in use.
+    pub fn simd(&self) -> SimdLevel {
+        self.simd
+    }
+
+    /// Runs `work` on a thread of the pool, this one if it is one.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        if self.pool.current_thread_index().is_some() { work() } else { self.pool.install(work) }
     }
 }
 
 impl Device for Cpu {
     type Matrix = LatticeMatrix;
     type Delta = CompiledDelta;
-    type Buffer = Vec<f32>;
+    type Buffer = FloatBuffer;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {:?}", self.threads(), self.simd)
@@ -63,8 +84,8 @@ impl Device for Cpu {
         Ok(matrix)
     }
 
-    fn upload_buffer(&self, values: Vec<f32>) -> Result<Vec<f32>> {
-        Ok(values)
+    fn upload_buffer(&self, values: Vec<f32>) -> Result<FloatBuffer> {
+        Ok(FloatBuffer::from(&values[..]))
     }
 
     fn upload_delta(&self, delta: CompiledDelta) -> Result<CompiledDelta> {

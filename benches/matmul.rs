@@ -1,0 +1,95 @@
+//! The products of decode and prefill beside the ceiling of the machine: for decode, a plain read of the same bytes by the
+//! same threads; for prefill, independent multiply-adds from registers. Every answer is checked before it is timed.
+
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pleach::device::cpu::{Cpu, FloatBuffer};
+use pleach::device::{Compute, Product};
+use pleach::lattice::LatticeMatrix;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+
+const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (2048, 2048), (8192, 2048)];
+/// Weights in one decode measurement: more than any private cache holds.
+const DECODE_WEIGHTS: usize = 64 << 20;
+
+fn random_matrix(rng: &mut StdRng, rows: usize, cols: usize) -> LatticeMatrix {
+    let mut matrix = LatticeMatrix::zeros(rows, cols);
+    let stride = matrix.stride();
+    for row in matrix.integers_mut().chunks_exact_mut(stride) {
+        row[..cols].fill_with(|| rng.random_range(-26_000..=26_000));
+    }
+    matrix.parts_mut().1.fill(1e-5);
+    matrix
+}
+
+fn check(matrix: &LatticeMatrix, x: &[f32], y: &[f32]) {
+    for (x, y) in x.chunks_exact(matrix.cols()).zip(y.chunks_exact(matrix.rows())) {
+        for (i, y) in y.iter().enumerate().step_by(7) {
+            let terms = matrix.row(i).iter().zip(x).map(|(&n, &x)| f64::from(n) * f64::from(x));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            let step = f64::from(matrix.steps()[i]);
+            assert!((f64::from(*y) - sum * step).abs() <= 1e-6 * size * step, "row {i}: {y}, not {}", sum * step);
+        }
+    }
+}
+
+fn multiply(cpu: &Cpu, matrix: &LatticeMatrix, x: &FloatBuffer, tokens: usize, y: &mut FloatBuffer) {
+    cpu.matmul(x, tokens, [Product { weight: matrix, bias: None, out: y, accumulate: false }]);
+}
+
+fn read_all(cpu: &Cpu, matrices: &[LatticeMatrix]) -> u64 {
+    cpu.install(|| {
+        matrices
+            .par_iter()
+            .flat_map(|matrix| bytemuck::cast_slice::<i16, u64>(matrix.integers()).par_chunks(1 << 12))
+            .map(|chunk| chunk.iter().fold(0u64, |sum, &x| sum.wrapping_add(x)))
+            .reduce(|| 0, u64::wrapping_add)
+    })
+}
+
+fn matmul(c: &mut Criterion) {
+    let cpu = Cpu::new(None).expect("a thread pool");
+    let mut rng = StdRng::seed_from_u64(1);
+    for (rows, cols) in SHAPES {
+        let count = DECODE_WEIGHTS / (rows * cols);
+        let matrices: Vec<_> = (0..count).map(|_| random_matrix(&mut rng, rows, cols)).collect();
+        let bytes = (count * rows * cols * 2) as u64;
+        let shape = format!("{rows}x{cols}");
+        let mut group = c.benchmark_group("decode");
+        group.sample_size(20).throughput(Throughput::Bytes(bytes));
+        let x = FloatBuffer::from(&(0..cols).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>()[..]);
+        let mut y = FloatBuffer::zeros(rows);
+        multiply(&cpu, &matrices[0], &x, 1, &mut y);
+        check(&matrices[0], &x, &y);
+        group.bench_function(BenchmarkId::new("read_ceiling", &shape), |b| {
+            b.iter(|| black_box(read_all(&cpu, &matrices)));
+        });
+        group.bench_function(BenchmarkId::new("matvec", &shape), |b| {
+            b.iter(|| cpu.submit(|| matrices.iter().for_each(|matrix| multiply(&cpu, matrix, &x, 1, &mut y))));
+        });
+        group.finish();
+
+        let mut group = c.benchmark_group("prefill");
+        group.sample_size(20);
+        for tokens in [64, 512] {
+            let x: Vec<f32> = (0..tokens * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let x = FloatBuffer::from(&x[..]);
+            let mut y = FloatBuffer::zeros(tokens * rows);
+            multiply(&cpu, &matrices[0], &x, tokens, &mut y);
+            check(&matrices[0], &x, &y);
+            group.throughput(Throughput::Elements((2 * tokens * rows * cols) as u64));
+            group.bench_function(BenchmarkId::new(format!("flops_{tokens}_tokens"), &shape), |b| {
+                b.iter(|| multiply(&cpu, &matrices[0], &x, tokens, &mut y));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, matmul);
+criterion_main!(benches);

@@ -1,0 +1,124 @@
+//! The tensor operations of the Llama family, on buffers that stay on the device. A forward pass is a straight sequence
+//! of these calls, so a device may record them and run them at once; only [`Compute::read`] waits.
+//!
+//! A buffer used as a matrix is row-major; a *row* is one token of one sequence. A buffer may be longer than a call needs.
+//!
+//! **Invariant:** a row's result depends on that row and its own sequence alone, bit for bit, whatever else is in the
+//! batch.
+
+use std::ops::Range;
+
+use super::Device;
+use crate::Result;
+
+/// One product of [`Compute::matmul`]: `out[t] = W · x[t]`, plus `bias`, plus the old `out[t]` if `accumulate`.
+pub struct Product<'a, D: Device + ?Sized> {
+    /// `W (out, in)`.
+    pub weight: &'a D::Matrix,
+    /// `(out)`, added to every row.
+    pub bias: Option<&'a D::Buffer>,
+    /// `(rows, out)`.
+    pub out: &'a mut D::Buffer,
+    /// Whether `out` is added to (a residual) or overwritten.
+    pub accumulate: bool,
+}
+
+/// The new tokens of one sequence: consecutive rows of the batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The sequence's place in the cache.
+    pub slot: usize,
+    /// Its rows in the batch.
+    pub rows: Range<usize>,
+    /// Tokens of the sequence already in the cache: the position of the first new one.
+    pub past: usize,
+}
+
+/// Heads of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads; a multiple of `kv_heads`. Query head `h` reads key head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Values in one head; even.
+    pub head_dim: usize,
+}
+
+/// What one attention layer reads and writes.
+pub struct Attention<'a, D: Compute + ?Sized> {
+    /// `(rows, heads × head_dim)`, already rotated.
+    pub queries: &'a D::Buffer,
+    /// `(rows, kv_heads × head_dim)`, already rotated.
+    pub keys: &'a D::Buffer,
+    /// `(rows, kv_heads × head_dim)`.
+    pub values: &'a D::Buffer,
+    /// The layer's cache.
+    pub cache: &'a mut D::KvLayer,
+    /// The heads.
+    pub heads: Heads,
+    /// How many tokens a query sees, itself included, if limited.
+    pub window: Option<usize>,
+    /// `(rows, heads × head_dim)`.
+    pub out: &'a mut D::Buffer,
+}
+
+/// A device that can run a model.
+pub trait Compute: Device {
+    /// Keys and values of one layer, for several sequences.
+    type KvLayer: Send + Sync;
+
+    /// Runs `work`, a sequence of calls to this device, as one unit.
+    fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
+
+    /// `(rows, columns)` of a matrix: outputs, inputs.
+    fn shape(&self, matrix: &Self::Matrix) -> (usize, usize);
+
+    /// Values in a buffer.
+    fn len(&self, buffer: &Self::Buffer) -> usize;
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn alloc(&self, len: usize) -> Result<Self::Buffer>;
+
+    /// Room for `slots` sequences of `capacity` tokens each.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<Self::KvLayer>;
+
+    /// Overwrites the start of `out`.
+    fn write(&self, values: &[f32], out: &mut Self::Buffer);
+
+    /// Copies `range` of `buffer` to the host, after everything before it is done.
+    ///
+    /// # Errors
+    /// When the device failed since the last read.
+    fn read(&self, buffer: &Self::Buffer, range: Range<usize>) -> Result<Vec<f32>>;
+
+    /// `out[t] = table[tokens[t]]`, `(tokens, columns of table)`. Every token is below the rows of `table`.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer);
+
+    /// `out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight` for `rows` rows as wide as `weight`.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32, rows: usize, out: &mut Self::Buffer);
+
+    /// Multiplies `x (rows, in)` by several matrices at once. All have the same number of inputs.
+    fn matmul<const N: usize>(&self, x: &Self::Buffer, rows: usize, products: [Product<'_, Self>; N]);
+
+    /// Rotates `rows` rows of heads in place: `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j` with
+    /// `h = head_dim / 2`. `angles (rows, head_dim)` holds `h` cosines, then `h` sines, per row.
+    fn rope(&self, x: &mut Self::Buffer, heads: usize, head_dim: usize, angles: &Self::Buffer, rows: usize);
+
+    /// Appends the keys and values of every span to the cache, then lets every query see the keys up to its own
+    /// position: softmax of `q · k / sqrt(head_dim)`, times the values.
+    /// Spans ascend in both rows and slots; `past + rows` is within the capacity.
+    fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]);
+
+    /// `gate ← gate / (1 + exp(−gate)) · up`, over `len` values.
+    fn silu_mul(&self, gate: &mut Self::Buffer, up: &Self::Buffer, len: usize);
+
+    /// `out[i] = x[rows[i]]`, rows of `width` values.
+    fn select_rows(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
+}

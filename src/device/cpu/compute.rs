@@ -1,0 +1,68 @@
+//! [`Compute`] for the CPU: each call by name to its kernel.
+
+use std::ops::Range;
+
+use super::{Cpu, CpuKvLayer, FloatBuffer};
+use crate::Result;
+use crate::device::compute::{Attention, Compute, Heads, Product, Span};
+use crate::lattice::LatticeMatrix;
+
+impl Compute for Cpu {
+    type KvLayer = CpuKvLayer;
+
+    fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.install(work)
+    }
+
+    fn shape(&self, matrix: &LatticeMatrix) -> (usize, usize) {
+        (matrix.rows(), matrix.cols())
+    }
+
+    fn len(&self, buffer: &FloatBuffer) -> usize {
+        <[f32]>::len(buffer)
+    }
+
+    fn alloc(&self, len: usize) -> Result<FloatBuffer> {
+        Ok(FloatBuffer::zeros(len))
+    }
+
+    fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<CpuKvLayer> {
+        Ok(CpuKvLayer::new(heads, slots, capacity))
+    }
+
+    fn write(&self, values: &[f32], out: &mut FloatBuffer) {
+        out[..values.len()].copy_from_slice(values);
+    }
+
+    fn read(&self, buffer: &FloatBuffer, range: Range<usize>) -> Result<Vec<f32>> {
+        Ok(buffer[range].to_vec())
+    }
+
+    fn embed(&self, table: &LatticeMatrix, tokens: &[u32], out: &mut FloatBuffer) {
+        self.embed_rows(table, tokens, out);
+    }
+
+    fn rms_norm(&self, x: &FloatBuffer, weight: &FloatBuffer, eps: f32, rows: usize, out: &mut FloatBuffer) {
+        self.rms_norm_rows(x, weight, eps, rows, out);
+    }
+
+    fn matmul<const N: usize>(&self, x: &FloatBuffer, rows: usize, products: [Product<'_, Self>; N]) {
+        self.products(x, rows, products);
+    }
+
+    fn rope(&self, x: &mut FloatBuffer, heads: usize, head_dim: usize, angles: &FloatBuffer, rows: usize) {
+        self.rope_rows(x, heads, head_dim, angles, rows);
+    }
+
+    fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {
+        self.attend(attention, spans);
+    }
+
+    fn silu_mul(&self, gate: &mut FloatBuffer, up: &FloatBuffer, len: usize) {
+        self.silu_mul_values(gate, up, len);
+    }
+
+    fn select_rows(&self, x: &FloatBuffer, rows: &[usize], width: usize, out: &mut FloatBuffer) {
+        self.copy_rows(x, rows, width, out);
+    }
+}

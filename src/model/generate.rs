@@ -1,0 +1,105 @@
+//! From prompt to tokens, one after another.
+
+use std::time::{Duration, Instant};
+
+use super::{Batch, KvCache, Llama, Sampler, Sampling, Sequence, Want};
+use crate::device::Compute;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// Prompt tokens computed at once: the room a forward pass needs stays the same for any prompt.
+const PREFILL: usize = 512;
+
+/// What to generate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Tokens that end the text; the one that did is not returned.
+    pub stop_tokens: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// This stop token was chosen.
+    StopToken(u32),
+    /// `max_tokens` were generated.
+    MaxTokens,
+    /// The context is full.
+    ContextFull,
+}
+
+/// What was generated, and how long it took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The new tokens.
+    pub token_ids: Vec<u32>,
+    /// Why there are no more.
+    pub stop: StopReason,
+    /// Time from the first prompt token to the first logits.
+    pub prefill: Duration,
+    /// Time from there to the end.
+    pub decode: Duration,
+}
+
+/// Continues `prompt` in slot 0 of `cache`, which is emptied first. `on_token` is called with each token as it is chosen.
+/// `owner` is the fingerprint of the weights.
+///
+/// # Errors
+/// When a parameter is out of its range, the prompt is empty or longer than the context, the cache belongs to other
+/// weights, or logits are not finite.
+pub fn generate<D: Compute>(
+    model: &Llama,
+    device: &D,
+    weights: &Weights<D>,
+    cache: &mut KvCache<D>,
+    owner: [u8; 32],
+    prompt: &[u32],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(u32),
+) -> Result<Generation> {
+    let mut sampler = Sampler::new(&options.sampling)?;
+    let capacity = cache.capacity();
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt);
+    } else if prompt.len() > capacity {
+        return Err(Error::ContextFull { slot: 0, needed: prompt.len(), capacity });
+    }
+    cache.clear_slot(0);
+    let mut forward = |tokens: &[u32], want| {
+        model.forward(device, weights, cache, &Batch { sequences: &[Sequence { slot: 0, tokens, want }], owner })
+    };
+
+    let started = Instant::now();
+    let first_part = (prompt.len() - 1) / PREFILL * PREFILL;
+    for tokens in prompt[..first_part].chunks(PREFILL) {
+        forward(tokens, Want::Nothing)?;
+    }
+    let mut logits = forward(&prompt[first_part..], Want::Last)?;
+    let prefill = started.elapsed();
+
+    let started = Instant::now();
+    let mut token_ids = Vec::new();
+    let stop = loop {
+        if token_ids.len() == options.max_tokens {
+            break StopReason::MaxTokens;
+        }
+        let token = sampler.choose(logits.last().unwrap_or_default())?;
+        if options.stop_tokens.contains(&token) {
+            break StopReason::StopToken(token);
+        }
+        token_ids.push(token);
+        on_token(token);
+        if token_ids.len() == options.max_tokens {
+            break StopReason::MaxTokens;
+        }
+        if prompt.len() + token_ids.len() > capacity {
+            break StopReason::ContextFull;
+        }
+        logits = forward(&[token], Want::Last)?;
+    };
+    Ok(Generation { token_ids, stop, prefill, decode: started.elapsed() })
+}

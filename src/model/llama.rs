@@ -1,0 +1,439 @@
+//! The Llama family's forward pass (Llama, Mistral, Qwen2), written once over [`Compute`], for several sequences at once.
+//!
+//! Per layer: `x += O · attention(rope(Q·n), rope(K·n), V·n)` with `n = norm(x)`, then
+//! `x += Down · (silu(Gate·m) ⊙ Up·m)` with `m = norm(x)`; at the end `logits = Head · norm(x)` of the wanted rows.
+//!
+//! **Invariant:** a sequence's logits depend on its own tokens alone, bit for bit, however it is batched or split.
+
+use std::ops::Range;
+
+use super::{KvCache, RopeTable};
+use crate::base::ModelConfig;
+use crate::device::{Attention, Compute, Heads, Product, Span};
+use crate::weights::{MatrixId, Weights};
+use crate::{Error, Result, WeightName};
+
+/// Which logits of a sequence are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: the tokens only fill the cache.
+    Nothing,
+    /// Those after the last new token.
+    Last,
+    /// Those after every new token.
+    All,
+}
+
+/// New tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// Its slot in the cache.
+    pub slot: usize,
+    /// The tokens, following those in the cache.
+    pub tokens: &'a [u32],
+    /// Which logits to return.
+    pub want: Want,
+}
+
+/// What one forward pass computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The sequences, by ascending slot.
+    pub sequences: &'a [Sequence<'a>],
+    /// Fingerprint of the weights; the cache must have the same owner.
+    pub owner: [u8; 32],
+}
+
+/// The wanted logits, in the order of the batch: a row of `vocab_size` per wanted position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocab_size: usize,
+    sequences: Vec<Range<usize>>,
+}
+
+impl Logits {
+    /// All rows in order.
+    pub fn rows(&self) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
+        self.values.chunks_exact(self.vocab_size)
+    }
+
+    /// The rows of sequence `index` of the batch.
+    pub fn sequence(&self, index: usize) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
+        let Range { start, end } = self.sequences[index].clone();
+        self.values[start * self.vocab_size..end * self.vocab_size].chunks_exact(self.vocab_size)
+    }
+
+    /// The last row, if any was wanted.
+    pub fn last(&self) -> Option<&[f32]> {
+        self.rows().next_back()
+    }
+}
+
+/// A matrix with its optional bias.
+struct Linear {
+    weight: MatrixId,
+    bias: Option<WeightName>,
+}
+
+impl Linear {
+    fn product<'a, D: Compute>(
+        &self,
+        weights: &'a Weights<D>,
+        out: &'a mut D::Buffer,
+        accumulate: bool,
+    ) -> Product<'a, D> {
+        let bias = self.bias.as_ref().map(|name| weights.vector(name).expect("bound to these weights"));
+        Product { weight: weights.matrix(self.weight), bias, out, accumulate }
+    }
+}
+
+struct Layer {
+    input_norm: WeightName,
+    post_attention_norm: WeightName,
+    /// q, k, v
+    attention: [Linear; 3],
+    out: Linear,
+    /// gate, up
+    feed_forward: [Linear; 2],
+    down: Linear,
+}
+
+/// A model's structure, bound to the weights it reads.
+pub struct Llama {
+    config: ModelConfig,
+    rope: RopeTable,
+    embedding: MatrixId,
+    layers: Vec<Layer>,
+    norm: WeightName,
+    head: MatrixId,
+}
+
+/// Buffers of one forward pass, for a number of rows.
+pub(super) struct Workspace<D: Compute> {
+    rows: usize,
+    /// `(rows, hidden)`: the residual stream, its norm.
+    stream: D::Buffer,
+    normed: D::Buffer,
+    /// `(rows, heads × head_dim)` or `(rows, kv_heads × head_dim)`.
+    queries: D::Buffer,
+    keys: D::Buffer,
+    values: D::Buffer,
+    mixed: D::Buffer,
+    /// `(rows, intermediate)`
+    gate: D::Buffer,
+    up: D::Buffer,
+    /// `(rows, head_dim)`
+    angles: D::Buffer,
+    angles_host: Vec<f32>,
+    /// `(wanted rows, vocab)`
+    logits: D::Buffer,
+}
+
+pub(super) fn heads(config: &ModelConfig) -> Heads {
+    Heads { heads: config.num_attention_heads, kv_heads: config.num_key_value_heads, head_dim: config.head_dim }
+}
+
+/// Resolves names against the weights and checks their shapes.
+struct Binder<'a, D: Compute> {
+    device: &'a D,
+    weights: &'a Weights<D>,
+    architecture: &'a str,
+}
+
+impl<D: Compute> Binder<'_, D> {
+    fn matrix(&self, name: String, shape: [usize; 2]) -> Result<MatrixId> {
+        let weight = WeightName::new(name);
+        let Some(id) = self.weights.matrix_id(&weight) else {
+            return Err(Error::MissingWeight { weight, architecture: self.architecture.to_owned() });
+        };
+        let found = self.device.shape(self.weights.matrix(id));
+        if found != (shape[0], shape[1]) {
+            return Err(Error::WeightShape { weight, expected: shape.to_vec(), found: vec![found.0, found.1] });
+        }
+        Ok(id)
+    }
+
+    /// The vector's name if it is there, `len` long.
+    fn find_vector(&self, weight: &WeightName, len: usize) -> Result<bool> {
+        let Some(vector) = self.weights.vector(weight) else { return Ok(false) };
+        let found = self.device.len(vector);
+        if found != len {
+            return Err(Error::WeightShape { weight: weight.clone(), expected: vec![len], found: vec![found] });
+        }
+        Ok(true)
+    }
+
+    fn vector(&self, name: String, len: usize) -> Result<WeightName> {
+        let weight = WeightName::new(name);
+        if !self.find_vector(&weight, len)? {
+            return Err(Error::MissingWeight { weight, architecture: self.architecture.to_owned() });
+        }
+        Ok(weight)
+    }
+
+    fn linear(&self, prefix: &str, shape: [usize; 2]) -> Result<Linear> {
+        let weight = self.matrix(format!("{prefix}.weight"), shape)?;
+        let bias = WeightName::new(format!("{prefix}.bias"));
+        let bias = self.find_vector(&bias, shape[0])?.then_some(bias);
+        Ok(Linear { weight, bias })
+    }
+}
+
+fn check(config: &ModelConfig) -> Result<()> {
+    let refuse =
+        |field, expected: &str, found: String| Err(Error::ModelConfig { field, expected: expected.to_owned(), found });
+    let c = config;
+    for (field, value) in [
+        ("hidden_size", c.hidden_size),
+        ("intermediate_size", c.intermediate_size),
+        ("num_attention_heads", c.num_attention_heads),
+        ("num_key_value_heads", c.num_key_value_heads),
+        ("head_dim", c.head_dim),
+        ("vocab_size", c.vocab_size),
+        ("max_position_embeddings", c.max_position_embeddings),
+    ] {
+        if value == 0 || value > 1 << 30 {
+            return refuse(field, "1 to 2^30", value.to_string());
+        }
+    }
+    if c.head_dim % 2 != 0 {
+        return refuse("head_dim", "an even number", c.head_dim.to_string());
+    }
+    if c.num_attention_heads % c.num_key_value_heads != 0 {
+        return refuse("num_attention_heads", "a multiple of num_key_value_heads", c.num_attention_heads.to_string());
+    }
+    if c.num_attention_heads.checked_mul(c.head_dim).is_none_or(|width| width > 1 << 30) {
+        return refuse("num_attention_heads", "at most 2^30 / head_dim", c.num_attention_heads.to_string());
+    }
+    if c.sliding_window == Some(0) {
+        return refuse("sliding_window", "at least 1", "0".to_owned());
+    }
+    Ok(())
+}
+
+impl Llama {
+    /// Resolves every weight of `config` once. Biases are used where the base has them.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape than the configuration says, or the configuration contradicts
+    /// itself.
+    pub fn bind<D: Compute>(device: &D, config: &ModelConfig, weights: &Weights<D>) -> Result<Self> {
+        check(config)?;
+        let c = config;
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let binder = Binder { device, weights, architecture: &c.architecture };
+        let embedding = binder.matrix("model.embed_tokens.weight".to_owned(), [c.vocab_size, hidden])?;
+        let head = if c.tie_word_embeddings {
+            embedding
+        } else {
+            binder.matrix("lm_head.weight".to_owned(), [c.vocab_size, hidden])?
+        };
+        let layers = (0..c.num_hidden_layers)
+            .map(|i| {
+                let name = |rest: &str| format!("model.layers.{i}.{rest}");
+                Ok(Layer {
+                    input_norm: binder.vector(name("input_layernorm.weight"), hidden)?,
+                    post_attention_norm: binder.vector(name("post_attention_layernorm.weight"), hidden)?,
+                    attention: [
+                        binder.linear(&name("self_attn.q_proj"), [q, hidden])?,
+                        binder.linear(&name("self_attn.k_proj"), [kv, hidden])?,
+                        binder.linear(&name("self_attn.v_proj"), [kv, hidden])?,
+                    ],
+                    out: binder.linear(&name("self_attn.o_proj"), [hidden, q])?,
+                    feed_forward: [
+                        binder.linear(&name("mlp.gate_proj"), [inner, hidden])?,
+                        binder.linear(&name("mlp.up_proj"), [inner, hidden])?,
+                    ],
+                    down: binder.linear(&name("mlp.down_proj"), [hidden, inner])?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let norm = binder.vector("model.norm.weight".to_owned(), hidden)?;
+        Ok(Self { rope: RopeTable::new(c)?, config: c.clone(), embedding, layers, norm, head })
+    }
+
+    /// The model's hyper-parameters.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Runs the new tokens of every sequence through the model, appends them to the cache and returns the wanted logits.
+    ///
+    /// # Errors
+    /// Before anything is computed: when the cache belongs to other weights or another model, a sequence is out of
+    /// order, empty or too long, or a token is unknown. The cache is then unchanged.
+    pub fn forward<D: Compute>(
+        &self,
+        device: &D,
+        weights: &Weights<D>,
+        cache: &mut KvCache<D>,
+        batch: &Batch<'_>,
+    ) -> Result<Logits> {
+        let spans = self.check_batch(cache, batch)?;
+        let rows = spans.last().map_or(0, |span| span.rows.end);
+        let tokens: Vec<u32> = batch.sequences.iter().flat_map(|sequence| sequence.tokens).copied().collect();
+        let (wanted, sequences) = wanted_rows(batch, &spans);
+        let mut workspace = match cache.workspace.take() {
+            Some(workspace) if workspace.rows >= rows && device.len(&workspace.logits) >= self.logits_len(&wanted) => {
+                workspace
+            }
+            _ => self.workspace(device, rows, wanted.len())?,
+        };
+        let positions = spans.iter().flat_map(|span| span.past..span.past + span.rows.len());
+        self.rope.angles(positions, &mut workspace.angles_host);
+        let values = device.submit(|| {
+            self.run(device, weights, cache, &mut workspace, &tokens, &spans, &wanted);
+            device.read(&workspace.logits, 0..self.logits_len(&wanted))
+        })?;
+        for (span, sequence) in spans.iter().zip(batch.sequences) {
+            cache.lengths[span.slot] += sequence.tokens.len();
+        }
+        cache.workspace = Some(workspace);
+        Ok(Logits { values, vocab_size: self.config.vocab_size, sequences })
+    }
+
+    fn logits_len(&self, wanted: &[usize]) -> usize {
+        wanted.len() * self.config.vocab_size
+    }
+
+    fn check_batch<D: Compute>(&self, cache: &KvCache<D>, batch: &Batch<'_>) -> Result<Vec<Span>> {
+        let expected = heads(&self.config);
+        for (field, expected, found) in [
+            ("layers", self.layers.len(), cache.layers.len()),
+            ("heads", expected.heads, cache.heads.heads),
+            ("kv_heads", expected.kv_heads, cache.heads.kv_heads),
+            ("head_dim", expected.head_dim, cache.heads.head_dim),
+        ] {
+            if expected != found {
+                return Err(Error::CacheShape { field, expected, found });
+            }
+        }
+        if cache.owner() != batch.owner {
+            return Err(Error::CacheOwner { expected: batch.owner, found: cache.owner() });
+        }
+        let mut spans: Vec<Span> = Vec::with_capacity(batch.sequences.len());
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let refuse = |problem| Err(Error::BatchSequence { index, problem, slots: cache.slots() });
+            let Sequence { slot, tokens, .. } = *sequence;
+            let start = spans.last().map_or(0, |span| span.rows.end);
+            if spans.last().is_some_and(|span| span.slot >= slot) {
+                return refuse("its slot does not follow the one before");
+            } else if slot >= cache.slots() {
+                return refuse("there is no such slot");
+            } else if tokens.is_empty() {
+                return refuse("it brings no tokens");
+            }
+            let past = cache.len(slot);
+            let capacity = cache.capacity().min(self.config.max_position_embeddings);
+            if tokens.len() > capacity - past {
+                return Err(Error::ContextFull { slot, needed: past.saturating_add(tokens.len()), capacity });
+            }
+            let vocab_size = self.config.vocab_size;
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+                return Err(Error::UnknownToken { token, vocab_size });
+            }
+            spans.push(Span { slot, rows: start..start + tokens.len(), past });
+        }
+        Ok(spans)
+    }
+
+    fn workspace<D: Compute>(&self, device: &D, rows: usize, wanted: usize) -> Result<Workspace<D>> {
+        let c = &self.config;
+        let alloc = |width: usize| device.alloc(rows * width);
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        Ok(Workspace {
+            rows,
+            stream: alloc(c.hidden_size)?,
+            normed: alloc(c.hidden_size)?,
+            queries: alloc(q)?,
+            keys: alloc(kv)?,
+            values: alloc(kv)?,
+            mixed: alloc(q)?,
+            gate: alloc(c.intermediate_size)?,
+            up: alloc(c.intermediate_size)?,
+            angles: alloc(c.head_dim)?,
+            angles_host: Vec::new(),
+            logits: device.alloc(wanted * c.vocab_size)?,
+        })
+    }
+
+    /// The forward pass itself: calls to the device in sequence, nothing that can fail.
+    #[allow(clippy::too_many_arguments, reason = "the batch in its parts, each borrowed once")]
+    fn run<D: Compute>(
+        &self,
+        device: &D,
+        weights: &Weights<D>,
+        cache: &mut KvCache<D>,
+        w: &mut Workspace<D>,
+        tokens: &[u32],
+        spans: &[Span],
+        wanted: &[usize],
+    ) {
+        let c = &self.config;
+        let rows = tokens.len();
+        #[allow(clippy::cast_possible_truncation, reason = "rounded to the activations' precision")]
+        let eps = c.rms_norm_eps as f32;
+        let vector = |name: &WeightName| weights.vector(name).expect("bound to these weights");
+        device.write(&w.angles_host, &mut w.angles);
+        device.embed(weights.matrix(self.embedding), tokens, &mut w.stream);
+        for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
+            device.rms_norm(&w.stream, vector(&layer.input_norm), eps, rows, &mut w.normed);
+            let [q, k, v] = &layer.attention;
+            let projections = [
+                q.product(weights, &mut w.queries, false),
+                k.product(weights, &mut w.keys, false),
+                v.product(weights, &mut w.values, false),
+            ];
+            device.matmul(&w.normed, rows, projections);
+            device.rope(&mut w.queries, c.num_attention_heads, c.head_dim, &w.angles, rows);
+            device.rope(&mut w.keys, c.num_key_value_heads, c.head_dim, &w.angles, rows);
+            let attention = Attention {
+                queries: &w.queries,
+                keys: &w.keys,
+                values: &w.values,
+                cache: kv,
+                heads: heads(c),
+                window: c.sliding_window,
+                out: &mut w.mixed,
+            };
+            device.attention(attention, spans);
+            device.matmul(&w.mixed, rows, [layer.out.product(weights, &mut w.stream, true)]);
+
+            device.rms_norm(&w.stream, vector(&layer.post_attention_norm), eps, rows, &mut w.normed);
+            let [gate, up] = &layer.feed_forward;
+            device.matmul(
+                &w.normed,
+                rows,
+                [gate.product(weights, &mut w.gate, false), up.product(weights, &mut w.up, false)],
+            );
+            device.silu_mul(&mut w.gate, &w.up, rows * c.intermediate_size);
+            device.matmul(&w.gate, rows, [layer.down.product(weights, &mut w.stream, true)]);
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let norm = vector(&self.norm);
+        let head = Linear { weight: self.head, bias: None };
+        device.select_rows(&w.stream, wanted, c.hidden_size, &mut w.normed);
+        device.rms_norm(&w.normed, norm, eps, wanted.len(), &mut w.stream);
+        device.matmul(&w.stream, wanted.len(), [head.product(weights, &mut w.logits, false)]);
+    }
+}
+
+/// The batch rows whose logits are wanted, and which of them belong to each sequence.
+fn wanted_rows(batch: &Batch<'_>, spans: &[Span]) -> (Vec<usize>, Vec<Range<usize>>) {
+    let mut wanted = Vec::new();
+    let sequences = batch.sequences.iter().zip(spans).map(|(sequence, span)| {
+        let start = wanted.len();
+        match sequence.want {
+            Want::Nothing => {}
+            Want::Last => wanted.push(span.rows.end - 1),
+            Want::All => wanted.extend(span.rows.clone()),
+        }
+        start..wanted.len()
+    });
+    let sequences = sequences.collect();
+    (wanted, sequences)
+}

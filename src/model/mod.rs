@@ -1,5 +1,6 @@
-//! The model: forward pass over a device, tokenizer, sampling.
+//! The model: forward pass over a device, tokenizer, chat template, sampling.
 
+pub mod chat;
 mod generate;
 mod kv_cache;
 mod llama;
@@ -7,6 +8,7 @@ mod rope;
 mod sampling;
 #[cfg(test)]
 mod testing;
+pub mod tokenizer;
 
 pub use generate::{GenerateOptions, Generation, StopReason, generate};
 pub use kv_cache::KvCache;

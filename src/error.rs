@@ -88,6 +88,17 @@ pub enum Error {
         headroom: f32,
     },
 
+    /// The tree was made for another base.
+    #[error("{}: its BLAKE3 is {found}, but the tree's tree.toml asks for {expected}; give the base the tree was trained on", base.display())]
+    WrongBase {
+        /// The base.
+        base: PathBuf,
+        /// The hash in `tree.toml`.
+        expected: String,
+        /// The hash of the base's bytes.
+        found: String,
+    },
+
     /// A pass over the weights broke off, so they are in no known state.
     #[error("the weights are unusable since a switch broke off; `Runtime::restore` loads them anew from the base")]
     Unusable,

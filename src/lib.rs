@@ -8,6 +8,7 @@ pub mod file;
 pub mod lattice;
 pub mod model;
 pub mod name;
+pub mod runtime;
 pub mod store;
 mod suggest;
 #[doc(hidden)]
@@ -17,3 +18,4 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use name::WeightName;
+pub use runtime::Runtime;

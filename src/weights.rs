@@ -40,6 +40,14 @@ pub struct Movement<'a, D: Device> {
     pub terms: Vec<(&'a NodeDeltas<D>, Sign)>,
 }
 
+impl<'a, D: Device> Movement<'a, D> {
+    /// What moves on one matrix.
+    fn segments(&self, id: MatrixId) -> Vec<Segment<'a, D::Delta>> {
+        let touching = self.terms.iter().filter_map(|(deltas, sign)| Some((deltas.delta(id)?, *sign)));
+        touching.map(|(delta, sign)| Segment { delta, sign }).collect()
+    }
+}
+
 /// The cost of one pass over the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
@@ -117,7 +125,9 @@ impl<D: Device> Weights<D> {
                         return Err(Error::NonFinite { tensor: name.to_string(), index, value: values[index] });
                     }
                     vectors_hash.update(name.as_str().as_bytes()).update(&[0]);
-                    values.iter().for_each(|v| drop(vectors_hash.update(&v.to_le_bytes())));
+                    for value in &values {
+                        vectors_hash.update(&value.to_le_bytes());
+                    }
                     weights.vectors.insert(name.clone(), device.upload_buffer(values)?);
                 }
             }
@@ -201,28 +211,36 @@ impl<D: Device> Weights<D> {
         Ok(NodeDeltas::new(compiled.collect::<Result<Vec<_>>>()?))
     }
 
-    /// Checks that at a node with these nodes' deltas applied no weight leaves the lattice.
+    /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas applied there: where the
+    /// sum of their largest entries leaves room nothing else is looked at, and the other rows are counted exactly.
     ///
     /// # Errors
     /// [`Error::Overflow`] with the headroom that would do.
-    pub(crate) fn check_bounds(&self, node: &str, path: &[&NodeDeltas<D>]) -> Result<()> {
+    pub(crate) fn check_bounds(
+        &self,
+        device: &D,
+        node: &str,
+        path: &[&NodeDeltas<D>],
+        movement: &Movement<'_, D>,
+    ) -> Result<()> {
         for (name, id) in self.matrix_names() {
-            let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.row_max(id)).collect();
-            if touching.is_empty() {
+            let segments = movement.segments(id);
+            if segments.is_empty() {
                 continue;
             }
             let grid = self.grid(id);
-            for (row, &largest) in grid.row_max.iter().enumerate() {
-                let reach = touching.iter().fold(u32::from(largest), |sum, row_max| sum.saturating_add(row_max[row]));
-                if reach > LIMIT {
-                    return Err(Error::Overflow {
-                        node: node.to_owned(),
-                        weight: name.clone(),
-                        row,
-                        needed: headroom_for(grid.headroom, f64::from(reach)),
-                        headroom: grid.headroom,
-                    });
-                }
+            let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.row_max(id)).collect();
+            let bound = |row: usize| {
+                touching.iter().fold(u32::from(grid.row_max[row]), |sum, row_max| sum.saturating_add(row_max[row]))
+            };
+            let close: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
+            let reaches = device.reach(self.matrix(id), &segments, &close)?;
+            if let Some((&row, &reach)) = close.iter().zip(&reaches).max_by_key(|(_, reach)| **reach)
+                && reach > LIMIT
+            {
+                let needed = headroom_for(grid.headroom, f64::from(reach));
+                let (node, weight) = (node.to_owned(), name.clone());
+                return Err(Error::Overflow { node, weight, row, needed, headroom: grid.headroom });
             }
         }
         Ok(())
@@ -245,11 +263,7 @@ impl<D: Device> Weights<D> {
         let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
         let mut work = Vec::new();
         for (k, (matrix, grid)) in self.matrices.iter_mut().zip(&self.grids).enumerate() {
-            let segments: Vec<_> = movement
-                .terms
-                .iter()
-                .filter_map(|(deltas, sign)| Some(Segment { delta: deltas.delta(MatrixId(k))?, sign: *sign }))
-                .collect();
+            let segments = movement.segments(MatrixId(k));
             if !segments.is_empty() {
                 touched.matrices += 1;
                 touched.weights += (grid.rows() * grid.cols) as u64;

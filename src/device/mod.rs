@@ -47,6 +47,12 @@ pub trait Device: Send + Sync {
     /// When the device fails.
     fn read_matrix(&self, matrix: &Self::Matrix) -> Result<LatticeMatrix>;
 
+    /// The largest `|N ± Q|` in each of `rows` if the segments were applied, exactly, without applying them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn reach(&self, matrix: &Self::Matrix, segments: &[Segment<'_, Self::Delta>], rows: &[usize]) -> Result<Vec<u32>>;
+
     /// Adds and subtracts every segment in one read and write of each matrix.
     ///
     /// # Errors

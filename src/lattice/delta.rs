@@ -137,19 +137,38 @@ impl CompiledDelta {
         }
     }
 
+    /// Adds or subtracts row `i` of `Q`, exactly.
+    pub fn add_row(&self, i: usize, sign: Sign, sums: &mut [i32]) {
+        let mut add = |j: usize, q: i32| match sign {
+            Sign::Add => sums[j] += q,
+            Sign::Subtract => sums[j] -= q,
+        };
+        match &self.kind {
+            DeltaKind::LowRank(chunks) => {
+                for factors in chunks {
+                    for first in (0..self.cols).step_by(LANES) {
+                        let q = factors.q_panel(i, first / LANES);
+                        (first..self.cols).zip(q).for_each(|(j, q)| add(j, q));
+                    }
+                }
+            }
+            DeltaKind::Dense(lanes) => {
+                let stride = self.cols.div_ceil(LANES);
+                let row: &[i16] = bytemuck::cast_slice(&lanes[i * stride..][..stride]);
+                row[..self.cols].iter().enumerate().for_each(|(j, &q)| add(j, q.into()));
+            }
+            DeltaKind::Sparse(s) => {
+                let range = s.row_start[i] as usize..s.row_start[i + 1] as usize;
+                s.cols[range.clone()].iter().zip(&s.values[range]).for_each(|(&j, &q)| add(j as usize, q.into()));
+            }
+        }
+    }
+
     /// `max_j |Q_ij|`, counted.
     pub(super) fn exact_row_max(&self, i: usize) -> u32 {
-        let DeltaKind::LowRank(chunks) = &self.kind else {
-            return (0..self.cols).map(|j| self.q(i, j).unsigned_abs()).max().unwrap_or(0);
-        };
-        let largest = |panel: usize| {
-            let mut q = [0_i32; LANES];
-            for factors in chunks {
-                q.iter_mut().zip(factors.q_panel(i, panel)).for_each(|(q, more)| *q += more);
-            }
-            q.iter().map(|q| q.unsigned_abs()).max()
-        };
-        (0..self.cols.div_ceil(LANES)).filter_map(largest).max().unwrap_or(0)
+        let mut q = vec![0; self.cols];
+        self.add_row(i, Sign::Add, &mut q);
+        q.iter().map(|q| q.unsigned_abs()).max().unwrap_or(0)
     }
 
     /// Bytes held in memory.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Batch, KvCache, Llama, Sampler, Sampling, Sequence, Want};
+use super::{Batch, KvCache, Llama, Logits, Sampler, Sampling, Sequence, Want};
 use crate::device::Compute;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -22,7 +22,8 @@ pub struct GenerateOptions {
 }
 
 /// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// This stop token was chosen.
     StopToken(u32),
@@ -63,22 +64,8 @@ pub fn generate<D: Compute>(
 ) -> Result<Generation> {
     let mut sampler = Sampler::new(&options.sampling)?;
     let capacity = cache.capacity();
-    if prompt.is_empty() {
-        return Err(Error::EmptyPrompt);
-    } else if prompt.len() > capacity {
-        return Err(Error::ContextFull { slot: 0, needed: prompt.len(), capacity });
-    }
-    cache.clear_slot(0);
-    let mut forward = |tokens: &[u32], want| {
-        model.forward(device, weights, cache, &Batch { sequences: &[Sequence { slot: 0, tokens, want }], owner })
-    };
-
     let started = Instant::now();
-    let first_part = (prompt.len() - 1) / PREFILL * PREFILL;
-    for tokens in prompt[..first_part].chunks(PREFILL) {
-        forward(tokens, Want::Nothing)?;
-    }
-    let mut logits = forward(&prompt[first_part..], Want::Last)?;
+    let mut logits = prefill(model, device, weights, cache, owner, prompt)?;
     let prefill = started.elapsed();
 
     let started = Instant::now();
@@ -99,7 +86,37 @@ pub fn generate<D: Compute>(
         if prompt.len() + token_ids.len() > capacity {
             break StopReason::ContextFull;
         }
-        logits = forward(&[token], Want::Last)?;
+        let sequences = &[Sequence { slot: 0, tokens: &[token], want: Want::Last }];
+        logits = model.forward(device, weights, cache, &Batch { sequences, owner })?;
     };
     Ok(Generation { token_ids, stop, prefill, decode: started.elapsed() })
+}
+
+/// Runs `prompt` through slot 0 of `cache`, which is emptied first, and returns the logits after its last token.
+///
+/// # Errors
+/// When the prompt is empty or longer than the context, or the cache belongs to other weights.
+pub fn prefill<D: Compute>(
+    model: &Llama,
+    device: &D,
+    weights: &Weights<D>,
+    cache: &mut KvCache<D>,
+    owner: [u8; 32],
+    prompt: &[u32],
+) -> Result<Logits> {
+    let capacity = cache.capacity();
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt);
+    } else if prompt.len() > capacity {
+        return Err(Error::ContextFull { slot: 0, needed: prompt.len(), capacity });
+    }
+    cache.clear_slot(0);
+    let mut forward = |tokens: &[u32], want| {
+        model.forward(device, weights, cache, &Batch { sequences: &[Sequence { slot: 0, tokens, want }], owner })
+    };
+    let first_part = (prompt.len() - 1) / PREFILL * PREFILL;
+    for tokens in prompt[..first_part].chunks(PREFILL) {
+        forward(tokens, Want::Nothing)?;
+    }
+    forward(&prompt[first_part..], Want::Last)
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::{KvCache, RopeTable};
 use crate::base::ModelConfig;
 use crate::device::{Attention, Compute, Heads, Product, Span};
-use crate::weights::{MatrixId, Weights};
+use crate::weights::{HEAD, MatrixId, Weights};
 use crate::{Error, Result, WeightName};
 
 /// Which logits of a sequence are wanted.
@@ -225,10 +225,10 @@ impl Llama {
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let binder = Binder { device, weights, architecture: &c.architecture };
         let embedding = binder.matrix("model.embed_tokens.weight".to_owned(), [c.vocab_size, hidden])?;
-        let head = if c.tie_word_embeddings {
+        let head = if c.tie_word_embeddings && weights.matrix_id(&WeightName::new(HEAD)).is_none() {
             embedding
         } else {
-            binder.matrix("lm_head.weight".to_owned(), [c.vocab_size, hidden])?
+            binder.matrix(HEAD.to_owned(), [c.vocab_size, hidden])?
         };
         let layers = (0..c.num_hidden_layers)
             .map(|i| {

@@ -10,7 +10,7 @@ mod sampling;
 mod testing;
 pub mod tokenizer;
 
-pub use generate::{GenerateOptions, Generation, StopReason, generate};
+pub use generate::{GenerateOptions, Generation, StopReason, generate, prefill};
 pub use kv_cache::KvCache;
 pub use llama::{Batch, Llama, Logits, Sequence, Want};
 pub use rope::RopeTable;

@@ -8,9 +8,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Runtime;
+use crate::Result;
 use crate::device::cpu::ceiling;
 use crate::model::{Batch, KvCache, Sequence, Want};
-use crate::Result;
 
 /// A measured time beside its ceiling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -71,9 +71,10 @@ impl Runtime {
         let mut pairs = Vec::with_capacity(repeats);
         for k in 0..repeats {
             // Twice restores every bit; the second time is measured.
-            let memory = (0..2).map(|_| self.weights.pass(&touched, |lanes| {
-                time(|| self.device.install(|| ceiling::read_modify_write(simd, lanes))).0
-            }));
+            let memory = (0..2).map(|_| {
+                self.weights
+                    .pass(&touched, |lanes| time(|| self.device.install(|| ceiling::read_modify_write(simd, lanes))).0)
+            });
             let memory = memory.last().unwrap_or(0.0);
             let (multiply, ()) = time(|| self.device.install(|| ceiling::integer_multiply_add(simd, products)));
             let report = self.switch_to(if k % 2 == 0 { b } else { a })?;

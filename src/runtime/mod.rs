@@ -38,7 +38,7 @@ pub struct Runtime {
     tree: AdapterTree,
     device: Cpu,
     weights: Weights<Cpu>,
-    model: Llama<Cpu>,
+    model: Llama,
     cache: DeltaCache<Cpu>,
     limits: Limits,
     headroom: f32,
@@ -136,7 +136,7 @@ impl RuntimeBuilder {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(self, progress: impl FnMut(usize, usize)) -> Result<Runtime> {
+    pub fn open_with(self, progress: impl FnMut(usize, usize) + Send) -> Result<Runtime> {
         let device = Cpu::new(self.threads)?;
         let base = match self.base {
             Source::Path(path) => BaseModel::open(&resolve(&path)?)?,
@@ -148,9 +148,13 @@ impl RuntimeBuilder {
             (None, None) => AdapterTree::builder().build()?,
         };
         if let Some(pin) = tree.base().and_then(|pin| pin.blake3.as_deref()) {
-            let found = base.content_hash()?;
-            if !pin.eq_ignore_ascii_case(&found) {
-                return Err(Error::WrongBase { base: base.path().into(), expected: pin.to_owned(), found });
+            let found = base.content_hash();
+            if !pin.eq_ignore_ascii_case(found) {
+                return Err(Error::WrongBase {
+                    base: base.path().into(),
+                    expected: pin.to_owned(),
+                    found: found.to_owned(),
+                });
             }
         }
         let weights = device.install(|| Weights::load(&base, &device, self.headroom, progress))?;
@@ -177,7 +181,7 @@ impl RuntimeBuilder {
 /// A base given by hub name becomes the folder it is downloaded to.
 fn resolve(base: &Path) -> Result<PathBuf> {
     match base.to_str().and_then(|text| text.strip_prefix("hf:")) {
-        Some(name) => crate::file::hub::download(name),
+        Some(name) => crate::file::hub::HubModel::parse(name)?.fetch(),
         None => Ok(base.to_owned()),
     }
 }
@@ -241,7 +245,7 @@ impl Runtime {
     }
 
     /// The forward pass over them.
-    pub fn model(&self) -> &Llama<Cpu> {
+    pub fn model(&self) -> &Llama {
         &self.model
     }
 

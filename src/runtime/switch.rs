@@ -75,14 +75,23 @@ impl Runtime {
             pass_ms: 0.0,
             total_ms: 0.0,
         };
-        let resident = self.make_resident(&plan, &mut report.compiled)?;
+        let prepared = self.make_resident(&plan, &mut report.compiled).and_then(|resident| {
+            let movement = movement(&plan, &resident);
+            let path: Vec<_> = self.tree.path_from_root(target).iter().map(|&node| find(&resident, node)).collect();
+            self.weights.check_bounds(&self.device, &report.target, &path, &movement)?;
+            Ok(resident)
+        });
+        let resident = match prepared {
+            Ok(resident) => resident,
+            Err(error) => {
+                self.cache.evict(&self.tree.path_from_root(plan.source));
+                return Err(error);
+            }
+        };
         report.prepare_ms = milliseconds(start);
 
         let pass = Instant::now();
-        let terms = plan.subtract.iter().map(|node| (node, Sign::Subtract));
-        let terms = terms.chain(plan.add.iter().map(|node| (node, Sign::Add)));
-        let terms = terms.map(|(node, sign)| (&*find(&resident, *node).1, sign)).collect();
-        let touched = self.weights.apply(&self.device, &Movement { terms })?;
+        let touched = self.weights.apply(&self.device, &movement(&plan, &resident))?;
         self.current = target;
         self.generation += u64::from(!plan.is_empty());
         report.pass_ms = milliseconds(pass);
@@ -95,30 +104,16 @@ impl Runtime {
         Ok(report)
     }
 
-    /// The compiled deltas of every node on both paths, the bounds at the target checked.
+    /// The compiled deltas of every node on both paths.
     fn make_resident(&mut self, plan: &SwitchPlan, compiled: &mut Vec<String>) -> Result<Vec<Resident>> {
         let mut nodes = self.tree.path_from_root(plan.target);
-        let path_len = nodes.len();
         nodes.extend(&plan.subtract);
         let mut resident = Vec::with_capacity(nodes.len());
-        let pinned = self.tree.path_from_root(plan.source);
         for node in nodes {
             if !self.cache.contains(node) {
                 compiled.push(self.tree.name(node).into());
             }
-            let deltas = match self.compile_cached(node) {
-                Ok(deltas) => deltas,
-                Err(error) => {
-                    self.cache.evict(&pinned);
-                    return Err(error);
-                }
-            };
-            resident.push((node, deltas));
-        }
-        let path: Vec<_> = resident[..path_len].iter().map(|(_, deltas)| &**deltas).collect();
-        if let Err(error) = self.weights.check_bounds(self.tree.name(plan.target), &path) {
-            self.cache.evict(&pinned);
-            return Err(error);
+            resident.push((node, self.compile_cached(node)?));
         }
         Ok(resident)
     }
@@ -148,8 +143,14 @@ impl Runtime {
 
 type Resident = (NodeId, Arc<NodeDeltas<Cpu>>);
 
-fn find(resident: &[Resident], node: NodeId) -> &Resident {
-    resident.iter().find(|(found, _)| *found == node).expect("every node of the plan was made resident")
+fn find(resident: &[Resident], node: NodeId) -> &NodeDeltas<Cpu> {
+    &resident.iter().find(|(found, _)| *found == node).expect("every node of the plan was made resident").1
+}
+
+fn movement<'a>(plan: &SwitchPlan, resident: &'a [Resident]) -> Movement<'a, Cpu> {
+    let left = plan.subtract.iter().map(|&node| (find(resident, node), Sign::Subtract));
+    let entered = plan.add.iter().map(|&node| (find(resident, node), Sign::Add));
+    Movement { terms: left.chain(entered).collect() }
 }
 
 /// Says which node a delta that does not fit belongs to.

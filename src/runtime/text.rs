@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use super::Runtime;
+use crate::Result;
 use crate::model::chat::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{self, GenerateOptions, KvCache, Want, log_softmax_top};
-use crate::{Error, Result};
+use crate::model::{self, GenerateOptions, KvCache, log_softmax_top};
 
 /// What a generation starts from.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +104,7 @@ impl Runtime {
     /// text for this model stop it, beside those of `options`.
     ///
     /// # Errors
-    /// An empty or too long prompt, a parameter out of its range, [`Error::Unusable`] after a pass that broke off.
+    /// An empty or too long prompt, a parameter out of its range, [`crate::Error::Unusable`] after a pass that broke off.
     pub fn generate(
         &self,
         prompt: &Prompt,
@@ -161,14 +161,7 @@ impl Runtime {
         self.usable()?;
         let prompt_ids = self.encode(prompt)?;
         let mut cache = self.kv_cache(prompt_ids.len())?;
-        let logits = model::prefill(
-            &self.model,
-            &self.device,
-            &self.weights,
-            &mut cache,
-            self.owner(),
-            &prompt_ids,
-        )?;
+        let logits = model::prefill(&self.model, &self.device, &self.weights, &mut cache, self.owner(), &prompt_ids)?;
         let logits = logits.last().unwrap_or_default().to_vec();
         Ok(Scores { node: self.current().to_owned(), prompt_ids, logits })
     }
@@ -188,13 +181,13 @@ impl Runtime {
     }
 
     /// A cache for this generation of the weights alone.
-    fn kv_cache(&self, tokens: usize) -> Result<KvCache<crate::device::cpu::Cpu>> {
+    pub(super) fn kv_cache(&self, tokens: usize) -> Result<KvCache<crate::device::cpu::Cpu>> {
         let capacity = tokens.clamp(1, self.base.config().max_position_embeddings);
         KvCache::new(&self.device, self.base.config(), 1, capacity, self.owner())
     }
 
     /// Names one generation of this runtime's weights: no switch ever gives it again.
-    fn owner(&self) -> [u8; 32] {
+    pub(super) fn owner(&self) -> [u8; 32] {
         let mut owner = [0; 32];
         owner[..8].copy_from_slice(&self.generation.to_le_bytes());
         owner

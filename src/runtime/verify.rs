@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use super::Runtime;
 use crate::Result;
+use crate::WeightName;
 use crate::device::Device;
 use crate::lattice::{CompiledDelta, LatticeMatrix, Segment, Sign, compile};
 use crate::tree::NodeId;
 use crate::weights::{EMBEDDING, HEAD, MatrixId, quantise_weight};
-use crate::WeightName;
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -65,8 +65,7 @@ impl Runtime {
     ) -> Result<VerifyReport> {
         let nodes: Vec<NodeId> = self.tree.nodes().collect();
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut expected =
-            Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
+        let mut expected = Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
         let mut report = VerifyReport { switches, ..VerifyReport::default() };
         let mut visited = vec![false; nodes.len()];
         let mut mismatched = vec![false; nodes.len()];

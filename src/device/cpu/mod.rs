@@ -18,8 +18,10 @@ pub use buffer::FloatBuffer;
 pub use delta_apply::delta_apply;
 pub use simd::SimdLevel;
 
+use rayon::prelude::*;
+
 use crate::device::{Device, MatrixWork};
-use crate::lattice::{CompiledDelta, LatticeMatrix};
+use crate::lattice::{CompiledDelta, LatticeMatrix, Segment};
 use crate::{Error, Result};
 
 /// The CPU and its thread pool.
@@ -94,6 +96,10 @@ impl Device for Cpu {
 
     fn read_matrix(&self, matrix: &LatticeMatrix) -> Result<LatticeMatrix> {
         Ok(matrix.clone())
+    }
+
+    fn reach(&self, matrix: &LatticeMatrix, segments: &[Segment], rows: &[usize]) -> Result<Vec<u32>> {
+        Ok(self.install(|| rows.par_iter().map(|&row| delta_apply::reach(matrix, segments, row)).collect()))
     }
 
     fn delta_apply(&self, work: Vec<MatrixWork<'_, Self>>) -> Result<()> {

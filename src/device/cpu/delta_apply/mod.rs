@@ -66,6 +66,15 @@ pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)
     });
 }
 
+/// The largest `|N ± Q|` in one row if the segments were applied.
+pub(super) fn reach(matrix: &LatticeMatrix, segments: &[Segment], row: usize) -> u32 {
+    let mut sums: Vec<i32> = matrix.row(row).iter().map(|&n| n.into()).collect();
+    for segment in segments {
+        segment.delta.add_row(row, segment.sign, &mut sums);
+    }
+    sums.iter().map(|sum| sum.unsigned_abs()).max().unwrap_or(0)
+}
+
 /// Consecutive rows of one matrix.
 struct RowBlock<'a> {
     lanes: &'a mut [Lane],

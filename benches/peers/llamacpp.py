@@ -1,4 +1,6 @@
-"""llama.cpp (PyPI xllamacpp) on this CPU. Its adapters stay beside the weights and are applied to every token; a request names them.
+"""llama.cpp (PyPI xllamacpp) on this CPU. Its adapters stay beside the weights and are applied to every token.
+
+A request names the adapters it wants, each with a scale; all five of the walk are loaded.
 
 usage: llamacpp.py --work WORK --tree TREE --model MODEL.gguf --name f16
 """

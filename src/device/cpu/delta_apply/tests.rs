@@ -112,16 +112,22 @@ proptest! {
             let step = f64::from(grid.steps[i]);
             let largest = (0..cols).map(|j| compiled.q(i, j).unsigned_abs()).max();
             prop_assert_eq!(Some(compiled.row_max[i]), largest);
-            let norm_b: f64 = (0..rank).map(|r| (f64::from(lora_b[i * rank + r]) * scaling / step).powi(2)).sum::<f64>().sqrt();
             for j in 0..cols {
                 let exact: f64 = (0..rank)
                     .map(|r| f64::from(lora_b[i * rank + r]) * scaling / step * f64::from(lora_a[r * cols + j]))
                     .sum();
-                let norm_a: f64 = (0..rank).map(|r| f64::from(lora_a[r * cols + j]).powi(2)).sum::<f64>().sqrt();
-                // Half a step a chunk, and the factors' own rounding relative to the largest product.
-                let bound = 0.5 * chunks.len() as f64 + 0.02 * norm_a * norm_b + 1e-9;
+                // Half a step a chunk, and half a unit of each factor times the other.
+                let bound: f64 = chunks
+                    .iter()
+                    .map(|chunk| {
+                        let b = chunk.b_row(i).iter().map(|&b| f64::from(b).abs());
+                        let a = (0..chunk.pairs * 2).map(|r| f64::from(chunk.a(r, j)).abs());
+                        let factors: f64 = a.zip(b).map(|(a, b)| 0.5 * (a + b) + 0.25).sum();
+                        0.5 + factors / f64::from(1_u32 << chunk.shift[i])
+                    })
+                    .sum();
                 let error = (f64::from(compiled.q(i, j)) - exact).abs();
-                prop_assert!(error <= bound, "row {i} column {j}: {} for {exact}", compiled.q(i, j));
+                prop_assert!(error <= bound + 1e-6, "row {i} column {j}: {} for {exact}", compiled.q(i, j));
             }
             for chunk in chunks {
                 let b: u64 = chunk.b_row(i).iter().map(|&b| u64::from(b.unsigned_abs()).pow(2)).sum();

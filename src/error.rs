@@ -4,8 +4,19 @@
 
 use std::path::PathBuf;
 
-use crate::adapter::AdapterDefect;
-use crate::tree::TreeDefect;
+use crate::WeightName;
+
+mod adapter;
+mod base;
+mod file;
+mod model;
+mod tree;
+
+pub use adapter::AdapterDefect;
+pub use base::{ConfigDefect, WeightDefect};
+pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
+pub use model::{ChatDefect, TokenizerDefect};
+pub use tree::TreeDefect;
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -21,6 +32,74 @@ pub enum Error {
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// A file is larger than what is read into memory.
+    #[error("{}: the file has {bytes} bytes, more than the limit of {limit}", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// The longest that is read.
+        limit: u64,
+    },
+    /// A safetensors file is damaged, or was asked for what it does not have.
+    #[error("{}: {defect}", path.display())]
+    SafeTensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        defect: SafeTensorsDefect,
+    },
+    /// A GGUF file is damaged, or was asked for what it does not have.
+    #[error("{}: {defect}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        defect: GgufDefect,
+    },
+    /// A base model's folder or configuration is not one that can be run.
+    #[error("{}: {defect}", path.display())]
+    Config {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        defect: ConfigDefect,
+    },
+    /// A weight of the base is missing, has another shape, or was asked for rows it does not have.
+    #[error("{}: {weight}: {defect}", path.display())]
+    Weight {
+        /// The base.
+        path: PathBuf,
+        /// The weight.
+        weight: WeightName,
+        /// What is wrong.
+        defect: WeightDefect,
+    },
+    /// A tokenizer cannot be built or cannot take a text.
+    #[error("{}: {defect}", path.display())]
+    Tokenizer {
+        /// The file it came from.
+        path: PathBuf,
+        /// What is wrong.
+        defect: TokenizerDefect,
+    },
+    /// A chat template is missing or fails.
+    #[error("{}: {defect}", path.display())]
+    Chat {
+        /// The file it came from.
+        path: PathBuf,
+        /// What is wrong.
+        defect: ChatDefect,
+    },
+    /// A model cannot be fetched from the hub.
+    #[error("hf:{name}: {defect}")]
+    Hub {
+        /// The model as it was asked for, `ORG/NAME[@revision]`.
+        name: String,
+        /// What is wrong.
+        defect: HubDefect,
     },
     /// An adapter is refused.
     #[error("adapter {}: {defect}", path.display())]

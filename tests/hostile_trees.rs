@@ -6,8 +6,9 @@
 use std::path::Path;
 
 use pleach::Error;
+use pleach::error::TreeDefect;
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
-use pleach::tree::{AdapterTree, MAX_DEPTH, NodeSource, TreeDefect};
+use pleach::tree::{AdapterTree, MAX_DEPTH, NodeSource};
 use tempfile::TempDir;
 
 fn adapter(dir: &Path) {

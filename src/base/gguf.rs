@@ -1,0 +1,170 @@
+//! A base as a GGUF file of architecture `llama` (Llama and Mistral) or `qwen2`.
+//!
+//! **Invariant:** rows come in Hugging Face order. The converter stores q and k of `llama` with each head's two halves
+//! interleaved; [`permuted_row`] says where a row went.
+//!
+//! **Source:** llama.cpp's GGUF keys and `LlamaModel.permute`: `w.reshape(heads, 2, rows / heads / 2, in).swapaxes(1, 2)`.
+
+use super::config::{Biases, ModelConfig, RopeScaling, default_head_dim, wrong};
+use crate::error::ConfigDefect;
+use crate::file::gguf::GgufFile;
+use crate::{Error, Result};
+
+/// Per-frequency divisors of the rotary embedding (Llama 3.1 and later).
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
+
+/// Reads the hyper-parameters from the metadata.
+pub(super) fn read_config(file: &GgufFile) -> Result<(ModelConfig, Biases)> {
+    let arch = file.text("general.architecture")?.unwrap_or_default();
+    let architecture = match arch {
+        "llama" => "LlamaForCausalLM",
+        "qwen2" => "Qwen2ForCausalLM",
+        _ => return Err(error(file, ConfigDefect::Architecture { found: format!("`{arch}`") })),
+    };
+    let config = Metadata { file, arch }.config(architecture)?;
+    config.check().map_err(|defect| error(file, defect))?;
+    let has_bias = |module: &str| file.info(&format!("blk.0.{module}.bias")).is_ok();
+    let biases = Biases { qkv: has_bias("attn_q"), o: has_bias("attn_output"), mlp: has_bias("ffn_gate") };
+    Ok((config, biases))
+}
+
+/// Heads of a weight whose rows the converter interleaved.
+pub(super) fn permuted_heads(config: &ModelConfig, tensor: &str) -> Option<usize> {
+    if config.architecture.starts_with("Qwen2") {
+        return None;
+    }
+    match tensor.rsplit('.').nth(1) {
+        Some("attn_q") => Some(config.num_attention_heads),
+        Some("attn_k") => Some(config.num_key_value_heads),
+        _ => None,
+    }
+}
+
+/// The row of the file that holds row `row` (Hugging Face order) of a permuted weight, `head_dim` rows a head.
+pub(super) fn permuted_row(row: usize, head_dim: usize) -> usize {
+    let (head, within) = (row / head_dim, row % head_dim);
+    let (part, j) = (within / (head_dim / 2), within % (head_dim / 2));
+    head * head_dim + 2 * j + part
+}
+
+/// The metadata of one architecture: keys start with its name.
+struct Metadata<'a> {
+    file: &'a GgufFile,
+    arch: &'a str,
+}
+
+impl Metadata<'_> {
+    fn config(&self, architecture: &str) -> Result<ModelConfig> {
+        let file = self.file;
+        self.refuse_unsupported()?;
+        let hidden_size = self.required("embedding_length")?;
+        let num_attention_heads = self.required("attention.head_count")?;
+        let head_dim = match self.size("attention.key_length")? {
+            Some(head_dim) => head_dim,
+            None => default_head_dim(hidden_size, num_attention_heads).map_err(|defect| error(file, defect))?,
+        };
+        for key in ["attention.value_length", "rope.dimension_count"] {
+            if let Some(found) = self.size(key)?.filter(|found| *found != head_dim) {
+                return Err(error(file, wrong(&self.key(key), found, format!("the head's width, {head_dim}"))));
+            }
+        }
+        let mut eos_token_ids = Vec::new();
+        for name in ["eos", "eot", "eom"] {
+            eos_token_ids.extend(self.token(name)?.filter(|id| !eos_token_ids.contains(id)));
+        }
+        Ok(ModelConfig {
+            architecture: architecture.to_owned(),
+            hidden_size,
+            intermediate_size: self.required("feed_forward_length")?,
+            num_hidden_layers: self.required("block_count")?,
+            num_attention_heads,
+            num_key_value_heads: self.size("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+            head_dim,
+            vocab_size: file.info("token_embd.weight")?.rows(),
+            rms_norm_eps: self.float("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
+                error(file, ConfigDefect::Missing { key: self.key("attention.layer_norm_rms_epsilon") })
+            })?,
+            rope_theta: self.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA),
+            rope_scaling: self.rope_scaling()?,
+            max_position_embeddings: self.required("context_length")?,
+            sliding_window: self.size("attention.sliding_window")?.filter(|window| *window > 0),
+            tie_word_embeddings: file.info("output.weight").is_err(),
+            eos_token_ids,
+            bos_token_id: self.token("bos")?,
+        })
+    }
+
+    fn refuse_unsupported(&self) -> Result<()> {
+        if let Some(experts) = self.size("expert_count")?.filter(|experts| *experts > 0) {
+            let (key, found) = (self.key("expert_count"), experts.to_string());
+            let expected = "none: mixtures of experts are not run";
+            return Err(error(self.file, ConfigDefect::Unsupported { key, found, expected }));
+        }
+        Ok(())
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling> {
+        let file = self.file;
+        let (kind, factor) = (file.text(&self.key("rope.scaling.type"))?, self.float("rope.scaling.factor")?);
+        if let Ok(tensor) = file.info(ROPE_FACTORS) {
+            let rows = tensor.rows();
+            let mut factors = vec![0.0; rows * tensor.cols()];
+            file.read_rows(ROPE_FACTORS, 0..rows, &mut factors)?;
+            return Ok(RopeScaling::Factors(factors));
+        }
+        // Older converters wrote the linear factor alone.
+        let linear = if kind.is_none() { self.float("rope.scale_linear")? } else { factor };
+        match (kind, linear) {
+            (None | Some("none"), None) | (Some("none"), _) => Ok(RopeScaling::None),
+            (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
+            (Some("linear"), None) => Err(error(file, ConfigDefect::Missing { key: self.key("rope.scaling.factor") })),
+            (Some(found), _) => {
+                let (key, found) = (self.key("rope.scaling.type"), found.to_owned());
+                Err(error(file, ConfigDefect::Unsupported { key, found, expected: "none or linear" }))
+            }
+        }
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.arch)
+    }
+
+    fn required(&self, key: &str) -> Result<usize> {
+        self.size(key)?.ok_or_else(|| error(self.file, ConfigDefect::Missing { key: self.key(key) }))
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>> {
+        let key = self.key(key);
+        let Some(found) = self.file.integer(&key)? else { return Ok(None) };
+        usize::try_from(found).map(Some).map_err(|_| error(self.file, wrong(&key, found, "a size that fits memory")))
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>> {
+        self.file.float(&self.key(key))
+    }
+
+    fn token(&self, name: &str) -> Result<Option<u32>> {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let Some(found) = self.file.integer(&key)? else { return Ok(None) };
+        u32::try_from(found).map(Some).map_err(|_| error(self.file, wrong(&key, found, "a token id")))
+    }
+}
+
+fn error(file: &GgufFile, defect: ConfigDefect) -> Error {
+    Error::Config { path: file.path().to_owned(), defect }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permuted_row_inverts_the_converters_reshape() {
+        // reshape(2 heads, 2, 2, in).swapaxes(1, 2) of rows 0..8 gives this order.
+        let file = [0, 2, 1, 3, 4, 6, 5, 7];
+        for (at, row) in file.into_iter().enumerate() {
+            assert_eq!(permuted_row(row, 4), at);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What can be wrong with a base model: its configuration and its weights.
+//!
+//! **Invariant:** one variant a defect, each with what was expected and found, and what to do.
+
+use std::path::PathBuf;
+
+/// What is wrong with a base model's folder or configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigDefect {
+    /// Neither a folder nor a GGUF file.
+    #[error("not a base model: expected a folder with config.json or a file whose name ends in .gguf")]
+    NotABase,
+    /// A folder without `config.json`.
+    #[error("there is no config.json: expected the folder of a Hugging Face model")]
+    NoConfig,
+    /// A folder without safetensors.
+    #[error("there is neither model.safetensors nor model.safetensors.index.json: {hint}")]
+    NoWeights {
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A file that is not the JSON it has to be.
+    #[error("not valid: {reason}")]
+    Json {
+        /// What the parser said, with the place.
+        reason: serde_json::Error,
+    },
+    /// An architecture that is not run.
+    #[error(
+        "the architecture is {found}; LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM (GGUF: llama, qwen2) are run"
+    )]
+    Architecture {
+        /// The file's.
+        found: String,
+    },
+    /// A setting that changes the computation and is not supported.
+    #[error("`{key}` is {found}, which is not supported; expected {expected}: choose another base")]
+    Unsupported {
+        /// The setting.
+        key: String,
+        /// The file's value.
+        found: String,
+        /// What is supported.
+        expected: &'static str,
+    },
+    /// A setting that is missing.
+    #[error("`{key}` is missing: the model was not saved completely; fetch or convert it again")]
+    Missing {
+        /// The setting.
+        key: String,
+    },
+    /// A setting out of any sensible range.
+    #[error("`{key}` is {found}, expected {expected}: the file is damaged")]
+    Value {
+        /// The setting.
+        key: String,
+        /// The file's value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// The index names a file that is not one beside it.
+    #[error("the index names `{file}`, expected the name of a file in the same folder")]
+    ShardName {
+        /// The name.
+        file: String,
+    },
+    /// The index puts a tensor into a file that does not have it.
+    #[error("the index says that `{tensor}` is in {}, but it is not: fetch the model again", file.display())]
+    IndexMismatch {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// What is wrong with one weight of a base.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightDefect {
+    /// The model has no such weight.
+    #[error("the base has no such weight: check the adapter's target modules, or whether it was made for another base")]
+    Unknown,
+    /// The file lacks a weight that the configuration asks for.
+    #[error("missing, expected shape {expected:?}: the model is not complete, or its configuration is of another one")]
+    Missing {
+        /// The shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// The file has another shape than the configuration asks for.
+    #[error("has shape {found:?}, expected {expected:?}: the configuration is of another model")]
+    Shape {
+        /// The shape by the configuration.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// The file has a weight that the architecture does not use.
+    #[error("the file has this tensor, but the configured architecture has no place for it: choose another base")]
+    NoPlace,
+    /// Two tensors for one weight.
+    #[error("two tensors give this weight: remove one of the files")]
+    Twice,
+    /// Rows that the weight does not have, or a buffer of another length.
+    #[error("rows {start}..{end} into {out} places: it has {rows} rows of {cols}")]
+    Rows {
+        /// First row asked for.
+        start: usize,
+        /// One past the last.
+        end: usize,
+        /// Length of the buffer.
+        out: usize,
+        /// Rows of the weight.
+        rows: usize,
+        /// Columns of the weight.
+        cols: usize,
+    },
+}

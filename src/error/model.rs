@@ -1,0 +1,59 @@
+//! What can be wrong with a tokenizer or a chat template.
+//!
+//! **Invariant:** one variant a defect, each with what was expected and found, and what to do.
+
+/// Why a tokenizer cannot be built or cannot take a text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerDefect {
+    /// The base has no tokenizer.
+    #[error("there is no tokenizer here: give a tokenizer.json with --tokenizer FILE")]
+    Missing,
+    /// A GGUF vocabulary of a kind that is not read.
+    #[error(
+        "the vocabulary is of kind `{found}`, only `gpt2` (byte-level BPE) is read: give the model's tokenizer.json with --tokenizer FILE"
+    )]
+    Kind {
+        /// `tokenizer.ggml.model`.
+        found: String,
+    },
+    /// A GGUF pre-tokenizer that is not known.
+    #[error("the pre-tokenizer `{found}` is not known: give the model's tokenizer.json with --tokenizer FILE")]
+    PreTokenizer {
+        /// `tokenizer.ggml.pre`.
+        found: String,
+    },
+    /// A value of the vocabulary that does not fit the others.
+    #[error("the vocabulary is damaged: {what}; give the model's tokenizer.json with --tokenizer FILE")]
+    Vocabulary {
+        /// What does not fit.
+        what: String,
+    },
+    /// The tokenizer library refused.
+    #[error("{reason}; give the model's tokenizer.json with --tokenizer FILE")]
+    Library {
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// Why a conversation cannot be written as a prompt.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatDefect {
+    /// The model has no chat template.
+    #[error("the model has no chat template: it was not trained for chat; generate without --chat")]
+    Missing,
+    /// The template cannot be parsed or fails on this conversation.
+    #[error("the chat template fails: {reason}; check the roles, or generate without --chat")]
+    Template {
+        /// What the template engine said.
+        reason: String,
+    },
+    /// A file that is not the JSON it has to be.
+    #[error("not valid: {reason}")]
+    Json {
+        /// What the parser said, with the place.
+        reason: serde_json::Error,
+    },
+}

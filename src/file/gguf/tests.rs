@@ -1,0 +1,1 @@
+//! The reader against made files, sound and hostile.

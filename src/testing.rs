@@ -2,13 +2,18 @@
 //!
 //! **Invariant:** the same [`TinyModel`] gives the same weights in both forms, up to the storage type's rounding.
 
-#![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc, reason = "only tests run this: it may panic")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::missing_panics_doc,
+    clippy::print_stderr,
+    reason = "only tests run this: it may panic"
+)]
 
 pub mod adapter;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -19,9 +24,17 @@ use rand::{Rng, SeedableRng};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer};
+
+use crate::base::BaseModel;
+use crate::error::SafeTensorsDefect;
+use crate::file::gguf::GgufFile;
+use crate::file::safetensors::SafeTensorsFile;
+use crate::model::chat::{ChatTemplate, Message};
+use crate::model::tokenizer::Tokenizer;
+use crate::{Error, Result};
 
 /// A chat template as small models have it.
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + \
@@ -282,13 +295,56 @@ fn tiny_vocabulary() -> (Vec<String>, Vec<(String, String)>) {
     (tokens, MERGES.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect())
 }
 
-fn tiny_tokenizer() -> Tokenizer {
+fn tiny_tokenizer() -> tokenizers::Tokenizer {
     let (tokens, merges) = tiny_vocabulary();
     let vocab: Vocab = tokens.into_iter().zip(0..).collect();
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().unwrap();
-    let mut tokenizer = Tokenizer::new(bpe);
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     tokenizer.add_special_tokens(SPECIALS.map(|token| AddedToken::from(token, true))).unwrap();
     tokenizer
+}
+
+/// The real base that some tests need, `SmolLM2-135M-Instruct.Q4_1.gguf`: the file that `PLEACH_SMOLLM2` names, or the one
+/// in the cache folder. Without it the test says so and is skipped, but fails where `CI` is set.
+pub fn smollm2_base() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || {
+        let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+        variable("PLEACH_CACHE").or_else(|| Some(cache?.join("pleach")))
+    };
+    let path = variable("PLEACH_SMOLLM2").or_else(|| Some(cache()?.join("SmolLM2-135M-Instruct.Q4_1.gguf")))?;
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(std::env::var_os("CI").is_none(), "{} is missing: run scripts/fetch-base", path.display());
+    eprintln!("skipped: {} is missing: run scripts/fetch-base", path.display());
+    None
+}
+
+/// Opens the bytes of a safetensors file and reads every tensor: what the fuzzers and the saved inputs run.
+pub fn read_safetensors_bytes(bytes: Vec<u8>) -> Result<()> {
+    let file = SafeTensorsFile::from_bytes(bytes, "bytes")?;
+    for name in file.names() {
+        match file.to_f32(name) {
+            Ok(_) | Err(Error::SafeTensors { defect: SafeTensorsDefect::NotFloat { .. }, .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Opens the bytes of a GGUF file as a base with tokenizer and chat template, and reads every weight: what the fuzzers
+/// and the saved inputs run.
+pub fn read_gguf_bytes(bytes: Vec<u8>) -> Result<()> {
+    let base = BaseModel::from_gguf(GgufFile::from_bytes(bytes, "bytes")?)?;
+    for (name, info) in base.weights() {
+        let mut row = vec![0.0; info.cols()];
+        (0..info.rows()).try_for_each(|at| base.read_rows(name, at..at + 1, &mut row))?;
+    }
+    let prompt = Message { role: "user".to_owned(), content: "hello".to_owned() };
+    let text = ChatTemplate::for_base(&base)?.render(&[prompt])?;
+    let tokenizer = Tokenizer::for_base(&base, None)?;
+    tokenizer.decode(&tokenizer.encode(&text)?).map(drop)
 }

@@ -267,7 +267,7 @@ fn place(name: &str, info: &TensorInfo, data: u64, file: u64, alignment: u64) ->
     let elements = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
     let cols = shape.last().copied().unwrap_or(0);
     let block = info.ggml_dtype.block_size();
-    let elements = elements.filter(|&n| n > 0 && cols.is_multiple_of(block)).ok_or_else(wrong_shape)?;
+    let elements = elements.filter(|&n| n > 0 && cols > 0 && cols.is_multiple_of(block)).ok_or_else(wrong_shape)?;
     let bytes = (elements / block).checked_mul(info.ggml_dtype.type_size()).ok_or_else(wrong_shape)?;
     let start = data.saturating_add(info.offset);
     if start.saturating_add(bytes as u64) > file {

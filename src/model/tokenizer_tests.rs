@@ -1,0 +1,164 @@
+//! The tokenizer of made models, and of the real base against the golden token ids.
+
+use std::collections::BTreeMap;
+
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, Value};
+use serde_json::Value as Json;
+
+use super::*;
+use crate::testing::{TinyModel, smollm2_base, tiny_gguf, tiny_hf_model};
+
+const TEXTS: [&str; 6] = [
+    "",
+    "hello world",
+    "<|im_start|>user\nhello<|im_end|>\n",
+    "  l'été 2024, \t\n\n 12345 don't",
+    "日本語 👩‍👩‍👧 ß\u{301}",
+    "a\u{0}b\r\n ",
+];
+
+fn tiny() -> (Tokenizer, Tokenizer) {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_hf_model(dir.path(), &TinyModel::default());
+    let path = dir.path().join("tiny.gguf");
+    tiny_gguf(&path, &TinyModel::default(), GgmlDType::Q8_0);
+    let open = |path: &Path| Tokenizer::for_base(&BaseModel::open(path).unwrap(), None).unwrap();
+    (open(dir.path()), open(&path))
+}
+
+/// A GGUF file with one metadata value changed or, with `None`, taken out.
+fn changed(key: &str, value: Option<Value>) -> Result<Tokenizer> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    tiny_gguf(&path, &TinyModel::default(), GgmlDType::Q8_0);
+    let mut file = std::fs::File::open(&path).unwrap();
+    let content = Content::read(&mut file).unwrap();
+    let mut metadata: BTreeMap<_, _> = content.metadata.clone().into_iter().collect();
+    match value {
+        Some(value) => metadata.insert(key.to_owned(), value),
+        None => metadata.remove(key),
+    };
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    candle_core::quantized::gguf_file::write(&mut bytes, &metadata, &[]).unwrap();
+    Tokenizer::from_gguf(&GgufFile::from_bytes(bytes.into_inner(), "test.gguf").unwrap(), 272)
+}
+
+#[test]
+fn every_text_comes_back_and_special_tokens_are_one_id() {
+    let (folder, gguf) = tiny();
+    for tokenizer in [&folder, &gguf] {
+        for text in TEXTS {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        }
+        assert_eq!(tokenizer.encode("<|im_end|>").unwrap(), [2]);
+        assert_eq!(tokenizer.token(2).as_deref(), Some("<|im_end|>"));
+    }
+    assert_eq!(folder.encode(TEXTS[1]).unwrap(), gguf.encode(TEXTS[1]).unwrap());
+    assert_eq!(gguf.encode("hello").unwrap().len(), 1);
+}
+
+#[test]
+fn stream_gives_only_whole_characters_and_all_of_the_text() {
+    let (tokenizer, _) = tiny();
+    for text in TEXTS {
+        let ids = tokenizer.encode(text).unwrap();
+        let mut stream = tokenizer.stream();
+        let mut streamed = String::new();
+        for id in &ids {
+            let part = stream.push(*id).unwrap();
+            assert!(!part.contains('\u{fffd}'), "{part:?}");
+            streamed += &part;
+        }
+        streamed += &stream.finish().unwrap();
+        assert_eq!(streamed, tokenizer.decode(&ids).unwrap());
+    }
+}
+
+#[test]
+fn unfinished_character_is_given_at_the_end_only() {
+    let (tokenizer, _) = tiny();
+    let ids = tokenizer.encode("aé").unwrap();
+    let mut stream = tokenizer.stream();
+    let parts: Vec<String> = ids[..2].iter().map(|id| stream.push(*id).unwrap()).collect();
+    assert_eq!(parts, ["a", ""]);
+    assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+}
+
+#[test]
+fn start_token_is_added_only_where_the_file_says_so_and_never_to_a_rendered_chat() {
+    assert_eq!(changed("none", None).unwrap().encode("l").unwrap().len(), 1);
+    let with_bos = changed("tokenizer.ggml.add_bos_token", Some(Value::Bool(true))).unwrap();
+    assert_eq!(with_bos.encode("l").unwrap()[0], 0);
+    assert_eq!(with_bos.encode("l").unwrap().len(), 2);
+    assert_eq!(with_bos.encode_rendered("l").unwrap().len(), 1);
+}
+
+#[test]
+fn every_known_pre_tokenizer_takes_every_text() {
+    for pre in ["gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "default"] {
+        let tokenizer = changed("tokenizer.ggml.pre", Some(Value::String(pre.to_owned()))).unwrap();
+        for text in &TEXTS[3..4] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()).unwrap(), *text, "{pre}");
+        }
+    }
+}
+
+#[test]
+fn unknown_kinds_and_damaged_vocabularies_are_refused_by_name() {
+    let text = |text: &str| Some(Value::String(text.to_owned()));
+    let defect = |key, value| match changed(key, value).err().expect("must be refused") {
+        Error::Tokenizer { defect, .. } => defect,
+        other => panic!("{other}"),
+    };
+    let found = defect("tokenizer.ggml.pre", text("nobody-knows"));
+    assert!(matches!(&found, TokenizerDefect::PreTokenizer { found } if found == "nobody-knows"), "{found}");
+    assert!(found.to_string().contains("--tokenizer"));
+    assert!(matches!(defect("tokenizer.ggml.pre", None), TokenizerDefect::PreTokenizer { .. }));
+    assert!(matches!(defect("tokenizer.ggml.model", text("llama")), TokenizerDefect::Kind { .. }));
+    assert!(matches!(defect("tokenizer.ggml.model", None), TokenizerDefect::Missing));
+    assert!(matches!(
+        defect("tokenizer.ggml.token_type", Some(Value::Array(vec![Value::I32(1)]))),
+        TokenizerDefect::Vocabulary { .. }
+    ));
+    let twice = Value::Array(vec![Value::String("a".to_owned()); 264]);
+    assert!(matches!(defect("tokenizer.ggml.tokens", Some(twice)), TokenizerDefect::Vocabulary { .. }));
+    let merges = Value::Array(vec![Value::String("nospace".to_owned())]);
+    assert!(matches!(defect("tokenizer.ggml.merges", Some(merges)), TokenizerDefect::Vocabulary { .. }));
+    let unknown = Value::Array(vec![Value::String("no such".to_owned())]);
+    assert!(matches!(defect("tokenizer.ggml.merges", Some(unknown)), TokenizerDefect::Library { .. }));
+}
+
+#[test]
+fn token_without_a_row_in_the_embedding_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_hf_model(dir.path(), &TinyModel::default());
+    let tokenizer = Tokenizer::from_file(&dir.path().join("tokenizer.json"), 100).unwrap();
+    let error = tokenizer.encode("\u{ff}").unwrap_err();
+    assert!(matches!(error, Error::Tokenizer { defect: TokenizerDefect::Vocabulary { .. }, .. }), "{error}");
+}
+
+#[test]
+fn golden_prompts_give_the_golden_ids_and_the_golden_text() {
+    let Some(path) = smollm2_base() else { return };
+    let golden: Json = serde_json::from_str(include_str!("../../tests/fixtures/smollm2-tree/golden.json")).unwrap();
+    let base = BaseModel::open(&path).unwrap();
+    let tokenizer = Tokenizer::for_base(&base, None).unwrap();
+    let ids = |value: &Json| serde_json::from_value::<Vec<u32>>(value.clone()).unwrap();
+    let mut prompts = 0;
+    for prompt in golden["nodes"].as_object().unwrap().values().flat_map(|node| node["prompts"].as_array().unwrap()) {
+        assert_eq!(tokenizer.encode(prompt["text"].as_str().unwrap()).unwrap(), ids(&prompt["ids"]));
+        let greedy = ids(&prompt["greedy_ids"]);
+        assert_eq!(tokenizer.decode(&greedy).unwrap(), prompt["greedy_text"].as_str().unwrap());
+        let mut stream = tokenizer.stream();
+        let mut streamed: String = greedy.iter().map(|id| stream.push(*id).unwrap()).collect();
+        streamed += &stream.finish().unwrap();
+        assert_eq!(streamed, prompt["greedy_text"].as_str().unwrap());
+        prompts += 1;
+    }
+    assert!(prompts >= 16, "{prompts}");
+    assert_eq!(tokenizer.encode("<|im_start|>user").unwrap()[0], 1);
+    assert_eq!((base.config().eos_token_ids.as_slice(), base.config().vocab_size), (&[2][..], 49152));
+}

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use pleach::testing::adapter::read_adapter_bytes;
 use pleach::testing::{read_gguf_bytes, read_safetensors_bytes};
 
 fn run(target: &str, read: impl Fn(Vec<u8>) -> pleach::Result<()>) {
@@ -26,4 +27,9 @@ fn saved_safetensors_files_are_read_or_refused() {
 #[test]
 fn saved_gguf_files_are_read_or_refused() {
     run("gguf", read_gguf_bytes);
+}
+
+#[test]
+fn saved_adapters_are_read_or_refused() {
+    run("adapter", |bytes| read_adapter_bytes(&bytes));
 }

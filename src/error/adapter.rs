@@ -18,16 +18,6 @@ pub enum AdapterDefect {
          adapter again with `save_pretrained(path, safe_serialization=True)`"
     )]
     Pickle,
-    /// A file is larger than the limit.
-    #[error("{file} has {bytes} bytes, the limit is {limit}; raise the limit if the file is meant to be this large")]
-    FileTooLarge {
-        /// The file.
-        file: &'static str,
-        /// Its size.
-        bytes: u64,
-        /// The limit it breaks.
-        limit: u64,
-    },
     /// `adapter_config.json` is not a JSON object.
     #[error("adapter_config.json is not a JSON object: {source}")]
     ConfigNotJson {
@@ -115,12 +105,6 @@ pub enum AdapterDefect {
         modules: usize,
         /// One of them.
         example: String,
-    },
-    /// The safetensors file cannot be read.
-    #[error("adapter_model.safetensors is damaged: {reason}; copy or save it again")]
-    Damaged {
-        /// What is wrong with it.
-        reason: String,
     },
     /// More tensors than the limit.
     #[error("adapter_model.safetensors has {found} tensors, the limit is {limit}")]

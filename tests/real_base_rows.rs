@@ -15,7 +15,7 @@ const GOLDEN_BYTES: u64 = 16 << 20;
 fn real_base_gives_the_golden_corners_and_norms() {
     let Some(path) = smollm2_base() else { return };
     let base = BaseModel::open(&path).unwrap();
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/smollm2-tree");
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/smollm2");
     let golden = SafeTensorsFile::read_owned(&fixtures.join("golden.safetensors"), GOLDEN_BYTES).unwrap();
     let json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(fixtures.join("golden.json")).unwrap()).unwrap();

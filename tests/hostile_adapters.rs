@@ -183,7 +183,7 @@ fn tensors_that_are_no_factors_are_refused_with_what_they_are() {
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "lora_bias"),
         ("base_model.model.model.layers.0.self_attn.q_proj.bias", "bias"),
-        ("base_model.model.model.embed_tokens.base_layer.weight", "save_embedding_layers"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", "copy of the base"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
         ("base_model.model.lm_head.weight", "whole weight"),
         ("base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a", "LoHa"),

@@ -61,6 +61,8 @@ pub struct PeftHeader {
     pub(crate) path: PathBuf,
     pub(crate) config: PeftConfig,
     pub(crate) targets: Vec<Target>,
+    /// Copies of the base's own embedding or head that PEFT saves beside a change to them: weight and key.
+    pub(crate) copies: Vec<(WeightName, String)>,
     pub(crate) data_bytes: u64,
 }
 
@@ -88,7 +90,8 @@ impl PeftHeader {
         let wrap = |defect| Error::adapter(path, defect);
         let config = PeftConfig::parse(config).map_err(wrap)?;
         let targets = targets(&config, tensors, limits).map_err(wrap)?;
-        Ok(Self { path: path.to_owned(), config, targets, data_bytes })
+        let copies = tensors.keys().filter_map(|key| Some((copied_weight(key)?, key.clone()))).collect();
+        Ok(Self { path: path.to_owned(), config, targets, copies, data_bytes })
     }
 
     /// The folder the adapter was read from.
@@ -153,7 +156,7 @@ fn targets(
         return Err(AdapterDefect::TooManyTensors { found: tensors.len(), limit: limits.tensors });
     }
     let mut modules: BTreeMap<(String, bool), Halves> = BTreeMap::new();
-    for (key, info) in tensors {
+    for (key, info) in tensors.iter().filter(|(key, _)| copied_weight(key).is_none()) {
         let (module, part) = parse_key(key)?;
         let span = span(key, info, part)?;
         let halves = modules.entry((module.to_owned(), part.is_embedding)).or_default();
@@ -190,6 +193,12 @@ fn targets(
         });
     }
     Ok(targets)
+}
+
+/// The weight of which a tensor is a copy, if it is the base layer of an embedding or head.
+fn copied_weight(key: &str) -> Option<WeightName> {
+    let module = key.strip_suffix(".base_layer.weight")?;
+    Some(WeightName::from_peft_module(module)).filter(is_embedding_name)
 }
 
 fn is_embedding_name(weight: &WeightName) -> bool {
@@ -314,10 +323,7 @@ fn refusal(key: &str) -> &'static str {
         ("lora_magnitude_vector", "it belongs to DoRA, whose changes do not add up; train with use_dora=False"),
         ("lora_B.bias", "a bias of lora_B; train with lora_bias=False"),
         ("token_adapter", "it overwrites rows of the embedding; train with trainable_token_indices=None"),
-        (
-            "base_layer.",
-            "a copy of the base's own weight; save the adapter with `save_pretrained(path, save_embedding_layers=False)`",
-        ),
+        ("base_layer.", "a copy of the base's own weight; save the adapter again from the trained PeftModel"),
         ("lora_E", "it belongs to AdaLoRA; only LORA is supported"),
         ("hada_", "it belongs to LoHa; only LORA is supported"),
         ("lokr_", "it belongs to LoKr; only LORA is supported"),

@@ -11,10 +11,11 @@ use rayon::prelude::*;
 
 use super::header::{PeftHeader, TENSOR_FILE, Target, TensorSpan, files};
 use super::{AdapterDeltas, AdapterSummary, BaseShapes, FloatDelta, Limits};
+use crate::base::BaseModel;
 use crate::error::AdapterDefect;
 use crate::file::read_limited;
 use crate::file::safetensors::SafeTensorsFile;
-use crate::{Error, Result};
+use crate::{Error, Result, WeightName};
 
 /// A PEFT LoRA adapter with its tensors.
 pub struct PeftAdapter {
@@ -83,6 +84,34 @@ impl PeftAdapter {
         }
         let delta = |target: &Target| Ok((target.weight.clone(), self.delta(target)?));
         self.header.targets.par_iter().map(delta).collect()
+    }
+
+    /// Checks that the embedding or head that PEFT saved beside a change to it is the base's own, to the rounding of
+    /// bfloat16: another one would have to replace the base's.
+    ///
+    /// # Errors
+    /// [`AdapterDefect::CopyDiffers`] inside [`Error::Adapter`], and what reading the base returns.
+    pub fn check_copies(&self, base: &BaseModel) -> Result<()> {
+        for (weight, key) in &self.header.copies {
+            let tied = base.config().tie_word_embeddings && weight.as_str() == "lm_head.weight";
+            let source = if tied { &WeightName::new("model.embed_tokens.weight") } else { weight };
+            let info = base.weight(source)?;
+            let copy = self.file.to_f32(key)?;
+            let differs = |row: usize| {
+                let defect = AdapterDefect::CopyDiffers { tensor: key.clone(), row };
+                Err(Error::adapter(&self.header.path, defect))
+            };
+            if self.file.info(key)?.shape != info.shape {
+                return differs(0);
+            }
+            copy.par_chunks(info.cols()).enumerate().try_for_each(|(row, copy)| {
+                let mut own = vec![0_f32; copy.len()];
+                base.read_rows(source, row..row + 1, &mut own)?;
+                let same = own.iter().zip(copy).all(|(own, copy)| (own - copy).abs() <= own.abs() / 256.0);
+                if same { Ok(()) } else { differs(row) }
+            })?;
+        }
+        Ok(())
     }
 
     fn delta(&self, target: &Target) -> Result<FloatDelta> {

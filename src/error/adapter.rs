@@ -125,6 +125,18 @@ pub enum AdapterDefect {
         /// What it is, and what to do.
         reason: &'static str,
     },
+    /// The copy of the base's embedding or head that lies in the file is another one.
+    #[error(
+        "the tensor {tensor} differs from the base's own weight in row {row}: a retrained or resized embedding would replace \
+         it, which is not supported, or the base is another one; save with `save_pretrained(path, \
+         save_embedding_layers=False)` if only the LoRA part was trained"
+    )]
+    CopyDiffers {
+        /// The tensor's key.
+        tensor: String,
+        /// The first row found to differ.
+        row: usize,
+    },
     /// A module has A without B, or B without A.
     #[error("{module} has {present} but no {missing}; the file is incomplete: save it again")]
     MissingHalf {

@@ -62,7 +62,9 @@ pub enum Error {
     },
 
     /// A weight has another shape than the configuration says.
-    #[error("weight {weight} has shape {found:?}, but the configuration makes it {expected:?}; check the base's config")]
+    #[error(
+        "weight {weight} has shape {found:?}, but the configuration makes it {expected:?}; check the base's config"
+    )]
     WeightShape {
         /// The weight.
         weight: WeightName,
@@ -101,6 +103,13 @@ pub enum Error {
         capacity: usize,
     },
 
+    /// A device has no room for a buffer.
+    #[error("the device has no room for {bytes} bytes; ask for a shorter context or fewer sequences")]
+    DeviceMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+
     /// A sequence would outgrow its cache or the model's context.
     #[error("sequence {slot} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt")]
     ContextFull {
@@ -113,7 +122,9 @@ pub enum Error {
     },
 
     /// The sequences of a batch do not fit the cache.
-    #[error("sequence {index} of the batch: {problem}; slots must ascend, be below {slots}, and bring at least one token")]
+    #[error(
+        "sequence {index} of the batch: {problem}; slots must ascend, be below {slots}, and bring at least one token"
+    )]
     BatchSequence {
         /// Which sequence.
         index: usize,

@@ -31,7 +31,8 @@ impl<D: Compute> KvCache<D> {
         if capacity == 0 || slots == 0 || total.is_none_or(|total| total > 1 << 40) {
             return Err(Error::CacheSize { slots, capacity });
         }
-        let layers = (0..config.num_hidden_layers).map(|_| device.alloc_kv(heads, slots, capacity)).collect::<Result<_>>()?;
+        let layers =
+            (0..config.num_hidden_layers).map(|_| device.alloc_kv(heads, slots, capacity)).collect::<Result<_>>()?;
         Ok(Self { layers, lengths: vec![0; slots], heads, workspace: None, capacity, owner })
     }
 

@@ -1,5 +1,6 @@
 //! The model: forward pass over a device, tokenizer, sampling.
 
+mod batch;
 mod generate;
 mod kv_cache;
 mod llama;
@@ -7,9 +8,12 @@ mod rope;
 mod sampling;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
+pub use batch::{Batch, Logits, Sequence, Want};
 pub use generate::{GenerateOptions, Generation, StopReason, generate};
 pub use kv_cache::KvCache;
-pub use llama::{Batch, Llama, Logits, Sequence, Want};
+pub use llama::Llama;
 pub use rope::RopeTable;
 pub use sampling::{Sampler, Sampling, greedy, log_softmax_top};

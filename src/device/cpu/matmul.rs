@@ -7,10 +7,10 @@
 use std::array::from_fn;
 use std::cell::RefCell;
 
+use super::Cpu;
 use super::buffer::FloatBuffer;
 use super::parallel::{Plane, RowBlocks, Tile};
 use super::simd::{CHUNK, Kernel, Simd};
-use super::Cpu;
 use crate::device::compute::Product;
 use crate::lattice::LatticeMatrix;
 

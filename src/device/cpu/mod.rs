@@ -9,6 +9,8 @@ mod elementwise;
 mod matmul;
 mod parallel;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;

@@ -4,7 +4,10 @@
 //! **Invariant:** every tile is written by one task alone and no task depends on another, so the result does not
 //! depend on the number of threads.
 
-#![allow(unsafe_code, reason = "tiles of one matrix written by several threads; the partition is made and checked here")]
+#![allow(
+    unsafe_code,
+    reason = "tiles of one matrix written by several threads; the partition is made and checked here"
+)]
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -152,7 +152,8 @@ impl Cpu {
         // Each worker walks its own stretch of tasks, so that it streams through consecutive memory, then helps the others.
         let workers = self.threads().min(count).min(MAX_WORKERS);
         let stretch = |worker: usize| worker * count / workers..(worker + 1) * count / workers;
-        let next: [AtomicUsize; MAX_WORKERS] = std::array::from_fn(|worker| AtomicUsize::new(stretch(worker.min(workers)).start));
+        let next: [AtomicUsize; MAX_WORKERS] =
+            std::array::from_fn(|worker| AtomicUsize::new(stretch(worker.min(workers)).start));
         let work = |worker: usize| {
             for owner in (worker..workers).chain(0..worker) {
                 loop {

@@ -280,6 +280,13 @@ pub enum Error {
         capacity: usize,
     },
 
+    /// A device has no room for a buffer.
+    #[error("the device has no room for {bytes} bytes; ask for a shorter context or fewer sequences")]
+    DeviceMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+
     /// A sequence would outgrow its cache or the model's context.
     #[error("sequence {slot} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt")]
     ContextFull {

@@ -12,6 +12,8 @@ mod fingerprint;
 mod matmul;
 mod parallel;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;

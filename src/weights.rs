@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use crate::base::BaseModel;
 use crate::device::Device;
-use crate::lattice::{Grid, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
+use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
 use crate::store::NodeDeltas;
 use crate::{Error, Result, WeightName};
 
@@ -172,6 +172,12 @@ impl<D: Device> Weights<D> {
     /// Weights in all matrices.
     pub fn parameters(&self) -> u64 {
         self.grids.iter().map(|grid| (grid.rows() * grid.cols) as u64).sum()
+    }
+
+    /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and the steps.
+    pub fn resident_bytes(&self) -> u64 {
+        let bytes = |grid: &Grid| grid.rows() * (grid.cols.next_multiple_of(LANES) * 2 + 4);
+        self.grids.iter().map(|grid| bytes(grid) as u64).sum()
     }
 
     /// Whether embedding and head are one matrix.

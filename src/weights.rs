@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use crate::base::BaseModel;
 use crate::device::Device;
+use crate::device::cpu::{SimdLevel, tighten};
 use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
 use crate::store::NodeDeltas;
 use crate::{Error, Result, WeightName};
@@ -211,7 +212,8 @@ impl<D: Device> Weights<D> {
         use rayon::prelude::*;
         let compiled = deltas.par_iter().map(|(name, delta)| {
             let id = self.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
-            let compiled = compile(name, delta, self.grid(id))?;
+            let mut compiled = compile(name, delta, self.grid(id))?;
+            tighten(SimdLevel::detect(), &mut compiled);
             NodeDeltas::<D>::entry(device, id, compiled)
         });
         Ok(NodeDeltas::new(compiled.collect::<Result<Vec<_>>>()?))

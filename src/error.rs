@@ -5,17 +5,19 @@
 use std::path::PathBuf;
 
 use crate::WeightName;
-use crate::adapter::AdapterDefect;
 use crate::device::cpu::SimdLevel;
-use crate::tree::TreeDefect;
 
+mod adapter;
 mod base;
 mod file;
 mod model;
+mod tree;
 
+pub use adapter::AdapterDefect;
 pub use base::{ConfigDefect, WeightDefect};
 pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
+pub use tree::TreeDefect;
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -276,6 +278,13 @@ pub enum Error {
         slots: usize,
         /// Tokens each.
         capacity: usize,
+    },
+
+    /// A device has no room for a buffer.
+    #[error("the device has no room for {bytes} bytes; ask for a shorter context or fewer sequences")]
+    DeviceMemory {
+        /// Bytes asked for.
+        bytes: usize,
     },
 
     /// A sequence would outgrow its cache or the model's context.

@@ -40,8 +40,8 @@ mod tests {
 
     #[test]
     fn the_nearest_names_come_best_first() {
-        let names = ["fr", "fr/task/alice", "fr/task/bob", "fr/task/alisa"];
-        assert_eq!(nearest("alise", '/', names.into_iter()), ["fr/task/alice", "fr/task/alisa"]);
+        let names = ["fr", "fr/task/alice-33", "fr/task/bob", "fr/task/alice-2"];
+        assert_eq!(nearest("alice", '/', names.into_iter()), ["fr/task/alice-2", "fr/task/alice-33"]);
         assert_eq!(nearest("zzz", '/', names.into_iter()), Vec::<String>::new());
         assert_eq!(did_you_mean(&["a".into(), "b".into()]), "; did you mean a or b?");
     }

@@ -6,8 +6,9 @@
 use std::path::Path;
 
 use pleach::Error;
+use pleach::error::TreeDefect;
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
-use pleach::tree::{AdapterTree, MAX_DEPTH, NodeSource, TreeDefect};
+use pleach::tree::{AdapterTree, MAX_DEPTH, NodeSource};
 use tempfile::TempDir;
 
 fn adapter(dir: &Path) {
@@ -146,8 +147,9 @@ fn links_that_leave_the_folder_are_refused() {
     symlink(outside.path().join("secret"), dir.path().join("fr/eve")).unwrap();
     assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::OutsideRoot { node, .. } if node == "fr/eve"));
 
-    let dir = folder(&["fr"], "[nodes.x]\nadapter = \".link\"");
-    symlink(outside.path().join("secret"), dir.path().join(".link")).unwrap();
+    let dir = folder(&["fr"], "[nodes.x]\nadapter = \".store/x\"");
+    std::fs::create_dir(dir.path().join(".store")).unwrap();
+    symlink(outside.path().join("secret"), dir.path().join(".store/x")).unwrap();
     assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::OutsideRoot { .. }));
 
     for file in ["adapter_model.safetensors", "adapter_config.json"] {

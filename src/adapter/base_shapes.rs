@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{AdapterDefect, PeftHeader};
+use super::PeftHeader;
 use crate::WeightName;
 use crate::base::WeightInfo;
+use crate::error::AdapterDefect;
 use crate::suggest::nearest;
 
 /// Names and shapes of a base's matrices, to check adapters against.

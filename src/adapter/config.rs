@@ -6,8 +6,8 @@
 
 use serde_json::{Map, Value};
 
-use super::AdapterDefect;
 use super::pattern::{ModuleName, Pattern, Targets};
+use crate::error::AdapterDefect;
 
 /// Keys that do not change what the tensors mean.
 const HARMLESS: [&str; 12] = [

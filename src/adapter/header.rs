@@ -5,17 +5,17 @@
 //! **Source:** PEFT's `save_pretrained`; the safetensors format.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::TensorInfo;
 
 use super::config::{PeftConfig, shorten};
 use super::pattern::ModuleName;
-use super::{AdapterDefect, BaseShapes, Limits};
+use super::{BaseShapes, Limits};
+use crate::error::AdapterDefect;
+use crate::file::read_limited;
+use crate::file::safetensors::read_header;
 use crate::{Error, Result, WeightName};
 
 /// The config's file name.
@@ -28,8 +28,6 @@ const PICKLE_FILE: &str = "adapter_model.bin";
 const MAX_KEY_BYTES: usize = 512;
 /// Pattern comparisons in one adapter: a 70B model's 560 modules with a pattern each need 0.6 million.
 const MAX_COMPARISONS: usize = 1 << 22;
-/// The most bytes a safetensors header may have (the format's own bound).
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// One weight that an adapter changes.
 #[derive(Clone, Debug)]
@@ -49,13 +47,12 @@ pub struct Target {
     pub(crate) lora_b: TensorSpan,
 }
 
-/// Where one tensor lies in the file's data.
+/// One tensor of the file.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorSpan {
     pub(crate) key: String,
     pub(crate) dtype: Dtype,
     pub(crate) shape: [usize; 2],
-    pub(crate) range: Range<usize>,
 }
 
 /// An adapter's config and the shapes of its tensors; no tensor is read.
@@ -64,51 +61,37 @@ pub struct PeftHeader {
     pub(crate) path: PathBuf,
     pub(crate) config: PeftConfig,
     pub(crate) targets: Vec<Target>,
-    pub(crate) data_bytes: usize,
+    /// Copies of the base's own embedding or head that PEFT saves beside a change to them: weight and key.
+    pub(crate) copies: Vec<(WeightName, String)>,
+    pub(crate) data_bytes: u64,
 }
 
 impl PeftHeader {
     /// Reads the config and the header of the tensor file in the folder `dir`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::Io`] if a file cannot be read.
+    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor header,
+    /// [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
     pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
-        let (mut tensors, bytes) = open_tensors(dir, limits)?;
-        let config = read_config(dir, limits)?;
-        let path = dir.join(TENSOR_FILE);
-        let wrap = |defect| Error::adapter(dir, defect);
-        let mut length = [0; 8];
-        let header_bytes = bytes.saturating_sub(8).min(MAX_HEADER_BYTES);
-        if bytes >= 8 {
-            tensors.read_exact(&mut length).map_err(|source| Error::io(&path, source))?;
-        }
-        let length = u64::from_le_bytes(length);
-        if bytes < 8 || length > header_bytes {
-            return Err(wrap(damaged("its header is longer than the file")));
-        }
-        let mut header = Vec::new();
-        tensors.take(length).read_to_end(&mut header).map_err(|source| Error::io(&path, source))?;
-        let data_bytes = usize::try_from(bytes - 8 - length).map_err(|_| wrap(damaged("it is too large")))?;
-        Self::parse(dir, &config, &header, data_bytes, limits).map_err(wrap)
+        let (config, tensors) = files(dir)?;
+        let config = read_limited(&config, limits.config_bytes)?;
+        let (tensors, data_bytes) = read_header(&tensors, limits.file_bytes)?;
+        Self::parse(dir, &config, &tensors, data_bytes, limits)
     }
 
-    /// Parses a config and a safetensors header that is followed by `data_bytes` of tensors.
+    /// Parses a config, and checks it against the tensors of a file, which have `data_bytes` in all.
     pub(crate) fn parse(
         path: &Path,
         config: &[u8],
-        header: &[u8],
-        data_bytes: usize,
+        tensors: &BTreeMap<String, TensorInfo>,
+        data_bytes: u64,
         limits: &Limits,
-    ) -> Result<Self, AdapterDefect> {
-        let config = PeftConfig::parse(config)?;
-        let metadata: Metadata = serde_json::from_slice(header).map_err(|source| damaged(source))?;
-        // safetensors checks that the tensors follow each other without gaps and have the size of their shape.
-        if metadata.data_len() != data_bytes {
-            let stated = metadata.data_len();
-            return Err(damaged(format!("its header describes {stated} bytes of tensors, {data_bytes} follow")));
-        }
-        let targets = targets(&config, &metadata, limits)?;
-        Ok(Self { path: path.to_owned(), config, targets, data_bytes })
+    ) -> Result<Self> {
+        let wrap = |defect| Error::adapter(path, defect);
+        let config = PeftConfig::parse(config).map_err(wrap)?;
+        let targets = targets(&config, tensors, limits).map_err(wrap)?;
+        let copies = tensors.keys().filter_map(|key| Some((copied_weight(key)?, key.clone()))).collect();
+        Ok(Self { path: path.to_owned(), config, targets, copies, data_bytes })
     }
 
     /// The folder the adapter was read from.
@@ -140,50 +123,21 @@ impl PeftHeader {
     }
 }
 
-/// Reads `adapter_config.json`.
-pub(crate) fn read_config(dir: &Path, limits: &Limits) -> Result<Vec<u8>> {
-    let (file, _) = open_limited(dir, CONFIG_FILE, limits.config_bytes)?;
-    read_limited(dir, CONFIG_FILE, file, limits.config_bytes)
-}
-
-/// Opens `adapter_model.safetensors` and gives its size.
-pub(crate) fn open_tensors(dir: &Path, limits: &Limits) -> Result<(File, u64)> {
-    if !dir.join(TENSOR_FILE).exists() && dir.join(PICKLE_FILE).exists() {
-        return Err(Error::adapter(dir, AdapterDefect::Pickle));
+/// The paths of an adapter's two files, which are there.
+pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    if !dir.is_dir() {
+        std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
     }
-    open_limited(dir, TENSOR_FILE, limits.file_bytes)
-}
-
-fn open_limited(dir: &Path, file: &'static str, limit: u64) -> Result<(File, u64)> {
-    let path = dir.join(file);
-    let open = |path: &Path| {
-        let opened = File::open(path)?;
-        let bytes = opened.metadata()?.len();
-        Ok((opened, bytes))
-    };
-    let (opened, bytes) = open(&path).map_err(|source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound if dir.is_dir() => Error::adapter(dir, AdapterDefect::MissingFile { file }),
-        _ => Error::io(&path, source),
-    })?;
-    if bytes > limit {
-        return Err(Error::adapter(dir, AdapterDefect::FileTooLarge { file, bytes, limit }));
+    let [config, tensors] = [CONFIG_FILE, TENSOR_FILE].map(|file| dir.join(file));
+    if !config.exists() {
+        return Err(Error::adapter(dir, AdapterDefect::MissingFile { file: CONFIG_FILE }));
     }
-    Ok((opened, bytes))
-}
-
-/// Reads an open file whole; one that grew past the limit meanwhile is refused.
-pub(crate) fn read_limited(dir: &Path, name: &'static str, file: File, limit: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes);
-    let found = read.map_err(|source| Error::io(dir.join(name), source))? as u64;
-    if found > limit {
-        return Err(Error::adapter(dir, AdapterDefect::FileTooLarge { file: name, bytes: found, limit }));
+    if !tensors.exists() {
+        let pickle = dir.join(PICKLE_FILE).exists();
+        let missing = AdapterDefect::MissingFile { file: TENSOR_FILE };
+        return Err(Error::adapter(dir, if pickle { AdapterDefect::Pickle } else { missing }));
     }
-    Ok(bytes)
-}
-
-pub(crate) fn damaged(reason: impl ToString) -> AdapterDefect {
-    AdapterDefect::Damaged { reason: shorten(&reason.to_string()) }
+    Ok((config, tensors))
 }
 
 /// A module's halves as they are found.
@@ -193,21 +147,23 @@ struct Halves {
     lora_b: Option<TensorSpan>,
 }
 
-fn targets(config: &PeftConfig, metadata: &Metadata, limits: &Limits) -> Result<Vec<Target>, AdapterDefect> {
-    let keys = metadata.offset_keys();
-    if keys.len() > limits.tensors {
-        return Err(AdapterDefect::TooManyTensors { found: keys.len(), limit: limits.tensors });
+fn targets(
+    config: &PeftConfig,
+    tensors: &BTreeMap<String, TensorInfo>,
+    limits: &Limits,
+) -> Result<Vec<Target>, AdapterDefect> {
+    if tensors.len() > limits.tensors {
+        return Err(AdapterDefect::TooManyTensors { found: tensors.len(), limit: limits.tensors });
     }
     let mut modules: BTreeMap<(String, bool), Halves> = BTreeMap::new();
-    for key in keys {
-        let Some(info) = metadata.info(&key) else { continue };
-        let (module, part) = parse_key(&key)?;
-        let span = span(&key, info, part)?;
+    for (key, info) in tensors.iter().filter(|(key, _)| copied_weight(key).is_none()) {
+        let (module, part) = parse_key(key)?;
+        let span = span(key, info, part)?;
         let halves = modules.entry((module.to_owned(), part.is_embedding)).or_default();
         let half = if part.is_a { &mut halves.lora_a } else { &mut halves.lora_b };
         if let Some(other) = half.replace(span) {
             let weight = WeightName::from_peft_module(module).to_string();
-            return Err(AdapterDefect::DuplicateTarget { weight, first: other.key, second: key });
+            return Err(AdapterDefect::DuplicateTarget { weight, first: other.key, second: key.clone() });
         }
     }
     if modules.is_empty() {
@@ -237,6 +193,12 @@ fn targets(config: &PeftConfig, metadata: &Metadata, limits: &Limits) -> Result<
         });
     }
     Ok(targets)
+}
+
+/// The weight of which a tensor is a copy, if it is the base layer of an embedding or head.
+fn copied_weight(key: &str) -> Option<WeightName> {
+    let module = key.strip_suffix(".base_layer.weight")?;
+    Some(WeightName::from_peft_module(module)).filter(is_embedding_name)
 }
 
 fn is_embedding_name(weight: &WeightName) -> bool {
@@ -361,10 +323,7 @@ fn refusal(key: &str) -> &'static str {
         ("lora_magnitude_vector", "it belongs to DoRA, whose changes do not add up; train with use_dora=False"),
         ("lora_B.bias", "a bias of lora_B; train with lora_bias=False"),
         ("token_adapter", "it overwrites rows of the embedding; train with trainable_token_indices=None"),
-        (
-            "base_layer.",
-            "a copy of the base's own weight; save the adapter with `save_pretrained(path, save_embedding_layers=False)`",
-        ),
+        ("base_layer.", "a copy of the base's own weight; save the adapter again from the trained PeftModel"),
         ("lora_E", "it belongs to AdaLoRA; only LORA is supported"),
         ("hada_", "it belongs to LoHa; only LORA is supported"),
         ("lokr_", "it belongs to LoKr; only LORA is supported"),
@@ -382,7 +341,7 @@ fn refusal(key: &str) -> &'static str {
     known.map_or("no LoRA tensor is named so; is this a PEFT LoRA file?", |(_, reason)| reason)
 }
 
-fn span(key: &str, info: &safetensors::tensor::TensorInfo, part: Part) -> Result<TensorSpan, AdapterDefect> {
+fn span(key: &str, info: &TensorInfo, part: Part) -> Result<TensorSpan, AdapterDefect> {
     if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         return Err(AdapterDefect::TensorDtype { tensor: key.to_owned(), dtype: info.dtype.to_string() });
     }
@@ -397,5 +356,5 @@ fn span(key: &str, info: &safetensors::tensor::TensorInfo, part: Part) -> Result
     if side == 0 {
         return Err(shape_error());
     }
-    Ok(TensorSpan { key: key.to_owned(), dtype: info.dtype, shape, range: info.data_offsets.0..info.data_offsets.1 })
+    Ok(TensorSpan { key: key.to_owned(), dtype: info.dtype, shape })
 }

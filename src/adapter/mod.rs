@@ -4,7 +4,6 @@
 
 mod base_shapes;
 mod config;
-mod defect;
 mod header;
 mod pattern;
 mod peft;
@@ -13,7 +12,6 @@ mod summary;
 use std::collections::BTreeMap;
 
 pub use base_shapes::BaseShapes;
-pub use defect::AdapterDefect;
 pub(crate) use header::{CONFIG_FILE, TENSOR_FILE};
 pub use header::{PeftHeader, Target};
 pub use peft::PeftAdapter;

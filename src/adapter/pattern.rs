@@ -7,8 +7,8 @@
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
-use super::AdapterDefect;
 use super::config::shorten;
+use crate::error::AdapterDefect;
 
 /// Longest pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 1024;

@@ -4,21 +4,23 @@
 //!
 //! **Source:** PEFT's `lora/layer.py`, `get_delta_weight`.
 
+use std::fmt;
 use std::path::Path;
 
-use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 
-use super::header::{PeftHeader, Target, TensorSpan, damaged, open_tensors, read_config, read_limited};
-use super::{AdapterDefect, AdapterDeltas, AdapterSummary, BaseShapes, FloatDelta, Limits};
-use crate::{Error, Result};
+use super::header::{PeftHeader, TENSOR_FILE, Target, TensorSpan, files};
+use super::{AdapterDeltas, AdapterSummary, BaseShapes, FloatDelta, Limits};
+use crate::base::BaseModel;
+use crate::error::AdapterDefect;
+use crate::file::read_limited;
+use crate::file::safetensors::SafeTensorsFile;
+use crate::{Error, Result, WeightName};
 
 /// A PEFT LoRA adapter with its tensors.
-#[derive(Clone, Debug)]
 pub struct PeftAdapter {
     header: PeftHeader,
-    file: Vec<u8>,
+    file: SafeTensorsFile,
     hash: blake3::Hash,
 }
 
@@ -26,30 +28,29 @@ impl PeftAdapter {
     /// Reads the adapter in the folder `dir`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::Io`] if a file cannot be read.
+    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor file,
+    /// [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
     pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
-        let (tensors, _) = open_tensors(dir, limits)?;
-        let config = read_config(dir, limits)?;
-        let tensors = read_limited(dir, super::header::TENSOR_FILE, tensors, limits.file_bytes)?;
-        Self::parse(dir, &config, tensors, limits)
+        let (config, tensors) = files(dir)?;
+        let config = read_limited(&config, limits.config_bytes)?;
+        Self::parse(dir, &config, SafeTensorsFile::read_owned(&tensors, limits.file_bytes)?, limits)
     }
 
     /// Parses the bytes of `adapter_config.json` and of `adapter_model.safetensors`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for everything [`AdapterDefect`] names.
+    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor file.
     pub fn from_bytes(config: &[u8], tensors: Vec<u8>, limits: &Limits) -> Result<Self> {
-        Self::parse(Path::new("adapter from memory"), config, tensors, limits)
+        let file = SafeTensorsFile::from_bytes(tensors, TENSOR_FILE)?;
+        Self::parse(Path::new("from memory"), config, file, limits)
     }
 
-    fn parse(path: &Path, config: &[u8], file: Vec<u8>, limits: &Limits) -> Result<Self> {
-        let wrap = |defect| Error::adapter(path, defect);
-        let (header, data) = split_header(&file).map_err(wrap)?;
-        let parsed = PeftHeader::parse(path, config, header, data.len(), limits).map_err(wrap)?;
+    fn parse(path: &Path, config: &[u8], file: SafeTensorsFile, limits: &Limits) -> Result<Self> {
+        let data_bytes = file.tensors().values().map(|info| (info.data_offsets.1 - info.data_offsets.0) as u64).sum();
+        let header = PeftHeader::parse(path, config, file.tensors(), data_bytes, limits)?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&(config.len() as u64).to_le_bytes()).update(config).update_rayon(&file);
-        let hash = hasher.finalize();
-        Ok(Self { header: parsed, file, hash })
+        hasher.update(&(config.len() as u64).to_le_bytes()).update(config).update_rayon(file.file_bytes());
+        Ok(Self { header, file, hash: hasher.finalize() })
     }
 
     /// Its config and the shapes of its tensors.
@@ -81,51 +82,65 @@ impl PeftAdapter {
                 "fan_in_fan_out = true is ignored: the base's layers store their weights as (out, in)"
             );
         }
-        let (_, data) = split_header(&self.file).map_err(|defect| Error::adapter(&self.header.path, defect))?;
-        let deltas = self.header.targets.par_iter().map(|target| Ok((target.weight.clone(), delta(target, data)?)));
-        deltas.collect::<Result<_, AdapterDefect>>().map_err(|defect| Error::adapter(&self.header.path, defect))
+        let delta = |target: &Target| Ok((target.weight.clone(), self.delta(target)?));
+        self.header.targets.par_iter().map(delta).collect()
+    }
+
+    /// Checks that the embedding or head that PEFT saved beside a change to it is the base's own, to the rounding of
+    /// bfloat16: another one would have to replace the base's.
+    ///
+    /// # Errors
+    /// [`AdapterDefect::CopyDiffers`] inside [`Error::Adapter`], and what reading the base returns.
+    pub fn check_copies(&self, base: &BaseModel) -> Result<()> {
+        for (weight, key) in &self.header.copies {
+            let tied = base.config().tie_word_embeddings && weight.as_str() == "lm_head.weight";
+            let source = if tied { &WeightName::new("model.embed_tokens.weight") } else { weight };
+            let info = base.weight(source)?;
+            let copy = self.file.to_f32(key)?;
+            let differs = |row: usize| {
+                let defect = AdapterDefect::CopyDiffers { tensor: key.clone(), row };
+                Err(Error::adapter(&self.header.path, defect))
+            };
+            if self.file.info(key)?.shape != info.shape {
+                return differs(0);
+            }
+            copy.par_chunks(info.cols()).enumerate().try_for_each(|(row, copy)| {
+                let mut own = vec![0_f32; copy.len()];
+                base.read_rows(source, row..row + 1, &mut own)?;
+                let same = own.iter().zip(copy).all(|(own, copy)| (own - copy).abs() <= own.abs() / 256.0);
+                if same { Ok(()) } else { differs(row) }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn delta(&self, target: &Target) -> Result<FloatDelta> {
+        let (a, b) = (self.read(&target.lora_a)?, self.read(&target.lora_b)?);
+        let (lora_a, lora_b) = if target.is_embedding {
+            (transpose(&b, target.lora_b.shape), transpose(&a, target.lora_a.shape))
+        } else {
+            (a, b)
+        };
+        Ok(FloatDelta::LowRank { rank: target.rank, lora_a, lora_b, scaling: target.scaling })
+    }
+
+    fn read(&self, span: &TensorSpan) -> Result<Vec<f32>> {
+        let values = self.file.to_f32(&span.key)?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => {
+                let (tensor, row, column) = (span.key.clone(), at / span.shape[1], at % span.shape[1]);
+                let defect = AdapterDefect::NotFinite { tensor, row, column, value: values[at] };
+                Err(Error::adapter(&self.header.path, defect))
+            }
+        }
     }
 }
 
-/// Splits a safetensors file into its header and its data.
-fn split_header(file: &[u8]) -> Result<(&[u8], &[u8]), AdapterDefect> {
-    let (length, rest) =
-        file.split_first_chunk::<8>().ok_or_else(|| damaged("it is shorter than its first 8 bytes"))?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-    rest.split_at_checked(length).ok_or_else(|| damaged("its header is longer than the file"))
-}
-
-fn delta(target: &Target, data: &[u8]) -> Result<FloatDelta, AdapterDefect> {
-    let (a, b) = (read(&target.lora_a, data)?, read(&target.lora_b, data)?);
-    let (lora_a, lora_b) = if target.is_embedding {
-        (transpose(&b, target.lora_b.shape), transpose(&a, target.lora_a.shape))
-    } else {
-        (a, b)
-    };
-    Ok(FloatDelta::LowRank { rank: target.rank, lora_a, lora_b, scaling: target.scaling })
-}
-
-/// The tensor's values as f32; every f16 and bf16 is one.
-fn read(span: &TensorSpan, data: &[u8]) -> Result<Vec<f32>, AdapterDefect> {
-    let bytes = data.get(span.range.clone()).ok_or_else(|| damaged("a tensor lies outside the file"))?;
-    let values: Vec<f32> = match span.dtype {
-        Dtype::F16 => pairs(bytes).map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
-        Dtype::BF16 => pairs(bytes).map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-        _ => bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect(),
-    };
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(values),
-        Some(at) => Err(AdapterDefect::NotFinite {
-            tensor: span.key.clone(),
-            row: at / span.shape[1],
-            column: at % span.shape[1],
-            value: values[at],
-        }),
+impl fmt::Debug for PeftAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeftAdapter").field("path", &self.header.path).field("hash", &self.hash).finish_non_exhaustive()
     }
-}
-
-fn pairs(bytes: &[u8]) -> impl Iterator<Item = [u8; 2]> {
-    bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]])
 }
 
 /// `(rows, cols)` to `(cols, rows)`, both row-major.

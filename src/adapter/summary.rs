@@ -53,7 +53,7 @@ impl PeftHeader {
             touched_matrices: targets.len(),
             touched_weights: self.touched_weights(),
             parameters: spans().map(|span| span.shape[0] as u64 * span.shape[1] as u64).sum(),
-            bytes: self.data_bytes as u64,
+            bytes: self.data_bytes,
             base_model: self.base_model().map(str::to_owned),
             hash: None,
         }

@@ -48,15 +48,25 @@ impl Deref for FileBytes {
 /// # Errors
 /// [`Error::Io`], or [`Error::FileTooLarge`] before more than `max_bytes` are read.
 pub fn read_limited(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
+    let (file, found) = open_limited(path, max_bytes)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(found).unwrap_or(0));
     // One byte more than allowed tells a file that is too large, or that grows, from one that fits.
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > max_bytes {
-        let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    let found = bytes.len() as u64;
+    if found > max_bytes {
         return Err(Error::FileTooLarge { path: path.to_owned(), bytes: found, limit: max_bytes });
     }
     Ok(bytes)
+}
+
+/// Opens a file of at most `max_bytes` and gives its length.
+pub(crate) fn open_limited(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    if bytes > max_bytes {
+        return Err(Error::FileTooLarge { path: path.to_owned(), bytes, limit: max_bytes });
+    }
+    Ok((file, bytes))
 }
 
 /// A plain float type, little-endian in the file.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::SafeTensorsDefect;
-use crate::file::{FileBytes, FloatType, read_limited};
+use crate::file::{FileBytes, FloatType, open_limited, read_limited};
 use crate::{Error, Result};
 
 /// Longest JSON header that is read.
@@ -69,6 +70,11 @@ impl SafeTensorsFile {
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Shape, type and place of every tensor, by name.
+    pub(crate) fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
     }
 
     /// Every tensor's name, in order.
@@ -154,15 +160,42 @@ fn parse(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), SafeTens
     let Some(header) = header else {
         return Err(SafeTensorsDefect::HeaderBeyondFile { needed: length + LENGTH_BYTES as u64, file });
     };
+    let tensors = parse_header(header, rest.len() - header.len())?;
+    Ok((LENGTH_BYTES + header.len(), tensors))
+}
+
+/// Reads the header of the file at `path`, of at most `max_bytes`, and nothing else: the tensors and their length.
+pub(crate) fn read_header(path: &Path, max_bytes: u64) -> Result<(BTreeMap<String, TensorInfo>, u64)> {
+    let (mut file, bytes) = open_limited(path, max_bytes)?;
+    let wrap = |defect| Error::SafeTensors { path: path.to_owned(), defect };
+    let Some(rest) = bytes.checked_sub(LENGTH_BYTES as u64) else {
+        return Err(wrap(SafeTensorsDefect::HeaderBeyondFile { needed: LENGTH_BYTES as u64, file: bytes }));
+    };
+    let mut length = [0; LENGTH_BYTES];
+    file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        return Err(wrap(SafeTensorsDefect::HeaderTooLarge { bytes: length, limit: MAX_HEADER_BYTES }));
+    }
+    let Some(data) = rest.checked_sub(length) else {
+        return Err(wrap(SafeTensorsDefect::HeaderBeyondFile { needed: length + LENGTH_BYTES as u64, file: bytes }));
+    };
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
+    let tensors = parse_header(&header, usize::try_from(data).unwrap_or(usize::MAX)).map_err(wrap)?;
+    Ok((tensors, data))
+}
+
+/// Checks a header that `data` bytes of tensors follow.
+fn parse_header(header: &[u8], data: usize) -> Result<BTreeMap<String, TensorInfo>, SafeTensorsDefect> {
     let Header(mut tensors) = serde_json::from_slice(header).map_err(|reason| SafeTensorsDefect::Header { reason })?;
     if tensors.len() > MAX_TENSORS {
         return Err(SafeTensorsDefect::TooManyTensors { found: tensors.len(), limit: MAX_TENSORS });
     }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let end = check_layout(&tensors)?;
-    let found = rest.len() - header.len();
-    if end != found {
-        return Err(SafeTensorsDefect::DataLength { expected: end, found });
+    if end != data {
+        return Err(SafeTensorsDefect::DataLength { expected: end, found: data });
     }
     let mut by_name = BTreeMap::new();
     for (tensor, info) in tensors {
@@ -171,7 +204,7 @@ fn parse(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), SafeTens
         }
         by_name.insert(tensor, info);
     }
-    Ok((LENGTH_BYTES + header.len(), by_name))
+    Ok(by_name)
 }
 
 /// Checks that the tensors, sorted by offset, follow each other without a gap; gives the end of the last.

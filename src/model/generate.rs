@@ -54,6 +54,7 @@ pub struct Generation {
 /// # Errors
 /// When a parameter is out of its range, the prompt is empty or longer than the context, the cache belongs to other
 /// weights, or logits are not finite.
+#[allow(clippy::too_many_arguments, reason = "the parts of a runtime, each borrowed once")]
 pub fn generate<D: Compute>(
     model: &Llama,
     device: &D,

@@ -5,70 +5,12 @@
 //!
 //! **Invariant:** a sequence's logits depend on its own tokens alone, bit for bit, however it is batched or split.
 
-use std::ops::Range;
-
-use super::{KvCache, RopeTable};
+use super::batch::wanted_rows;
+use super::{Batch, KvCache, Logits, RopeTable, Sequence};
 use crate::base::ModelConfig;
 use crate::device::{Attention, Compute, Heads, Product, Span};
 use crate::weights::{HEAD, MatrixId, Weights};
 use crate::{Error, Result, WeightName};
-
-/// Which logits of a sequence are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// None: the tokens only fill the cache.
-    Nothing,
-    /// Those after the last new token.
-    Last,
-    /// Those after every new token.
-    All,
-}
-
-/// New tokens of one sequence.
-#[derive(Clone, Copy, Debug)]
-pub struct Sequence<'a> {
-    /// Its slot in the cache.
-    pub slot: usize,
-    /// The tokens, following those in the cache.
-    pub tokens: &'a [u32],
-    /// Which logits to return.
-    pub want: Want,
-}
-
-/// What one forward pass computes.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
-    /// The sequences, by ascending slot.
-    pub sequences: &'a [Sequence<'a>],
-    /// Fingerprint of the weights; the cache must have the same owner.
-    pub owner: [u8; 32],
-}
-
-/// The wanted logits, in the order of the batch: a row of `vocab_size` per wanted position.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logits {
-    values: Vec<f32>,
-    vocab_size: usize,
-    sequences: Vec<Range<usize>>,
-}
-
-impl Logits {
-    /// All rows in order.
-    pub fn rows(&self) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
-        self.values.chunks_exact(self.vocab_size)
-    }
-
-    /// The rows of sequence `index` of the batch.
-    pub fn sequence(&self, index: usize) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
-        let Range { start, end } = self.sequences[index].clone();
-        self.values[start * self.vocab_size..end * self.vocab_size].chunks_exact(self.vocab_size)
-    }
-
-    /// The last row, if any was wanted.
-    pub fn last(&self) -> Option<&[f32]> {
-        self.rows().next_back()
-    }
-}
 
 /// A matrix with its optional bias.
 struct Linear {
@@ -197,10 +139,10 @@ fn check(config: &ModelConfig) -> Result<()> {
             return refuse(field, "1 to 2^30", value.to_string());
         }
     }
-    if c.head_dim % 2 != 0 {
+    if !c.head_dim.is_multiple_of(2) {
         return refuse("head_dim", "an even number", c.head_dim.to_string());
     }
-    if c.num_attention_heads % c.num_key_value_heads != 0 {
+    if !c.num_attention_heads.is_multiple_of(c.num_key_value_heads) {
         return refuse("num_attention_heads", "a multiple of num_key_value_heads", c.num_attention_heads.to_string());
     }
     if c.num_attention_heads.checked_mul(c.head_dim).is_none_or(|width| width > 1 << 30) {
@@ -264,6 +206,9 @@ impl Llama {
     /// # Errors
     /// Before anything is computed: when the cache belongs to other weights or another model, a sequence is out of
     /// order, empty or too long, or a token is unknown. The cache is then unchanged.
+    ///
+    /// # Panics
+    /// When `weights` are not those the model was bound to.
     pub fn forward<D: Compute>(
         &self,
         device: &D,
@@ -291,7 +236,7 @@ impl Llama {
             cache.lengths[span.slot] += sequence.tokens.len();
         }
         cache.workspace = Some(workspace);
-        Ok(Logits { values, vocab_size: self.config.vocab_size, sequences })
+        Ok(Logits::new(values, self.config.vocab_size, sequences))
     }
 
     fn logits_len(&self, wanted: &[usize]) -> usize {
@@ -420,20 +365,4 @@ impl Llama {
         device.rms_norm(&w.normed, norm, eps, wanted.len(), &mut w.stream);
         device.matmul(&w.stream, wanted.len(), [head.product(weights, &mut w.logits, false)]);
     }
-}
-
-/// The batch rows whose logits are wanted, and which of them belong to each sequence.
-fn wanted_rows(batch: &Batch<'_>, spans: &[Span]) -> (Vec<usize>, Vec<Range<usize>>) {
-    let mut wanted = Vec::new();
-    let sequences = batch.sequences.iter().zip(spans).map(|(sequence, span)| {
-        let start = wanted.len();
-        match sequence.want {
-            Want::Nothing => {}
-            Want::Last => wanted.push(span.rows.end - 1),
-            Want::All => wanted.extend(span.rows.clone()),
-        }
-        start..wanted.len()
-    });
-    let sequences = sequences.collect();
-    (wanted, sequences)
 }

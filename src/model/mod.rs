@@ -1,5 +1,6 @@
 //! The model: forward pass over a device, tokenizer, chat template, sampling.
 
+mod batch;
 pub mod chat;
 mod generate;
 mod kv_cache;
@@ -8,10 +9,13 @@ mod rope;
 mod sampling;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tokenizer;
 
+pub use batch::{Batch, Logits, Sequence, Want};
 pub use generate::{GenerateOptions, Generation, StopReason, generate, prefill};
 pub use kv_cache::KvCache;
-pub use llama::{Batch, Llama, Logits, Sequence, Want};
+pub use llama::Llama;
 pub use rope::RopeTable;
 pub use sampling::{Sampler, Sampling, greedy, log_softmax_top};

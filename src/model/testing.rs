@@ -1,6 +1,17 @@
-//! Small random models for tests.
+//! Small random models for tests, and their forward pass as the textbook has it, in f64.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "test code")]
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::WeightName;
 use crate::base::{ModelConfig, RopeScaling};
+use crate::device::cpu::{Cpu, FloatBuffer};
+use crate::lattice::LatticeMatrix;
+use crate::weights::Weights;
 
 /// Three layers, grouped queries, odd sizes.
 pub(crate) fn tiny_config() -> ModelConfig {
@@ -21,5 +32,155 @@ pub(crate) fn tiny_config() -> ModelConfig {
         tie_word_embeddings: true,
         eos_token_ids: vec![2],
         bos_token_id: None,
+    }
+}
+
+/// A model's weights by name, before they are uploaded.
+pub(crate) struct TinyModel {
+    pub(crate) config: ModelConfig,
+    pub(crate) matrices: BTreeMap<String, LatticeMatrix>,
+    pub(crate) vectors: BTreeMap<String, Vec<f32>>,
+}
+
+impl TinyModel {
+    /// Random weights for `config`, with biases on the linear layers whose name contains one of `biased`.
+    pub(crate) fn random(config: ModelConfig, biased: &[&str], seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let c = &config;
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let mut shapes = vec![("model.embed_tokens".to_owned(), c.vocab_size, c.hidden_size)];
+        if !c.tie_word_embeddings {
+            shapes.push(("lm_head".to_owned(), c.vocab_size, c.hidden_size));
+        }
+        let mut vectors = BTreeMap::new();
+        let mut norm = |name: String, rng: &mut StdRng| {
+            vectors.insert(name, (0..c.hidden_size).map(|_| rng.random_range(0.5..1.5)).collect());
+        };
+        norm("model.norm.weight".to_owned(), &mut rng);
+        for i in 0..c.num_hidden_layers {
+            for (name, rows, cols) in [
+                ("self_attn.q_proj", q, c.hidden_size),
+                ("self_attn.k_proj", kv, c.hidden_size),
+                ("self_attn.v_proj", kv, c.hidden_size),
+                ("self_attn.o_proj", c.hidden_size, q),
+                ("mlp.gate_proj", c.intermediate_size, c.hidden_size),
+                ("mlp.up_proj", c.intermediate_size, c.hidden_size),
+                ("mlp.down_proj", c.hidden_size, c.intermediate_size),
+            ] {
+                shapes.push((format!("model.layers.{i}.{name}"), rows, cols));
+            }
+            norm(format!("model.layers.{i}.input_layernorm.weight"), &mut rng);
+            norm(format!("model.layers.{i}.post_attention_layernorm.weight"), &mut rng);
+        }
+        let mut matrices = BTreeMap::new();
+        for (name, rows, cols) in shapes {
+            let mut matrix = LatticeMatrix::zeros(rows, cols);
+            let stride = matrix.stride();
+            for row in matrix.integers_mut().chunks_exact_mut(stride) {
+                row[..cols].fill_with(|| rng.random_range(-26_000..=26_000));
+            }
+            let size = 3.0 / (cols as f32).sqrt() / 26_000.0;
+            matrix.parts_mut().1.fill_with(|| rng.random_range(0.5 * size..size));
+            if biased.iter().any(|part| name.contains(part)) {
+                vectors.insert(format!("{name}.bias"), (0..rows).map(|_| rng.random_range(-1.0..1.0)).collect());
+            }
+            matrices.insert(format!("{name}.weight"), matrix);
+        }
+        Self { config, matrices, vectors }
+    }
+
+    pub(crate) fn weights(&self) -> Weights<Cpu> {
+        let matrices = self.matrices.iter().map(|(name, matrix)| (WeightName::new(name), matrix.clone()));
+        let vectors = self.vectors.iter().map(|(name, v)| (WeightName::new(name), FloatBuffer::from(&v[..])));
+        Weights::from_parts(matrices, vectors)
+    }
+
+    fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let matrix = &self.matrices[&format!("{name}.weight")];
+        let bias = self.vectors.get(&format!("{name}.bias"));
+        (0..matrix.rows())
+            .map(|i| {
+                let sum: f64 = matrix.row(i).iter().zip(x).map(|(&n, x)| f64::from(n) * x).sum();
+                sum * f64::from(matrix.steps()[i]) + bias.map_or(0.0, |bias| f64::from(bias[i]))
+            })
+            .collect()
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let scale = 1.0 / (mean + self.config.rms_norm_eps).sqrt();
+        x.iter().zip(&self.vectors[name]).map(|(x, w)| x * scale * f64::from(*w)).collect()
+    }
+
+    fn rotate(&self, x: &mut [f64], position: usize) {
+        let half = self.config.head_dim / 2;
+        for head in x.chunks_exact_mut(2 * half) {
+            for j in 0..half {
+                let divisor = match &self.config.rope_scaling {
+                    RopeScaling::Linear { factor } => *factor,
+                    RopeScaling::Factors(factors) => f64::from(factors[j]),
+                    _ => 1.0,
+                };
+                let angle = position as f64 / self.config.rope_theta.powf(j as f64 / half as f64) / divisor;
+                let (a, b) = (head[j], head[j + half]);
+                head[j] = a * angle.cos() - b * angle.sin();
+                head[j + half] = b * angle.cos() + a * angle.sin();
+            }
+        }
+    }
+
+    /// Logits after every token.
+    pub(crate) fn reference(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        let c = &self.config;
+        let d = c.head_dim;
+        let table = &self.matrices["model.embed_tokens.weight"];
+        let embed = |t: &u32| {
+            let step = f64::from(table.steps()[*t as usize]);
+            table.row(*t as usize).iter().map(|&n| f64::from(n) * step).collect()
+        };
+        let mut stream: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
+        for i in 0..c.num_hidden_layers {
+            let name = |rest: &str| format!("model.layers.{i}.{rest}");
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for (position, x) in stream.iter_mut().enumerate() {
+                let n = self.norm(&name("input_layernorm.weight"), x);
+                let mut q = self.linear(&name("self_attn.q_proj"), &n);
+                let mut k = self.linear(&name("self_attn.k_proj"), &n);
+                self.rotate(&mut q, position);
+                self.rotate(&mut k, position);
+                keys.push(k);
+                values.push(self.linear(&name("self_attn.v_proj"), &n));
+                let first = c.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
+                let mut mixed = vec![0.0; q.len()];
+                for head in 0..c.num_attention_heads {
+                    let from = head / (c.num_attention_heads / c.num_key_value_heads) * d;
+                    let score = |key: &Vec<f64>| {
+                        let dot: f64 = q[head * d..][..d].iter().zip(&key[from..]).map(|(q, k)| q * k).sum();
+                        (dot / (d as f64).sqrt()).exp()
+                    };
+                    let weights: Vec<f64> = keys[first..].iter().map(score).collect();
+                    let total: f64 = weights.iter().sum();
+                    for (weight, value) in weights.iter().zip(&values[first..]) {
+                        for j in 0..d {
+                            mixed[head * d + j] += weight / total * value[from + j];
+                        }
+                    }
+                }
+                let out = self.linear(&name("self_attn.o_proj"), &mixed);
+                x.iter_mut().zip(out).for_each(|(x, y)| *x += y);
+                let m = self.norm(&name("post_attention_layernorm.weight"), x);
+                let up = self.linear(&name("mlp.up_proj"), &m);
+                let inner: Vec<f64> = self
+                    .linear(&name("mlp.gate_proj"), &m)
+                    .into_iter()
+                    .zip(up)
+                    .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                    .collect();
+                let out = self.linear(&name("mlp.down_proj"), &inner);
+                x.iter_mut().zip(out).for_each(|(x, y)| *x += y);
+            }
+        }
+        let head = if c.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
+        stream.iter().map(|x| self.linear(head, &self.norm("model.norm.weight", x))).collect()
     }
 }

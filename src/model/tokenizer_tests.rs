@@ -143,7 +143,7 @@ fn token_without_a_row_in_the_embedding_is_refused() {
 #[test]
 fn golden_prompts_give_the_golden_ids_and_the_golden_text() {
     let Some(path) = smollm2_base() else { return };
-    let golden: Json = serde_json::from_str(include_str!("../../tests/fixtures/smollm2-tree/golden.json")).unwrap();
+    let golden: Json = serde_json::from_str(include_str!("../../tests/fixtures/smollm2/golden.json")).unwrap();
     let base = BaseModel::open(&path).unwrap();
     let tokenizer = Tokenizer::for_base(&base, None).unwrap();
     let ids = |value: &Json| serde_json::from_value::<Vec<u32>>(value.clone()).unwrap();
@@ -158,7 +158,7 @@ fn golden_prompts_give_the_golden_ids_and_the_golden_text() {
         assert_eq!(streamed, prompt["greedy_text"].as_str().unwrap());
         prompts += 1;
     }
-    assert!(prompts >= 16, "{prompts}");
+    assert!(prompts >= 12, "{prompts}");
     assert_eq!(tokenizer.encode("<|im_start|>user").unwrap()[0], 1);
     assert_eq!((base.config().eos_token_ids.as_slice(), base.config().vocab_size), (&[2][..], 49152));
 }

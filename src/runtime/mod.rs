@@ -290,7 +290,9 @@ impl Runtime {
             None => Ok(std::sync::Arc::default()),
             Some(NodeSource::Memory(deltas)) => Ok(deltas.clone()),
             Some(NodeSource::Folder(dir)) => {
-                Ok(std::sync::Arc::new(PeftAdapter::open(dir, &self.limits)?.deltas(&self.shapes)?))
+                let adapter = PeftAdapter::open(dir, &self.limits)?;
+                adapter.check_copies(&self.base)?;
+                Ok(std::sync::Arc::new(adapter.deltas(&self.shapes)?))
             }
         }
     }

@@ -11,8 +11,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
 
-use crate::WeightName;
-use crate::adapter::{BaseShapes, Limits, PeftAdapter};
+use crate::Result;
+use crate::adapter::{BaseShapes, Limits, PeftAdapter, Target};
 use crate::base::WeightInfo;
 
 /// One adapted module.
@@ -141,14 +141,14 @@ pub fn serialize(tensors: &[(String, [usize; 2], Vec<f32>)], dtype: Dtype) -> Ve
 }
 
 /// Reads any bytes as an adapter and its deltas: a u16 (little-endian) with the config's length, the config, the tensors.
-pub fn read_any(data: &[u8]) {
-    let Some((length, rest)) = data.split_first_chunk::<2>() else { return };
+///
+/// # Errors
+/// What [`PeftAdapter`] says.
+pub fn read_adapter_bytes(bytes: &[u8]) -> Result<()> {
+    let (length, rest) = bytes.split_first_chunk::<2>().unwrap_or((&[0; 2], &[]));
     let (config, tensors) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
-    let Ok(adapter) = PeftAdapter::from_bytes(config, tensors.to_vec(), &Limits::default()) else { return };
-    let targets = adapter.header().targets().iter();
-    let infos = targets.map(|target| (target.weight.clone(), target.shape.to_vec()));
-    let weights: Vec<(WeightName, WeightInfo)> =
-        infos.map(|(weight, shape)| (weight, WeightInfo { shape, dtype: "F32".into() })).collect();
-    let base = BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info)));
-    let _ = adapter.deltas(&base);
+    let adapter = PeftAdapter::from_bytes(config, tensors.to_vec(), &Limits::default())?;
+    let info = |target: &Target| WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() };
+    let weights: Vec<_> = adapter.header().targets().iter().map(|t| (t.weight.clone(), info(t))).collect();
+    adapter.deltas(&BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info)))).map(drop)
 }

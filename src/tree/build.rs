@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
-use super::{AdapterTree, BasePin, MAX_DEPTH, Node, NodeSource, TreeDefect, to_id};
+use super::{AdapterTree, BasePin, MAX_DEPTH, Node, NodeSource, to_id};
 use crate::Result;
+use crate::error::TreeDefect;
 use crate::suggest::nearest;
 
 /// Makes a tree from nodes in any order.

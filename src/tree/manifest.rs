@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::TreeDefect;
+use crate::error::TreeDefect;
 use crate::{Error, Result};
 
 /// The manifest's file name.

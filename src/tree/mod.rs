@@ -4,7 +4,6 @@
 //! from the root in depth-first order, children in the order of their names, so equal trees have equal ids.
 
 mod build;
-mod defect;
 mod manifest;
 mod plan;
 pub mod render;
@@ -18,12 +17,12 @@ use std::sync::Arc;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
 pub use build::TreeBuilder;
-pub use defect::TreeDefect;
 pub use manifest::BasePin;
 pub use plan::{PlanSummary, SwitchPlan};
 
 use crate::Result;
 use crate::adapter::AdapterDeltas;
+use crate::error::TreeDefect;
 use crate::suggest::nearest;
 
 /// Deepest node: the root has depth 0.

@@ -7,8 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use super::build::{Spec, TreeBuilder, check_name};
 use super::manifest::Manifest;
-use super::{AdapterTree, MAX_DEPTH, NodeSource, TreeDefect};
+use super::{AdapterTree, MAX_DEPTH, NodeSource};
 use crate::adapter::{CONFIG_FILE, TENSOR_FILE};
+use crate::error::TreeDefect;
 use crate::suggest::nearest;
 use crate::{Error, Result};
 

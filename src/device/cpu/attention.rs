@@ -11,6 +11,7 @@ use super::buffer::FloatBuffer;
 use super::elementwise::exp;
 use super::parallel::{Plane, RowBlocks};
 use super::simd::{CHUNK, Kernel, Simd};
+use crate::Result;
 use crate::device::compute::{Attention, Heads, Span};
 
 /// Tokens in one task.
@@ -36,15 +37,15 @@ pub struct CpuKvLayer {
 
 impl CpuKvLayer {
     /// Room for `slots` sequences of `capacity` tokens.
-    pub(super) fn new(heads: Heads, slots: usize, capacity: usize) -> Self {
+    pub(super) fn new(heads: Heads, slots: usize, capacity: usize) -> Result<Self> {
         let capacity = capacity.next_multiple_of(CHUNK);
         let positions = slots * heads.kv_heads * capacity;
-        Self {
+        Ok(Self {
             heads,
             capacity,
-            keys: FloatBuffer::zeros(positions * heads.head_dim),
-            values: FloatBuffer::zeros(positions * heads.head_dim.next_multiple_of(CHUNK)),
-        }
+            keys: FloatBuffer::try_zeros(positions * heads.head_dim)?,
+            values: FloatBuffer::try_zeros(positions * heads.head_dim.next_multiple_of(CHUNK))?,
+        })
     }
 
     fn value_dim(&self) -> usize {

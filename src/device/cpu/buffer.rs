@@ -2,6 +2,8 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::{Error, Result};
+
 /// Values in one cache line of 64 bytes.
 const LINE: usize = 16;
 
@@ -15,10 +17,26 @@ pub struct FloatBuffer {
 
 impl FloatBuffer {
     /// `len` zeros; memory is taken from the system when it is first written.
+    ///
+    /// # Panics
+    /// When there is no room; see [`FloatBuffer::try_zeros`].
     pub fn zeros(len: usize) -> Self {
         let values = vec![0.0; len + LINE - 1];
         let start = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE - 1);
         Self { values, start, len }
+    }
+
+    /// The same, asking first whether there is room.
+    ///
+    /// # Errors
+    /// When the system refuses so much memory.
+    pub fn try_zeros(len: usize) -> Result<Self> {
+        let room =
+            len.checked_add(LINE).ok_or(()).and_then(|len| Vec::<f32>::new().try_reserve_exact(len).map_err(drop));
+        match room {
+            Ok(()) => Ok(Self::zeros(len)),
+            Err(()) => Err(Error::DeviceMemory { bytes: len.saturating_mul(size_of::<f32>()) }),
+        }
     }
 }
 

@@ -23,11 +23,11 @@ impl Compute for Cpu {
     }
 
     fn alloc(&self, len: usize) -> Result<FloatBuffer> {
-        Ok(FloatBuffer::zeros(len))
+        FloatBuffer::try_zeros(len)
     }
 
     fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<CpuKvLayer> {
-        Ok(CpuKvLayer::new(heads, slots, capacity))
+        CpuKvLayer::new(heads, slots, capacity)
     }
 
     fn write(&self, values: &[f32], out: &mut FloatBuffer) {

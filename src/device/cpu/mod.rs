@@ -12,10 +12,12 @@ mod fingerprint;
 mod matmul;
 mod parallel;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;
-pub use delta_apply::delta_apply;
+pub use delta_apply::{delta_apply, tighten};
 pub use simd::SimdLevel;
 
 use rayon::prelude::*;

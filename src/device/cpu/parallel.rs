@@ -17,6 +17,8 @@ use super::Cpu;
 
 /// Below this many multiply-adds (or values touched) a call stays on one thread.
 const SERIAL: usize = 1 << 15;
+/// Most threads one call is spread over.
+const MAX_WORKERS: usize = 64;
 
 /// A row-major matrix to be written, cut every `block` columns.
 pub(crate) struct Plane<'a> {
@@ -147,24 +149,31 @@ impl Cpu {
         if work < SERIAL || count < 2 || self.threads() < 2 {
             return (0..count).for_each(run);
         }
-        let next = AtomicUsize::new(0);
-        let worker = || {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= count {
-                    break;
+        // Each worker walks its own stretch of tasks, so that it streams through consecutive memory, then helps the others.
+        let workers = self.threads().min(count).min(MAX_WORKERS);
+        let stretch = |worker: usize| worker * count / workers..(worker + 1) * count / workers;
+        let next: [AtomicUsize; MAX_WORKERS] =
+            std::array::from_fn(|worker| AtomicUsize::new(stretch(worker.min(workers)).start));
+        let work = |worker: usize| {
+            for owner in (worker..workers).chain(0..worker) {
+                loop {
+                    let i = next[owner].fetch_add(1, Ordering::Relaxed);
+                    if i >= stretch(owner).end {
+                        break;
+                    }
+                    run(i);
                 }
-                run(i);
             }
         };
-        self.install(|| fan_out(self.threads().min(count), &worker));
+        self.install(|| fan_out(0..workers, &work));
     }
 }
 
-/// Calls `worker` `times` times, on as many threads as are free.
-fn fan_out(times: usize, worker: &(impl Fn() + Sync)) {
-    if times <= 1 {
-        return worker();
+/// Calls `work` with every number of `workers`, on as many threads as are free.
+fn fan_out(workers: Range<usize>, work: &(impl Fn(usize) + Sync)) {
+    if workers.len() <= 1 {
+        return work(workers.start);
     }
-    rayon::join(|| fan_out(times / 2, worker), || fan_out(times - times / 2, worker));
+    let middle = workers.start + workers.len() / 2;
+    rayon::join(|| fan_out(workers.start..middle, work), || fan_out(middle..workers.end, work));
 }

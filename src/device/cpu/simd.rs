@@ -1,5 +1,5 @@
 //! The instruction sets the kernels are written for, and the few vector operations a float kernel is made of.
-//! A kernel is written once over [`Simd`]; [`SimdLevel::run`] compiles it for each instruction set.
+//! A kernel is written once over the trait `Simd`; `SimdLevel::run` compiles it for each instruction set.
 //!
 //! **Invariant:** every level gives the same integers; floats agree to rounding, and are a function of the level alone.
 

@@ -22,34 +22,39 @@ struct Term<'a, const R: usize> {
 /// # Safety
 /// The processor must have AVX-512 F, BW and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn apply(block: &mut RowBlock, terms: &Terms) {
+pub(super) unsafe fn apply<'a>(block: &mut RowBlock, terms: &Terms<'a>) {
     let (rows, panels, width) = (block.rows(), block.lanes_per_row, terms.panels_at_a_time());
+    let (mut prepared, mut rest) = (Vec::with_capacity(terms.factors.len()), Vec::new());
     for first in (0..panels).step_by(width) {
         let range = (first, (first + width).min(panels));
-        let mut i = 0;
-        while i + 4 <= rows {
-            group::<4>(block, terms, i, range);
-            i += 4;
+        for i in (0..rows / 4 * 4).step_by(4) {
+            group::<4>(block, terms, &mut prepared, i, range);
         }
-        while i < rows {
-            group::<1>(block, terms, i, range);
-            i += 1;
+        for i in rows / 4 * 4..rows {
+            group::<1>(block, terms, &mut rest, i, range);
         }
     }
 }
 
 /// Rows `i .. i + R` of the block, panels `from .. to`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn group<const R: usize>(block: &mut RowBlock, terms: &Terms, i: usize, (from, to): (usize, usize)) {
+fn group<'a, const R: usize>(
+    block: &mut RowBlock,
+    terms: &Terms<'a>,
+    prepared: &mut Vec<Term<'a, R>>,
+    i: usize,
+    (from, to): (usize, usize),
+) {
     let row = block.first_row + i;
-    let prepared: Vec<Term<R>> = terms.factors.iter().map(|&(factors, sign)| prepare(factors, sign, row)).collect();
+    prepared.clear();
+    prepared.extend(terms.factors.iter().map(|&(factors, sign)| prepare(factors, sign, row)));
     let mut panel = from;
     while panel + 2 <= to {
-        tile::<R, 2>(block, &prepared, terms, i, panel);
+        tile::<R, 2>(block, prepared, terms, i, panel);
         panel += 2;
     }
     if panel < to {
-        tile::<R, 1>(block, &prepared, terms, i, panel);
+        tile::<R, 1>(block, prepared, terms, i, panel);
     }
 }
 

@@ -18,16 +18,6 @@ pub enum AdapterDefect {
          adapter again with `save_pretrained(path, safe_serialization=True)`"
     )]
     Pickle,
-    /// A file is larger than the limit.
-    #[error("{file} has {bytes} bytes, the limit is {limit}; raise the limit if the file is meant to be this large")]
-    FileTooLarge {
-        /// The file.
-        file: &'static str,
-        /// Its size.
-        bytes: u64,
-        /// The limit it breaks.
-        limit: u64,
-    },
     /// `adapter_config.json` is not a JSON object.
     #[error("adapter_config.json is not a JSON object: {source}")]
     ConfigNotJson {
@@ -116,12 +106,6 @@ pub enum AdapterDefect {
         /// One of them.
         example: String,
     },
-    /// The safetensors file cannot be read.
-    #[error("adapter_model.safetensors is damaged: {reason}; copy or save it again")]
-    Damaged {
-        /// What is wrong with it.
-        reason: String,
-    },
     /// More tensors than the limit.
     #[error("adapter_model.safetensors has {found} tensors, the limit is {limit}")]
     TooManyTensors {
@@ -140,6 +124,18 @@ pub enum AdapterDefect {
         tensor: String,
         /// What it is, and what to do.
         reason: &'static str,
+    },
+    /// The copy of the base's embedding or head that lies in the file is another one.
+    #[error(
+        "the tensor {tensor} differs from the base's own weight in row {row}: a retrained or resized embedding would replace \
+         it, which is not supported, or the base is another one; save with `save_pretrained(path, \
+         save_embedding_layers=False)` if only the LoRA part was trained"
+    )]
+    CopyDiffers {
+        /// The tensor's key.
+        tensor: String,
+        /// The first row found to differ.
+        row: usize,
     },
     /// A module has A without B, or B without A.
     #[error("{module} has {present} but no {missing}; the file is incomplete: save it again")]

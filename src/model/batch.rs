@@ -1,0 +1,83 @@
+//! What goes into a forward pass, and what comes out.
+
+use std::ops::Range;
+
+use crate::device::Span;
+
+/// Which logits of a sequence are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: the tokens only fill the cache.
+    Nothing,
+    /// Those after the last new token.
+    Last,
+    /// Those after every new token.
+    All,
+}
+
+/// New tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// Its slot in the cache.
+    pub slot: usize,
+    /// The tokens, following those in the cache.
+    pub tokens: &'a [u32],
+    /// Which logits to return.
+    pub want: Want,
+}
+
+/// What one forward pass computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The sequences, by ascending slot.
+    pub sequences: &'a [Sequence<'a>],
+    /// Fingerprint of the weights; the cache must have the same owner.
+    pub owner: [u8; 32],
+}
+
+/// The wanted logits, in the order of the batch: a row of `vocab_size` per wanted position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocab_size: usize,
+    sequences: Vec<Range<usize>>,
+}
+
+impl Logits {
+    /// The rows of every sequence among `values (rows, vocab_size)`.
+    pub(super) fn new(values: Vec<f32>, vocab_size: usize, sequences: Vec<Range<usize>>) -> Self {
+        Self { values, vocab_size, sequences }
+    }
+
+    /// All rows in order.
+    pub fn rows(&self) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
+        self.values.chunks_exact(self.vocab_size)
+    }
+
+    /// The rows of sequence `index` of the batch.
+    pub fn sequence(&self, index: usize) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
+        let Range { start, end } = self.sequences[index].clone();
+        self.values[start * self.vocab_size..end * self.vocab_size].chunks_exact(self.vocab_size)
+    }
+
+    /// The last row, if any was wanted.
+    pub fn last(&self) -> Option<&[f32]> {
+        self.rows().next_back()
+    }
+}
+
+/// The batch rows whose logits are wanted, and which of them belong to each sequence.
+pub(super) fn wanted_rows(batch: &Batch<'_>, spans: &[Span]) -> (Vec<usize>, Vec<Range<usize>>) {
+    let mut wanted = Vec::new();
+    let sequences = batch.sequences.iter().zip(spans).map(|(sequence, span)| {
+        let start = wanted.len();
+        match sequence.want {
+            Want::Nothing => {}
+            Want::Last => wanted.push(span.rows.end - 1),
+            Want::All => wanted.extend(span.rows.clone()),
+        }
+        start..wanted.len()
+    });
+    let sequences = sequences.collect();
+    (wanted, sequences)
+}

@@ -1,0 +1,292 @@
+//! The whole model against its textbook form, and the promises about batching, splitting and refusing.
+
+#![allow(clippy::cast_possible_truncation, reason = "test code")]
+
+use super::testing::{TinyModel, tiny_config};
+use super::{Batch, GenerateOptions, KvCache, Llama, Sampling, Sequence, StopReason, Want, generate};
+use crate::base::{ModelConfig, RopeScaling};
+use crate::device::cpu::{Cpu, SimdLevel};
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+const OWNER: [u8; 32] = [7; 32];
+
+struct Runner {
+    cpu: Cpu,
+    weights: Weights<Cpu>,
+    model: Llama,
+}
+
+impl Runner {
+    fn new(model: &TinyModel, cpu: Cpu) -> Self {
+        let weights = model.weights();
+        let model = Llama::bind(&cpu, &model.config, &weights).expect("a whole model");
+        Self { cpu, weights, model }
+    }
+
+    fn cache(&self, slots: usize) -> KvCache<Cpu> {
+        KvCache::new(&self.cpu, self.model.config(), slots, 128, OWNER).expect("room")
+    }
+
+    fn try_forward(&self, cache: &mut KvCache<Cpu>, sequences: &[(usize, &[u32], Want)]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let sequences: Vec<Sequence<'_>> =
+            sequences.iter().map(|&(slot, tokens, want)| Sequence { slot, tokens, want }).collect();
+        let logits =
+            self.model.forward(&self.cpu, &self.weights, cache, &Batch { sequences: &sequences, owner: OWNER })?;
+        Ok((0..sequences.len()).map(|i| logits.sequence(i).map(<[f32]>::to_vec).collect()).collect())
+    }
+
+    fn forward(&self, cache: &mut KvCache<Cpu>, sequences: &[(usize, &[u32], Want)]) -> Vec<Vec<Vec<f32>>> {
+        self.try_forward(cache, sequences).expect("a valid batch")
+    }
+
+    /// Logits after every token, in one prefill.
+    fn all(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.forward(&mut self.cache(1), &[(0, tokens, Want::All)]).remove(0)
+    }
+}
+
+fn tokens(count: usize, seed: u32) -> Vec<u32> {
+    (0..count as u32).map(|i| (i * 17 + seed * 29 + i * i % 7) % 50).collect()
+}
+
+fn default_runner() -> Runner {
+    Runner::new(&TinyModel::random(tiny_config(), &[], 1), Cpu::new(Some(2)).unwrap())
+}
+
+#[test]
+fn forward_equals_the_textbook_for_every_family() {
+    let base = tiny_config();
+    let qwen = ["q_proj", "k_proj", "v_proj"];
+    let cases: [(&str, ModelConfig, &[&str]); 6] = [
+        ("llama", base.clone(), &[]),
+        ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
+        ("mistral", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
+        ("qwen2", ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() }, &qwen),
+        ("all biases", ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base.clone() }, &["proj"]),
+        ("factors", ModelConfig { rope_scaling: RopeScaling::Factors(vec![1.0, 1.5, 8.0]), ..base }, &[]),
+    ];
+    for (name, config, biased) in cases {
+        let model = TinyModel::random(config, biased, 3);
+        let input = tokens(23, 1);
+        let expected = model.reference(&input);
+        let size = expected.iter().flatten().fold(0f64, |size, x| size.max(x.abs()));
+        for level in SimdLevel::available() {
+            let found = Runner::new(&model, Cpu::with_simd(Some(2), level).unwrap()).all(&input);
+            assert_eq!(found.len(), expected.len());
+            for (position, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                for (found, expected) in found.iter().zip(expected) {
+                    let error = (f64::from(*found) - expected).abs() / size;
+                    assert!(error < 1e-5, "{name} {level:?} position {position}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ragged_batch_equals_sequences_alone_bit_for_bit() {
+    let runner = default_runner();
+    let inputs = [tokens(40, 1), tokens(1, 2), tokens(19, 3)];
+    let mut cache = runner.cache(5);
+    let split = [(0, 33), (2, 0), (4, 12)];
+    let first: Vec<_> = [0, 2].map(|i: usize| (split[i].0, &inputs[i][..split[i].1], Want::All)).to_vec();
+    let first = runner.forward(&mut cache, &first);
+    let second: Vec<_> = (0..3).map(|i| (split[i].0, &inputs[i][split[i].1..], Want::All)).collect();
+    let second = runner.forward(&mut cache, &second);
+    for (i, parts) in [(0, vec![&first[0], &second[0]]), (1, vec![&second[1]]), (2, vec![&first[1], &second[2]])] {
+        let joined: Vec<Vec<f32>> = parts.into_iter().flatten().cloned().collect();
+        assert_eq!(joined, runner.all(&inputs[i]), "sequence {i}");
+    }
+}
+
+#[test]
+fn prefill_then_decode_equals_one_prefill_bit_for_bit() {
+    for window in [None, Some(6)] {
+        let config = ModelConfig { sliding_window: window, ..tiny_config() };
+        let runner = Runner::new(&TinyModel::random(config, &[], 5), Cpu::new(Some(2)).unwrap());
+        let input = tokens(60, 4);
+        let expected = runner.all(&input);
+        let mut cache = runner.cache(1);
+        assert_eq!(runner.forward(&mut cache, &[(0, &input[..21], Want::Nothing)]), [Vec::<Vec<f32>>::new()]);
+        for (position, token) in input.iter().enumerate().skip(21) {
+            let logits = runner.forward(&mut cache, &[(0, &[*token], Want::Last)]);
+            assert_eq!(logits[0], [expected[position].clone()], "position {position}, window {window:?}");
+        }
+        assert_eq!(cache.len(0), 60);
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    // Large enough for every operation to be split.
+    let config = ModelConfig {
+        hidden_size: 320,
+        intermediate_size: 640,
+        head_dim: 32,
+        num_attention_heads: 12,
+        num_key_value_heads: 4,
+        vocab_size: 600,
+        ..tiny_config()
+    };
+    let model = TinyModel::random(config, &[], 6);
+    let input = tokens(110, 5);
+    let runs = [1, 2, 3].map(|threads| {
+        let runner = Runner::new(&model, Cpu::new(Some(threads)).unwrap());
+        let mut cache = runner.cache(1);
+        let mut logits = runner.forward(&mut cache, &[(0, &input[..100], Want::All)]);
+        logits.extend(input[100..].iter().flat_map(|t| runner.forward(&mut cache, &[(0, &[*t], Want::Last)])));
+        logits
+    });
+    assert!(runs[0] == runs[1] && runs[0] == runs[2]);
+}
+
+#[test]
+fn cleared_cache_forgets() {
+    let runner = default_runner();
+    let (long, short) = (tokens(50, 1), tokens(9, 2));
+    let mut cache = runner.cache(2);
+    runner.forward(&mut cache, &[(0, &long, Want::Nothing), (1, &long, Want::Nothing)]);
+    cache.clear_slot(0);
+    assert_eq!((cache.len(0), cache.len(1)), (0, 50));
+    assert_eq!(runner.forward(&mut cache, &[(0, &short, Want::All)])[0], runner.all(&short));
+    cache.clear();
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn cache_of_other_weights_is_refused_until_claimed() {
+    let runner = default_runner();
+    let mut cache = runner.cache(1);
+    runner.forward(&mut cache, &[(0, &[1, 2], Want::Last)]);
+    let sequences = [Sequence { slot: 0, tokens: &[3], want: Want::Last }];
+    let other = Batch { sequences: &sequences, owner: [8; 32] };
+    let result = runner.model.forward(&runner.cpu, &runner.weights, &mut cache, &other);
+    assert!(matches!(result, Err(Error::CacheOwner { expected, found: OWNER }) if expected == [8; 32]));
+    assert_eq!(cache.len(0), 2);
+    cache.claim(OWNER);
+    assert_eq!(cache.len(0), 2);
+    cache.claim([8; 32]);
+    assert!(cache.is_empty() && cache.owner() == [8; 32]);
+    runner.model.forward(&runner.cpu, &runner.weights, &mut cache, &other).unwrap();
+}
+
+#[test]
+fn impossible_batches_are_refused_and_change_nothing() {
+    let runner = default_runner();
+    let mut cache = runner.cache(2);
+    let long = tokens(128, 1);
+    runner.forward(&mut cache, &[(0, &long[..100], Want::Nothing)]);
+    let mut refused = |sequences: &[(usize, &[u32], Want)]| {
+        let error = runner.try_forward(&mut cache, sequences).expect_err("refused");
+        assert_eq!((cache.len(0), cache.len(1)), (100, 0));
+        error
+    };
+    let last = Want::Last;
+    let error = refused(&[(0, &long[..29], last)]);
+    assert!(matches!(error, Error::ContextFull { slot: 0, needed: 129, capacity: 128 }), "{error}");
+    assert!(matches!(refused(&[(1, &[49, 50], last)]), Error::UnknownToken { token: 50, vocab_size: 50 }));
+    assert!(matches!(refused(&[(1, &[1], last), (0, &[1], last)]), Error::BatchSequence { index: 1, .. }));
+    assert!(matches!(refused(&[(0, &[1], last), (0, &[1], last)]), Error::BatchSequence { index: 1, .. }));
+    assert!(matches!(refused(&[(2, &[1], last)]), Error::BatchSequence { index: 0, .. }));
+    assert!(matches!(refused(&[(0, &[], last)]), Error::BatchSequence { index: 0, .. }));
+    assert_eq!(runner.try_forward(&mut cache, &[]).unwrap(), Vec::<Vec<Vec<f32>>>::new());
+    runner.forward(&mut cache, &[(0, &long[100..], last)]);
+}
+
+#[test]
+fn cache_of_another_model_is_refused() {
+    let runner = default_runner();
+    let other = ModelConfig { num_hidden_layers: 2, ..tiny_config() };
+    let mut cache = KvCache::new(&runner.cpu, &other, 1, 10, OWNER).unwrap();
+    let result = runner.try_forward(&mut cache, &[(0, &[1], Want::Last)]);
+    assert!(matches!(result, Err(Error::CacheShape { field: "layers", expected: 3, found: 2 })));
+    for (slots, capacity) in [(0, 10), (1, 0), (usize::MAX, 128)] {
+        let result = KvCache::new(&runner.cpu, &tiny_config(), slots, capacity, OWNER);
+        assert!(matches!(result, Err(Error::CacheSize { .. })));
+    }
+}
+
+#[test]
+fn incomplete_or_misshapen_weights_are_refused_by_name() {
+    let cpu = Cpu::new(Some(1)).unwrap();
+    let bind = |change: &dyn Fn(&mut TinyModel)| {
+        let mut model = TinyModel::random(tiny_config(), &["q_proj"], 1);
+        change(&mut model);
+        Llama::bind(&cpu, &model.config, &model.weights()).err().expect("refused")
+    };
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let error = bind(&|m| drop(m.matrices.remove(name)));
+    assert!(matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == name), "{error}");
+    let error = bind(&|m| drop(m.vectors.remove("model.norm.weight")));
+    assert!(matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == "model.norm.weight"));
+    let error = bind(&|m| m.config.tie_word_embeddings = false);
+    assert!(matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == "lm_head.weight"));
+    let error = bind(&|m| m.config.intermediate_size = 41);
+    assert!(matches!(&error, Error::WeightShape { expected, .. } if expected == &[41, 24]), "{error}");
+    let bias = "model.layers.0.self_attn.q_proj.bias";
+    let error = bind(&|m| m.vectors.get_mut(bias).unwrap().truncate(35));
+    assert!(matches!(&error, Error::WeightShape { weight, .. } if weight.as_str() == bias));
+    let error = bind(&|m| m.config.num_key_value_heads = 4);
+    assert!(matches!(error, Error::ModelConfig { field: "num_attention_heads", .. }));
+    let error = bind(&|m| m.config.head_dim = 0);
+    assert!(matches!(error, Error::ModelConfig { field: "head_dim", .. }));
+}
+
+fn run(runner: &Runner, prompt: &[u32], options: &GenerateOptions) -> Result<(Vec<u32>, StopReason)> {
+    let mut cache = runner.cache(1);
+    let mut streamed = Vec::new();
+    let Runner { cpu, weights, model } = runner;
+    let generation = generate(model, cpu, weights, &mut cache, OWNER, prompt, options, |token| streamed.push(token))?;
+    assert_eq!(streamed, generation.token_ids);
+    Ok((generation.token_ids, generation.stop))
+}
+
+#[test]
+fn greedy_generation_follows_the_textbook() {
+    let model = TinyModel::random(tiny_config(), &[], 1);
+    let runner = Runner::new(&model, Cpu::new(Some(2)).unwrap());
+    let prompt = tokens(7, 1);
+    let mut text = prompt.clone();
+    for _ in 0..20 {
+        let logits = model.reference(&text).pop().unwrap();
+        let best = (0..50).max_by(|&a: &usize, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        text.push(best as u32);
+    }
+    let expected = &text[7..];
+    let mut options = GenerateOptions { max_tokens: 20, ..Default::default() };
+    assert_eq!(run(&runner, &prompt, &options).unwrap(), (expected.to_vec(), StopReason::MaxTokens));
+    let stop = expected[5];
+    let before = expected.iter().position(|&token| token == stop).unwrap();
+    options.stop_tokens = vec![99, stop];
+    let stopped = (expected[..before].to_vec(), StopReason::StopToken(stop));
+    assert_eq!(run(&runner, &prompt, &options).unwrap(), stopped);
+    options.max_tokens = 0;
+    assert_eq!(run(&runner, &prompt, &options).unwrap(), (vec![], StopReason::MaxTokens));
+}
+
+#[test]
+fn generation_stops_at_the_end_of_the_context() {
+    let runner = default_runner();
+    let options = GenerateOptions { max_tokens: 50, ..Default::default() };
+    let (ids, stop) = run(&runner, &tokens(120, 1), &options).unwrap();
+    // The ninth token follows 128 others, but has no room itself.
+    assert_eq!((ids.len(), stop), (9, StopReason::ContextFull));
+    let error = run(&runner, &tokens(129, 1), &options).expect_err("refused");
+    assert!(matches!(error, Error::ContextFull { needed: 129, capacity: 128, .. }));
+    assert!(matches!(run(&runner, &[], &options), Err(Error::EmptyPrompt)));
+}
+
+#[test]
+fn long_prompt_in_parts_gives_the_tokens_of_one_prefill() {
+    let config = ModelConfig { max_position_embeddings: 2000, ..tiny_config() };
+    let runner = Runner::new(&TinyModel::random(config, &[], 1), Cpu::new(Some(2)).unwrap());
+    let prompt = tokens(1030, 1);
+    let mut cache = KvCache::new(&runner.cpu, runner.model.config(), 1, 1100, OWNER).unwrap();
+    let whole = runner.forward(&mut cache, &[(0, &prompt, Want::Last)]).remove(0).remove(0);
+    let options = GenerateOptions { max_tokens: 1, sampling: Sampling::default(), ..Default::default() };
+    let Runner { cpu, weights, model } = &runner;
+    let generation = generate(model, cpu, weights, &mut cache, OWNER, &prompt, &options, |_| {}).unwrap();
+    assert_eq!(generation.token_ids, [super::greedy(&whole).unwrap()]);
+    assert_eq!(cache.len(0), 1030);
+}

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything else goes to stderr.
 
+mod bench;
 mod completions;
 mod console;
 mod demo;
@@ -92,6 +93,7 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     Score(score::Score),
     Verify(verify::Verify),
+    Bench(bench::Bench),
     Completions(completions::Completions),
 }
 
@@ -104,6 +106,7 @@ impl Command {
             Self::Generate(generate) => generate.run(console),
             Self::Score(score) => score.run(console),
             Self::Verify(verify) => verify.run(console),
+            Self::Bench(bench) => bench.run(console),
             Self::Completions(completions) => completions.run(console),
         }
     }

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use pleach::Runtime;
-use pleach::runtime::{DEFAULT_DELTA_BUDGET_BYTES, SwitchReport};
+use pleach::base::BaseModel;
+use pleach::runtime::{DEFAULT_DELTA_BUDGET_BYTES, RuntimeBuilder, SwitchReport};
 use pleach::tree::AdapterTree;
 
 use super::Console;
@@ -36,16 +37,27 @@ impl Loading {
         console: &Console,
     ) -> anyhow::Result<(Runtime, f64)> {
         let start = Instant::now();
-        let mut builder = Runtime::builder()
-            .base(base)
+        let builder = Runtime::builder().base(base);
+        let builder = match tokenizer {
+            Some(tokenizer) => builder.tokenizer(tokenizer),
+            None => builder,
+        };
+        let runtime = self.load(builder, tree, console)?;
+        Ok((runtime, start.elapsed().as_secs_f64() * 1e3))
+    }
+
+    /// The same with a base that is open already.
+    pub(crate) fn open_model(&self, base: BaseModel, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
+        self.load(Runtime::builder().base_model(base), tree, console)
+    }
+
+    fn load(&self, builder: RuntimeBuilder, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
+        let mut builder = builder
             .adapter_tree(tree)
             .headroom(self.headroom)
             .delta_budget_bytes(self.delta_budget.saturating_mul(MIB));
         if let Some(threads) = console.threads {
             builder = builder.threads(threads);
-        }
-        if let Some(tokenizer) = tokenizer {
-            builder = builder.tokenizer(tokenizer);
         }
         let bar = console.bar("loading the base");
         let runtime = builder.open_with(|done, total| {
@@ -53,7 +65,7 @@ impl Loading {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        Ok((runtime, start.elapsed().as_secs_f64() * 1e3))
+        Ok(runtime)
     }
 }
 

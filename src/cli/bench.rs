@@ -219,7 +219,8 @@ fn made_tree(base: &BaseModel, ranks: &[usize]) -> anyhow::Result<AdapterTree> {
 fn made_adapter(base: &BaseModel, modules: &[&str], rank: usize, seed: u64) -> AdapterDeltas {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut random = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| rng.random_range(-size..size)).collect() };
-    let targeted = |name: &WeightName| modules.iter().any(|module| name.as_str().ends_with(&format!("{module}.weight")));
+    let targeted =
+        |name: &WeightName| modules.iter().any(|module| name.as_str().ends_with(&format!("{module}.weight")));
     base.weights()
         .filter(|(name, info)| info.shape.len() == 2 && targeted(name))
         .map(|(name, info)| {
@@ -259,7 +260,10 @@ impl Figures {
 
 impl Answer {
     fn text(&self) -> String {
-        let mut text = format!("{} on {}\n\n{:<36}{:>14} {:<9}{:>14}{:>8}\n", self.base, self.device, "figure", "value", "", "ceiling", "ratio");
+        let mut text = format!(
+            "{} on {}\n\n{:<36}{:>14} {:<9}{:>14}{:>8}\n",
+            self.base, self.device, "figure", "value", "", "ceiling", "ratio"
+        );
         for Figure { name, value, unit, ceiling, ratio } in &self.figures {
             let decimals = if value.fract() == 0.0 { 0 } else { 3 };
             let or_blank = |value: &Option<f64>, decimals| value.map_or(String::new(), |v| format!("{v:.decimals$}"));

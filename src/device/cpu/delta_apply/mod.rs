@@ -40,7 +40,7 @@ pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)
         .into_iter()
         .flat_map(|(matrix, terms)| {
             let (cols, lanes_per_row) = (matrix.cols(), matrix.stride() / LANES);
-            let rows = (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(4);
+            let rows = (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(8);
             let (lanes, _) = matrix.parts_mut();
             let terms = std::sync::Arc::new(terms);
             lanes
@@ -142,10 +142,10 @@ impl<'a> Terms<'a> {
         terms
     }
 
-    /// Panels of 32 columns to pass at a time, so that their factors stay in the cache; even, so that pairs fill up.
+    /// Panels of 32 columns to pass at a time, so that their factors stay in the cache.
     fn panels_at_a_time(&self) -> usize {
         let bytes: usize = self.factors.iter().map(|(f, _)| f.pairs * 2 * size_of::<Lane>()).sum();
-        (CACHED_FACTOR_BYTES / bytes.max(1)).max(2) & !1
+        (CACHED_FACTOR_BYTES / bytes.max(1)).max(1)
     }
 }
 

@@ -242,6 +242,9 @@ impl<D: Device> Weights<D> {
                 touching.iter().fold(u32::from(grid.row_max[row]), |sum, row_max| sum.saturating_add(row_max[row]))
             };
             let close: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
+            if close.is_empty() {
+                continue;
+            }
             let reaches = device.reach(self.matrix(id), &segments, &close)?;
             if let Some((&row, &reach)) = close.iter().zip(&reaches).max_by_key(|(_, reach)| **reach)
                 && reach > LIMIT

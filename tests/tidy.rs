@@ -53,10 +53,11 @@ struct Source {
 }
 
 impl Source {
-    /// The code without comments and without the inline tests that end the file.
+    /// The code without comments and inline tests.
     fn code(&self) -> String {
-        let text = self.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-        let lines = text.lines().map(|line| line.split(" // ").next().unwrap_or_default());
+        let (before, tests) = self.text.split_once("#[cfg(test)]\nmod tests {").unwrap_or((&self.text, ""));
+        let after = tests.split_once("\n}\n").map_or("", |(_, after)| after);
+        let lines = before.lines().chain(after.lines()).map(|line| line.split(" // ").next().unwrap_or_default());
         lines.filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
     }
 

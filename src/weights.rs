@@ -11,6 +11,7 @@ use crate::base::BaseModel;
 use crate::device::Device;
 use crate::device::cpu::{SimdLevel, tighten};
 use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
+pub use crate::store::MatrixId;
 use crate::store::NodeDeltas;
 use crate::{Error, Result, WeightName};
 
@@ -18,10 +19,6 @@ use crate::{Error, Result, WeightName};
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output head's weight; a tied base has none of its own.
 pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// Index of a resident matrix in [`Weights`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MatrixId(pub usize);
 
 /// Every weight of the model, resident on one device.
 pub struct Weights<D: Device> {

@@ -309,12 +309,7 @@ fn tiny_tokenizer() -> tokenizers::Tokenizer {
 /// The real base that some tests need, `SmolLM2-135M-Instruct.Q4_1.gguf`: the file that `PLEACH_SMOLLM2` names, or the one
 /// in the cache folder. Without it the test says so and is skipped, but fails where `CI` is set.
 pub fn smollm2_base() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = || {
-        let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-        variable("PLEACH_CACHE").or_else(|| Some(cache?.join("pleach")))
-    };
-    let path = variable("PLEACH_SMOLLM2").or_else(|| Some(cache()?.join("SmolLM2-135M-Instruct.Q4_1.gguf")))?;
+    let path = crate::base::fetched_smollm2()?;
     if path.exists() {
         return Some(path);
     }

@@ -9,7 +9,8 @@ use std::sync::Mutex;
 
 use crate::base::BaseModel;
 use crate::device::Device;
-use crate::lattice::{Grid, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
+use crate::device::cpu::{SimdLevel, tighten};
+use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
 use crate::store::NodeDeltas;
 use crate::{Error, Result, WeightName};
 
@@ -174,6 +175,12 @@ impl<D: Device> Weights<D> {
         self.grids.iter().map(|grid| (grid.rows() * grid.cols) as u64).sum()
     }
 
+    /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and the steps.
+    pub fn resident_bytes(&self) -> u64 {
+        let bytes = |grid: &Grid| grid.rows() * (grid.cols.next_multiple_of(LANES) * 2 + 4);
+        self.grids.iter().map(|grid| bytes(grid) as u64).sum()
+    }
+
     /// Whether embedding and head are one matrix.
     pub fn is_tied(&self) -> bool {
         let id = |name| self.names.get(&WeightName::new(name));
@@ -205,7 +212,8 @@ impl<D: Device> Weights<D> {
         use rayon::prelude::*;
         let compiled = deltas.par_iter().map(|(name, delta)| {
             let id = self.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
-            let compiled = compile(name, delta, self.grid(id))?;
+            let mut compiled = compile(name, delta, self.grid(id))?;
+            tighten(SimdLevel::detect(), &mut compiled);
             NodeDeltas::<D>::entry(device, id, compiled)
         });
         Ok(NodeDeltas::new(compiled.collect::<Result<Vec<_>>>()?))

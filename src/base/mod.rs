@@ -4,6 +4,7 @@
 //! gives, whatever the file format; rows are given in Hugging Face order.
 
 mod config;
+mod fetched;
 mod gguf;
 mod hf;
 mod made;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub use config::{ModelConfig, RopeScaling};
+pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
 
 use crate::error::{ConfigDefect, WeightDefect};

@@ -63,18 +63,13 @@ pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<C
     finish(weight, kind, &bounds, grid)
 }
 
-/// Sets `row_max` exactly, once the float bounds say that no sum leaves an i32.
+/// Sets `row_max`: the bound of a low-rank delta, the exact maximum of another.
 fn finish(weight: &WeightName, kind: DeltaKind, bounds: &[f64], grid: &Grid) -> Result<CompiledDelta> {
-    let mut compiled = CompiledDelta { rows: grid.rows(), cols: grid.cols, row_max: Vec::new(), kind };
+    // The sums of a low-rank delta are counted exactly wherever its bound does not clear a row; the others are stored.
+    let limit = if matches!(kind, DeltaKind::LowRank(_)) { 1 << 30 } else { LIMIT };
     for (row, &bound) in bounds.iter().enumerate() {
-        let representable = bound < f64::from(1_u32 << 30);
-        let largest = if representable {
-            f64::from(compiled.exact_row_max(row)).max(dense_bound(&compiled, bound))
-        } else {
-            bound
-        };
-        if largest > f64::from(LIMIT) {
-            let needed = headroom_for(grid.headroom, f64::from(grid.row_max[row]) + largest);
+        if bound > f64::from(limit) || bound.is_nan() {
+            let needed = headroom_for(grid.headroom, f64::from(grid.row_max[row]) + bound);
             return Err(Error::Overflow {
                 node: String::new(),
                 weight: weight.clone(),
@@ -83,15 +78,10 @@ fn finish(weight: &WeightName, kind: DeltaKind, bounds: &[f64], grid: &Grid) -> 
                 headroom: grid.headroom,
             });
         }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 32767")]
-        compiled.row_max.push(largest as u32);
     }
-    Ok(compiled)
-}
-
-/// A dense or sparse delta is stored saturated, so its bound, which is exact, speaks for it.
-fn dense_bound(compiled: &CompiledDelta, bound: f64) -> f64 {
-    if matches!(compiled.kind, DeltaKind::LowRank(_)) { 0.0 } else { bound }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 2^30")]
+    let row_max = bounds.iter().map(|bound| bound.ceil() as u32).collect();
+    Ok(CompiledDelta { rows: grid.rows(), cols: grid.cols, row_max, kind })
 }
 
 /// The headroom at which a row that reaches `reach` lattice steps at `headroom` would fit, with 2 % to spare, rounded up.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! **Invariant:** `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`, so by Cauchy–Schwarz every partial sum, in any order, fits an i32.
-//! **Invariant:** `row_max[i] = max_j |Q_ij| ≤ 32767`.
+//! **Invariant:** `row_max[i] ≥ max_j |Q_ij|`.
 
 use bytemuck::Zeroable;
 
@@ -46,7 +46,8 @@ pub struct CompiledDelta {
     pub rows: usize,
     /// Columns (inputs).
     pub cols: usize,
-    /// `max_j |Q_ij|` for every row: what the bound check adds up.
+    /// An upper bound of `max_j |Q_ij|` for every row: what the bound check adds up. [`compile`](super::compile) gives
+    /// Cauchy–Schwarz's; [`tighten`](crate::device::cpu::tighten) counts.
     pub row_max: Vec<u32>,
     /// The integers.
     pub kind: DeltaKind,
@@ -162,13 +163,6 @@ impl CompiledDelta {
                 s.cols[range.clone()].iter().zip(&s.values[range]).for_each(|(&j, &q)| add(j as usize, q.into()));
             }
         }
-    }
-
-    /// `max_j |Q_ij|`, counted.
-    pub(super) fn exact_row_max(&self, i: usize) -> u32 {
-        let mut q = vec![0; self.cols];
-        self.add_row(i, Sign::Add, &mut q);
-        q.iter().map(|q| q.unsigned_abs()).max().unwrap_or(0)
     }
 
     /// Bytes held in memory.

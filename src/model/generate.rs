@@ -17,6 +17,8 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// Tokens that end the text; the one that did is not returned.
     pub stop_tokens: Vec<u32>,
+    /// Whether [`Runtime::generate`](crate::Runtime::generate) goes on after tokens that end a text for the model.
+    pub ignore_eos: bool,
     /// How tokens are chosen.
     pub sampling: Sampling,
 }

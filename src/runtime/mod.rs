@@ -146,7 +146,7 @@ impl RuntimeBuilder {
     pub fn open_with(self, progress: impl FnMut(usize, usize) + Send) -> Result<Runtime> {
         let device = Cpu::with_simd(self.threads, self.simd.unwrap_or_else(SimdLevel::detect))?;
         let base = match self.base {
-            Source::Path(path) => BaseModel::open(&resolve(&path)?)?,
+            Source::Path(path) => open_base(&path)?,
             Source::Model(model) => *model,
         };
         let tree = match (self.adapter_tree, &self.tree) {
@@ -185,16 +185,19 @@ impl RuntimeBuilder {
     }
 }
 
-/// A base given by hub name becomes the folder it is downloaded to.
-fn resolve(base: &Path) -> Result<PathBuf> {
+/// Opens a base: a Hugging Face folder, a GGUF file, or `hf:ORG/NAME[@revision]`, which is downloaded first.
+///
+/// # Errors
+/// As [`BaseModel::open`] and [`HubModel::fetch`](crate::file::hub::HubModel::fetch).
+pub fn open_base(base: &Path) -> Result<BaseModel> {
     match base.to_str().and_then(|text| text.strip_prefix("hf:")) {
-        Some(name) => crate::file::hub::HubModel::parse(name)?.fetch(),
-        None => Ok(base.to_owned()),
+        Some(name) => BaseModel::open(&crate::file::hub::HubModel::parse(name)?.fetch()?),
+        None => BaseModel::open(base),
     }
 }
 
 /// Names and shapes an adapter can land on; a tied head counts, since an adapter may target it.
-pub(crate) fn shapes(base: &BaseModel) -> BaseShapes {
+pub fn shapes(base: &BaseModel) -> BaseShapes {
     let head = WeightName::new(HEAD);
     let embedding: Option<WeightInfo> =
         base.weights().find(|(name, _)| name.as_str() == EMBEDDING).map(|(_, info)| info.clone());

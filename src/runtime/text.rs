@@ -101,7 +101,7 @@ impl Runtime {
     }
 
     /// Continues `prompt` at the current node; `on_text` gets the text as it comes, in whole characters. Tokens that end a
-    /// text for this model stop it, beside those of `options`.
+    /// text for this model stop it, beside those of `options`, unless `ignore_eos` is set.
     ///
     /// # Errors
     /// An empty or too long prompt, a parameter out of its range, [`crate::Error::Unusable`] after a pass that broke off.
@@ -115,8 +115,10 @@ impl Runtime {
         let ids = self.encode(prompt)?;
         let tokenizer = self.tokenizer()?;
         let mut options = options.clone();
-        options.stop_tokens.extend(&self.base.config().eos_token_ids);
-        let mut cache = self.kv_cache(ids.len() + options.max_tokens)?;
+        if !options.ignore_eos {
+            options.stop_tokens.extend(&self.base.config().eos_token_ids);
+        }
+        let mut cache = self.kv_cache(ids.len().saturating_add(options.max_tokens))?;
         let mut stream = tokenizer.stream();
         let mut text = String::new();
         let mut failed = None;

@@ -17,7 +17,7 @@ mod tests;
 
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;
-pub use delta_apply::delta_apply;
+pub use delta_apply::{delta_apply, tighten};
 pub use simd::SimdLevel;
 
 use rayon::prelude::*;

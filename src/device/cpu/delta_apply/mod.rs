@@ -13,10 +13,11 @@ mod avx2;
 mod avx512;
 mod scalar;
 
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::SimdLevel;
-use crate::lattice::{DeltaKind, Factors, LANES, Lane, LatticeMatrix, Segment, Sign, SparseRows};
+use crate::lattice::{CompiledDelta, DeltaKind, Factors, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows};
 
 /// Weights in one block of rows: large enough to pay for its start, small enough to keep every core busy to the end.
 const BLOCK_WEIGHTS: usize = 1 << 18;
@@ -39,7 +40,7 @@ pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)
         .into_iter()
         .flat_map(|(matrix, terms)| {
             let (cols, lanes_per_row) = (matrix.cols(), matrix.stride() / LANES);
-            let rows = (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(4);
+            let rows = (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(8);
             let (lanes, _) = matrix.parts_mut();
             let terms = std::sync::Arc::new(terms);
             lanes
@@ -48,22 +49,61 @@ pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)
                 .map(move |(k, lanes)| (RowBlock { lanes, lanes_per_row, first_row: k * rows }, terms.clone()))
         })
         .collect();
-    blocks.into_par_iter().with_max_len(1).for_each(|(mut block, terms)| {
-        match simd {
-            // SAFETY: `SimdLevel::Avx512` is at most what this machine has, asserted above.
-            #[cfg(target_arch = "x86_64")]
-            #[allow(unsafe_code, reason = "a call into instructions found at run time")]
-            SimdLevel::Avx512 => unsafe { avx512::apply(&mut block, &terms) },
-            // SAFETY: `SimdLevel::Avx2` is at most what this machine has, asserted above.
-            #[cfg(target_arch = "x86_64")]
-            #[allow(unsafe_code, reason = "a call into instructions found at run time")]
-            SimdLevel::Avx2 => unsafe { avx2::apply(&mut block, &terms) },
-            _ => scalar::apply(&mut block, &terms),
-        }
-        for &(sparse, sign) in &terms.sparse {
-            scatter(&mut block, sparse, sign);
+    blocks.into_par_iter().with_max_len(1).for_each(|(mut block, terms)| block.apply(simd, &terms));
+}
+
+/// Rows whose sums are counted at a time.
+const COUNTED_ROWS: usize = 16;
+
+/// Replaces each bound in `row_max` by the row's largest `|Q_ij|`, counted; call it inside the pool that shall do the work.
+///
+/// # Panics
+/// When `simd` is beyond this machine.
+pub fn tighten(simd: SimdLevel, delta: &mut CompiledDelta) {
+    assert!(simd <= SimdLevel::detect(), "this machine has no {simd:?}");
+    let mut row_max = std::mem::take(&mut delta.row_max);
+    let terms = Terms::new(&[Segment { delta, sign: Sign::Add }]);
+    let lanes_per_row = delta.cols.div_ceil(LANES);
+    row_max.par_chunks_mut(COUNTED_ROWS).enumerate().for_each(|(k, row_max)| {
+        let first_row = k * COUNTED_ROWS;
+        let mut lanes = vec![Lane::zeroed(); row_max.len() * lanes_per_row];
+        RowBlock { lanes: &mut lanes, lanes_per_row, first_row }.apply(simd, &terms);
+        for (i, (largest, row)) in row_max.iter_mut().zip(lanes.chunks_exact(lanes_per_row.max(1))).enumerate() {
+            *largest = if *largest <= LIMIT {
+                row.iter().flat_map(|lane| lane.0).map(|q| u32::from(q.unsigned_abs())).max().unwrap_or(0)
+            } else {
+                // A sum this large may have wrapped.
+                let mut sums = vec![0; delta.cols];
+                delta.add_row(first_row + i, Sign::Add, &mut sums);
+                sums.iter().map(|q| q.unsigned_abs()).max().unwrap_or(0)
+            };
         }
     });
+    delta.row_max = row_max;
+}
+
+impl RowBlock<'_> {
+    fn rows(&self) -> usize {
+        self.lanes.len() / self.lanes_per_row.max(1)
+    }
+
+    /// Adds and subtracts every term.
+    fn apply(&mut self, simd: SimdLevel, terms: &Terms) {
+        match simd {
+            // SAFETY: `SimdLevel::Avx512` is at most what this machine has: asserted where it comes in.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a call into instructions found at run time")]
+            SimdLevel::Avx512 => unsafe { avx512::apply(self, terms) },
+            // SAFETY: `SimdLevel::Avx2` is at most what this machine has: asserted where it comes in.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a call into instructions found at run time")]
+            SimdLevel::Avx2 => unsafe { avx2::apply(self, terms) },
+            _ => scalar::apply(self, terms),
+        }
+        for &(sparse, sign) in &terms.sparse {
+            scatter(self, sparse, sign);
+        }
+    }
 }
 
 /// The largest `|N ± Q|` in one row if the segments were applied.
@@ -80,12 +120,6 @@ struct RowBlock<'a> {
     lanes: &'a mut [Lane],
     lanes_per_row: usize,
     first_row: usize,
-}
-
-impl RowBlock<'_> {
-    fn rows(&self) -> usize {
-        self.lanes.len() / self.lanes_per_row.max(1)
-    }
 }
 
 /// The segments of one matrix, sorted by kind.
@@ -108,10 +142,10 @@ impl<'a> Terms<'a> {
         terms
     }
 
-    /// Panels of 32 columns to pass at a time, so that their factors stay in the cache; even, so that pairs fill up.
+    /// Panels of 32 columns to pass at a time, so that their factors stay in the cache.
     fn panels_at_a_time(&self) -> usize {
         let bytes: usize = self.factors.iter().map(|(f, _)| f.pairs * 2 * size_of::<Lane>()).sum();
-        (CACHED_FACTOR_BYTES / bytes.max(1)).max(2) & !1
+        (CACHED_FACTOR_BYTES / bytes.max(1)).max(1)
     }
 }
 

@@ -48,7 +48,12 @@ fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, kind: u8,
 /// The compiled delta; none where it does not fit, which another test is about.
 fn compiled(delta: &FloatDelta, grid: &Grid) -> Option<CompiledDelta> {
     match compile(&WeightName::new("w"), delta, grid) {
-        Ok(compiled) => Some(compiled),
+        Ok(mut compiled) => {
+            let bounds = compiled.row_max.clone();
+            tighten(SimdLevel::detect(), &mut compiled);
+            assert!(compiled.row_max.iter().zip(&bounds).all(|(largest, bound)| largest <= bound));
+            compiled.row_max.iter().all(|&largest| largest <= LIMIT).then_some(compiled)
+        }
         Err(crate::Error::Overflow { .. }) => None,
         Err(other) => panic!("{other}"),
     }

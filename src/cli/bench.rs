@@ -1,0 +1,278 @@
+//! `pleach bench`: what this machine makes of it, every figure beside its ceiling, in one run.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use pleach::adapter::{AdapterDeltas, FloatDelta};
+use pleach::base::{BaseModel, SHAPES};
+use pleach::device::Device;
+use pleach::runtime::{Measured, open_base};
+use pleach::tree::{AdapterTree, NodeId, NodeSource};
+use pleach::{Runtime, WeightName};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::Serialize;
+
+use super::Console;
+use super::model::Loading;
+
+/// Tokens of context before the decoded ones.
+const CONTEXT: usize = 16;
+
+/// Measure switches, decode and prefill beside what this machine's memory and multipliers allow
+#[derive(Args)]
+#[command(after_help = "\
+Every ceiling is measured beside the figure, in turns, and a ratio is the median of the turns' ratios. The ceiling of a
+switch is the larger of two times: reading, changing and writing the touched weights, and as many integer products from
+registers as the adapters' factors need. That of a decoded token is reading its weights; that of a prompt, its float
+products from registers. Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf.
+Answers are checked first: weights at nodes against a fresh load, the root's bits against the base.")]
+pub(crate) struct Bench {
+    /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
+    #[arg(long, required_unless_present = "shapes")]
+    base: Option<PathBuf>,
+    /// Folder of the tree of adapters
+    #[arg(long)]
+    tree: Option<PathBuf>,
+    /// Make random weights of this model's shapes instead of loading a base
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["base", "tree"], value_parser = SHAPES)]
+    shapes: Option<String>,
+    /// Ranks of the made adapters
+    #[arg(long, value_name = "R,…", value_delimiter = ',', default_values_t = [2, 4, 8, 16, 64])]
+    ranks: Vec<usize>,
+    /// Turns of every measurement
+    #[arg(long, value_name = "N", default_value_t = 9)]
+    repeats: usize,
+    #[command(flatten)]
+    loading: Loading,
+}
+
+/// The answer as JSON.
+#[derive(Serialize)]
+struct Answer {
+    base: String,
+    device: String,
+    figures: Vec<Figure>,
+}
+
+/// One figure.
+#[derive(Serialize)]
+struct Figure {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    /// What the machine allows, in the same unit.
+    ceiling: Option<f64>,
+    /// How far from it: for times `value / ceiling`, for speeds `value / ceiling`.
+    ratio: Option<f64>,
+}
+
+impl Bench {
+    pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+        let mut figures = Figures::default();
+        if let Some(folder) = &self.tree {
+            let mut runtime = self.open(AdapterTree::open(folder)?, console)?;
+            self.measure_tree(&mut runtime, &mut figures, console)?;
+        }
+        let base = self.base()?;
+        let tree = made_tree(&base, &self.ranks)?;
+        let mut runtime = self.loading.open_model(base, tree, console)?;
+        self.measure_made(&mut runtime, &mut figures, console)?;
+        let answer = Answer {
+            base: runtime.base().path().display().to_string(),
+            device: runtime.device().describe(),
+            figures: figures.0,
+        };
+        console.answer(&answer, || answer.text())?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn base(&self) -> anyhow::Result<BaseModel> {
+        match (&self.shapes, &self.base) {
+            (Some(shapes), _) => Ok(BaseModel::made(shapes).expect("clap takes no other names")),
+            (None, base) => Ok(open_base(base.as_deref().unwrap_or(Path::new("")))?),
+        }
+    }
+
+    fn open(&self, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
+        self.loading.open_model(self.base()?, tree, console)
+    }
+
+    /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the root.
+    fn measure_tree(&self, runtime: &mut Runtime, figures: &mut Figures, console: &Console) -> anyhow::Result<()> {
+        console.note("checking the tree's weights at every node");
+        let nodes = runtime.tree().len();
+        let check = runtime.verify(4 * nodes, 1, 1, |_| ())?;
+        anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; nothing was measured");
+        let (a, b) = siblings(runtime.tree());
+        let [a, b] = [a, b].map(|node| runtime.tree().name(node).to_owned());
+        console.note(&format!("measuring {a} ↔ {b}"));
+        let leaf = runtime.measure_switch(&a, &b, 4 * self.repeats)?;
+        figures.time("switch_leaf_ms", leaf);
+        figures.time("switch_path_ms", runtime.measure_switch("/", &a, self.repeats)?);
+
+        runtime.switch_to("/")?;
+        let base = self.speeds(runtime, figures, "base")?;
+        runtime.switch_to(&a)?;
+        let there = self.speeds(runtime, figures, "leaf")?;
+        figures.ratio("decode_leaf_over_base", base / there);
+        figures.ratio("switch_leaf_over_token", leaf.ms / there);
+
+        let drift = runtime.verify(1000, 50, 2, |_| ())?;
+        figures.plain("drift_switches", 1000.0, "switches");
+        figures.plain("drift_bits", drift.differing_bits as f64, "bits");
+        figures.plain("drift_mismatched_nodes", drift.mismatched_nodes.len() as f64, "nodes");
+        memory(runtime, figures);
+        Ok(())
+    }
+
+    /// Decode and prefill at the current node; gives the milliseconds of a token.
+    fn speeds(&self, runtime: &Runtime, figures: &mut Figures, place: &str) -> anyhow::Result<f64> {
+        let token = runtime.measure_decode(CONTEXT, 8 * self.repeats)?;
+        figures.speed(&format!("decode_tok_s_{place}"), 1.0, token);
+        for (tokens, suffix) in [(64, "_64"), (256, ""), (512, "_512")] {
+            let prompt = runtime.measure_prefill(tokens, self.repeats)?;
+            figures.speed(&format!("prefill_tok_s_{place}{suffix}"), tokens as f64, prompt);
+        }
+        Ok(token.ms)
+    }
+
+    /// The figures of made adapters of every rank, on all linears and on q and v.
+    fn measure_made(&self, runtime: &mut Runtime, figures: &mut Figures, console: &Console) -> anyhow::Result<()> {
+        let token = match self.tree {
+            Some(_) => runtime.measure_decode(CONTEXT, 8 * self.repeats)?.ms,
+            None => self.speeds(runtime, figures, "base")?,
+        };
+        let before = runtime.fingerprint()?;
+        for (set, _) in SETS {
+            for rank in &self.ranks {
+                console.note(&format!("measuring made adapters of rank {rank} on {set}"));
+                let [a, b] = ["a", "b"].map(|leaf| format!("{set}-r{rank}-{leaf}"));
+                let measured = runtime.measure_switch(&a, &b, self.repeats)?;
+                figures.time(&format!("switch_{set}_r{rank}_ms"), measured);
+                figures.ratio(&format!("switch_{set}_r{rank}_over_token"), measured.ms / token);
+                let tokens = (2 * rank).max(32);
+                let forward = runtime.measure_prefill(tokens, 3)?;
+                figures.ratio(&format!("switch_{set}_r{rank}_over_prompt_of_{tokens}"), measured.ms / forward.ms);
+            }
+        }
+        runtime.switch_to("/")?;
+        anyhow::ensure!(runtime.fingerprint()? == before, "the root's bits changed; no figure of this run holds");
+        if self.tree.is_none() {
+            memory(runtime, figures);
+        }
+        Ok(())
+    }
+}
+
+fn memory(runtime: &Runtime, figures: &mut Figures) {
+    let weights = runtime.weights();
+    let per_weight = weights.resident_bytes() as f64 / weights.parameters() as f64;
+    figures.plain("resident_bytes_per_weight", per_weight, "bytes");
+    figures.plain("delta_bytes", runtime.cache_stats().bytes as f64, "bytes");
+    if let Some(bytes) = peak_memory_bytes() {
+        figures.plain("peak_memory_bytes", bytes, "bytes");
+    }
+}
+
+/// The process's peak resident memory, where the operating system tells.
+fn peak_memory_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0)
+}
+
+/// The deepest two leaves with one parent; a leaf and its parent where no two are.
+fn siblings(tree: &AdapterTree) -> (NodeId, NodeId) {
+    let mut leaves: Vec<NodeId> = tree.leaves().collect();
+    leaves.sort_by_key(|&leaf| std::cmp::Reverse(tree.depth(leaf)));
+    let pair = leaves.iter().enumerate().find_map(|(k, &a)| {
+        let b = leaves[k + 1..].iter().find(|&&b| tree.parent(b) == tree.parent(a))?;
+        Some((a, *b))
+    });
+    pair.unwrap_or_else(|| {
+        let leaf = leaves.first().copied().unwrap_or_else(|| tree.root());
+        (leaf, tree.parent(leaf).unwrap_or_else(|| tree.root()))
+    })
+}
+
+/// Which modules the made adapters change.
+const SETS: [(&str, &[&str]); 2] = [("all", &["proj"]), ("qv", &["q_proj", "v_proj"])];
+
+/// Two sibling leaves for every rank and set, random, their deltas about a hundredth of the weights.
+fn made_tree(base: &BaseModel, ranks: &[usize]) -> anyhow::Result<AdapterTree> {
+    let mut builder = AdapterTree::builder();
+    for (set, modules) in SETS {
+        for &rank in ranks {
+            for (seed, leaf) in ["a", "b"].into_iter().enumerate() {
+                let deltas = made_adapter(base, modules, rank, seed as u64);
+                builder = builder.node(format!("{set}-r{rank}-{leaf}"), "/", NodeSource::Memory(Arc::new(deltas)));
+            }
+        }
+    }
+    Ok(builder.build()?)
+}
+
+fn made_adapter(base: &BaseModel, modules: &[&str], rank: usize, seed: u64) -> AdapterDeltas {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut random = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| rng.random_range(-size..size)).collect() };
+    let targeted =
+        |name: &WeightName| modules.iter().any(|module| name.as_str().ends_with(&format!("{module}.weight")));
+    base.weights()
+        .filter(|(name, info)| info.shape.len() == 2 && targeted(name))
+        .map(|(name, info)| {
+            let (lora_a, lora_b) = (random(rank * info.cols(), 0.02), random(rank * info.rows(), 0.02));
+            (name.clone(), FloatDelta::LowRank { rank, lora_a, lora_b, scaling: 1.0 })
+        })
+        .collect()
+}
+
+/// The figures so far.
+#[derive(Default)]
+struct Figures(Vec<Figure>);
+
+impl Figures {
+    fn time(&mut self, name: &str, measured: Measured) {
+        let Measured { ms, ceiling_ms, ratio } = measured;
+        self.push(name, ms, "ms", Some(ceiling_ms), Some(ratio));
+    }
+
+    fn speed(&mut self, name: &str, tokens: f64, measured: Measured) {
+        let speed = |ms: f64| tokens / ms * 1e3;
+        self.push(name, speed(measured.ms), "tok/s", Some(speed(measured.ceiling_ms)), Some(1.0 / measured.ratio));
+    }
+
+    fn ratio(&mut self, name: &str, value: f64) {
+        self.push(name, value, "×", None, None);
+    }
+
+    fn plain(&mut self, name: &str, value: f64, unit: &'static str) {
+        self.push(name, value, unit, None, None);
+    }
+
+    fn push(&mut self, name: &str, value: f64, unit: &'static str, ceiling: Option<f64>, ratio: Option<f64>) {
+        self.0.push(Figure { name: name.to_owned(), value, unit, ceiling, ratio });
+    }
+}
+
+impl Answer {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "{} on {}\n\n{:<36}{:>14} {:<9}{:>14}{:>8}\n",
+            self.base, self.device, "figure", "value", "", "ceiling", "ratio"
+        );
+        for Figure { name, value, unit, ceiling, ratio } in &self.figures {
+            let decimals = if value.fract() == 0.0 { 0 } else { 3 };
+            let or_blank = |value: &Option<f64>, decimals| value.map_or(String::new(), |v| format!("{v:.decimals$}"));
+            text += &format!(
+                "{name:<36}{value:>14.decimals$} {unit:<9}{:>14}{:>8}\n",
+                or_blank(ceiling, 3),
+                or_blank(ratio, 2)
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,127 @@
+//! `pleach generate`: continues a prompt at a node, streaming.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use pleach::model::chat::Message;
+use pleach::model::{GenerateOptions, Sampling, StopReason};
+use pleach::runtime::Prompt;
+use serde::Serialize;
+
+use super::Console;
+use super::model::{Arrived, Place, PromptText};
+
+/// Continue a prompt at a node; the text streams to stdout
+#[derive(Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    prompt: PromptText,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Choose among this many likeliest tokens only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Choose among the likeliest tokens that together reach this probability only
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Seed of the random choices
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Take the prompt as a user's message, written out by the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// A system message before it
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Go on after tokens that end a text
+    #[arg(long)]
+    ignore_eos: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// The answer as JSON.
+#[derive(Serialize)]
+struct Answer {
+    node: String,
+    fingerprint: String,
+    prompt_tokens: usize,
+    token_ids: Vec<u32>,
+    text: String,
+    /// `stop_token`, `max_tokens` or `context_full`.
+    stop: &'static str,
+    stop_token: Option<u32>,
+    load_ms: f64,
+    switch_ms: f64,
+    prefill_ms: f64,
+    decode_ms: f64,
+}
+
+impl Generate {
+    pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+        let prompt = self.prompt()?;
+        let sampling =
+            Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
+        let options = GenerateOptions {
+            max_tokens: self.max_tokens,
+            ignore_eos: self.ignore_eos,
+            sampling,
+            ..GenerateOptions::default()
+        };
+        let Arrived { runtime, load_ms, switch } = self.place.arrive(console)?;
+        let mut printed = Ok(());
+        let generation = runtime.generate(&prompt, &options, |piece| {
+            if !console.json && printed.is_ok() {
+                printed = console.print(piece);
+            }
+        })?;
+        printed?;
+        if !console.json {
+            console.print("\n")?;
+            console.note(&format!(
+                "{}: loaded in {load_ms:.0} ms, switched in {:.1} ms; {} prompt tokens in {:.0} ms, {} new ones in {:.0} ms",
+                generation.node,
+                switch.total_ms,
+                generation.prompt_tokens,
+                generation.prefill_ms,
+                generation.token_ids.len(),
+                generation.decode_ms
+            ));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let (stop, stop_token) = match generation.stop {
+            StopReason::StopToken(token) => ("stop_token", Some(token)),
+            StopReason::MaxTokens => ("max_tokens", None),
+            StopReason::ContextFull => ("context_full", None),
+        };
+        let answer = Answer {
+            node: generation.node,
+            fingerprint: runtime.fingerprint()?.to_hex().to_string(),
+            prompt_tokens: generation.prompt_tokens,
+            token_ids: generation.token_ids,
+            text: generation.text,
+            stop,
+            stop_token,
+            load_ms,
+            switch_ms: switch.total_ms,
+            prefill_ms: generation.prefill_ms,
+            decode_ms: generation.decode_ms,
+        };
+        console.answer(&answer, String::new)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn prompt(&self) -> anyhow::Result<Prompt> {
+        let text = self.prompt.read()?;
+        if !self.chat {
+            return Ok(Prompt::Text(text));
+        }
+        let message = |role: &str, content: String| Message { role: role.to_owned(), content };
+        let system = self.system.clone().map(|content| message("system", content));
+        Ok(Prompt::Chat(system.into_iter().chain([message("user", text)]).collect()))
+    }
+}

@@ -1,0 +1,113 @@
+//! The command line: one subcommand a file, each of them parse → library → print.
+//!
+//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything else goes to stderr.
+
+mod bench;
+mod completions;
+mod console;
+mod demo;
+mod generate;
+mod inspect;
+mod model;
+mod score;
+mod tree;
+mod verify;
+
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use console::Console;
+
+const ABOUT: &str = "One base model, a tree of LoRA adapters, one copy of the weights moved exactly from node to node";
+
+const AFTER_HELP: &str = "\
+A node is a place in a tree of adapters, written as a path such as fr/sysadmin/alice; the root, /, is the base itself.
+
+With --json stdout is one JSON document: the answer, or {\"error\": \"…\"}. An error is told on stderr as well.
+Exit status: 0 done, 1 an error or a failed verification, 2 wrong usage.";
+
+#[derive(Parser)]
+#[command(version, about = ABOUT, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Options {
+    /// Print one JSON document
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to compute on
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|cpu|gpu"
+    )]
+    pub(crate) device: DeviceChoice,
+    /// Threads to compute with [default: one a core]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// No progress bars, notes or warnings (bars and notes are for terminals alone)
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+/// What to compute on.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// The best this build and this machine have.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU.
+    Gpu,
+}
+
+impl DeviceChoice {
+    /// Refuses what this build does not have.
+    pub(crate) fn check(self) -> anyhow::Result<()> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(()),
+            Self::Gpu => {
+                anyhow::bail!("--device gpu: this build runs on the CPU only; leave --device out, or give cpu")
+            }
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Demo(demo::Demo),
+    Tree(tree::Tree),
+    Inspect(inspect::Inspect),
+    Generate(generate::Generate),
+    Score(score::Score),
+    Verify(verify::Verify),
+    Bench(bench::Bench),
+    Completions(completions::Completions),
+}
+
+impl Command {
+    pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Demo(demo) => demo.run(console),
+            Self::Tree(tree) => tree.run(console),
+            Self::Inspect(inspect) => inspect.run(console),
+            Self::Generate(generate) => generate.run(console),
+            Self::Score(score) => score.run(console),
+            Self::Verify(verify) => verify.run(console),
+            Self::Bench(bench) => bench.run(console),
+            Self::Completions(completions) => completions.run(console),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the commands that run a model share: their arguments, and the way to a runtime at a node.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use pleach::Runtime;
+use pleach::base::BaseModel;
+use pleach::runtime::{DEFAULT_DELTA_BUDGET_BYTES, RuntimeBuilder, SwitchReport};
+use pleach::tree::AdapterTree;
+
+use super::Console;
+
+const MIB: usize = 1 << 20;
+
+/// How the weights are loaded.
+#[derive(Args)]
+#[command(next_help_heading = "Loading")]
+pub(crate) struct Loading {
+    /// Room above every row's largest weight, from 1 to 1024: more holds larger deltas, more coarsely
+    #[arg(long, value_name = "FACTOR", default_value_t = pleach::lattice::DEFAULT_HEADROOM)]
+    headroom: f32,
+    /// Memory for compiled deltas beside those applied
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_DELTA_BUDGET_BYTES / MIB)]
+    delta_budget: usize,
+}
+
+impl Loading {
+    /// Loads `base` with `tree`, at the root; gives the milliseconds that took, too.
+    pub(crate) fn open(
+        &self,
+        base: &Path,
+        tree: AdapterTree,
+        tokenizer: Option<&Path>,
+        console: &Console,
+    ) -> anyhow::Result<(Runtime, f64)> {
+        let start = Instant::now();
+        let builder = Runtime::builder().base(base);
+        let builder = match tokenizer {
+            Some(tokenizer) => builder.tokenizer(tokenizer),
+            None => builder,
+        };
+        let runtime = self.load(builder, tree, console)?;
+        Ok((runtime, start.elapsed().as_secs_f64() * 1e3))
+    }
+
+    /// The same with a base that is open already.
+    pub(crate) fn open_model(&self, base: BaseModel, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
+        self.load(Runtime::builder().base_model(base), tree, console)
+    }
+
+    fn load(&self, builder: RuntimeBuilder, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
+        let mut builder = builder
+            .adapter_tree(tree)
+            .headroom(self.headroom)
+            .delta_budget_bytes(self.delta_budget.saturating_mul(MIB));
+        if let Some(threads) = console.threads {
+            builder = builder.threads(threads);
+        }
+        let bar = console.bar("loading the base");
+        let runtime = builder.open_with(|done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        Ok(runtime)
+    }
+}
+
+/// A base, a tree, and a node in it.
+#[derive(Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct Place {
+    /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
+    #[arg(long)]
+    base: PathBuf,
+    /// Folder of the tree of adapters
+    #[arg(long)]
+    tree: Option<PathBuf>,
+    /// Node to stand at
+    #[arg(long, default_value = "/")]
+    node: String,
+    /// A tokenizer.json in place of the base's own
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    loading: Loading,
+}
+
+/// A runtime at the node asked for.
+pub(crate) struct Arrived {
+    pub(crate) runtime: Runtime,
+    pub(crate) load_ms: f64,
+    pub(crate) switch: SwitchReport,
+}
+
+impl Place {
+    /// Loads the base and switches to the node. A node that is not in the tree is refused before.
+    pub(crate) fn arrive(&self, console: &Console) -> anyhow::Result<Arrived> {
+        let tree = match &self.tree {
+            Some(folder) => AdapterTree::open(folder)?,
+            None => AdapterTree::builder().build()?,
+        };
+        let node = tree.node(&self.node);
+        let node = if self.tree.is_none() { node.context("without --tree there is only the root, /")? } else { node? };
+        let (mut runtime, load_ms) = self.loading.open(&self.base, tree, self.tokenizer.as_deref(), console)?;
+        let switch = runtime.switch_to_node(node)?;
+        Ok(Arrived { runtime, load_ms, switch })
+    }
+}
+
+/// A prompt, given or in a file.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PromptText {
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// A file with the prompt, taken as it is; - is standard input
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+}
+
+impl PromptText {
+    /// The text.
+    pub(crate) fn read(&self) -> anyhow::Result<String> {
+        match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Ok(text.clone()),
+            (None, Some(path)) if path.as_os_str() != "-" => {
+                std::fs::read_to_string(path).with_context(|| path.display().to_string())
+            }
+            (None, _) => {
+                let mut text = String::new();
+                std::io::stdin().lock().read_to_string(&mut text).context("standard input")?;
+                Ok(text)
+            }
+        }
+    }
+}

@@ -107,7 +107,7 @@ pub enum Error {
 
     /// A node whose weights would leave the lattice.
     #[error(
-        "node {node}: {weight} row {row} would leave the lattice at headroom {headroom}; open the base with a headroom of at least {needed} (--headroom {needed})"
+        "node {node}: {weight} row {row} would leave the lattice at headroom {headroom}; {}", room(*needed)
     )]
     Overflow {
         /// The node, or empty while a single delta is compiled.
@@ -116,7 +116,7 @@ pub enum Error {
         weight: WeightName,
         /// The row.
         row: usize,
-        /// The headroom that would do.
+        /// The headroom that would do; above [`MAX_HEADROOM`](crate::lattice::MAX_HEADROOM) none does.
         needed: f64,
         /// The headroom the base was opened with.
         headroom: f32,
@@ -343,6 +343,16 @@ pub enum Error {
         /// Its value.
         found: String,
     },
+}
+
+/// What to do about a lattice that is too small.
+fn room(needed: f64) -> String {
+    if needed <= f64::from(crate::lattice::MAX_HEADROOM) {
+        format!("open the base with a headroom of at least {needed} (--headroom {needed})")
+    } else {
+        "no headroom holds it: the delta is far larger than the weights; check the adapter's base and scaling"
+            .to_owned()
+    }
 }
 
 impl Error {

@@ -15,10 +15,13 @@ use crate::{Error, Result, WeightName};
 /// Room above a row's largest weight, as a factor: deltas of up to a quarter of it fit.
 pub const DEFAULT_HEADROOM: f32 = 1.25;
 
+/// Most headroom: beyond it a row has too few steps left for its own weights.
+pub const MAX_HEADROOM: f32 = 1024.0;
+
 /// Weights converted at a time by one thread: small enough for its cache.
 const CHUNK_WEIGHTS: usize = 1 << 16;
 
-/// The step of a matrix that is all zeros: weights up to 1 fit.
+/// The step of a matrix that is all zeros, at a headroom of 1: weights up to 1 fit.
 const ZERO_MATRIX_STEP: f32 = 1.0 / 32768.0;
 
 /// What compiling and bound checks need to know of a base matrix, wherever its integers live.
@@ -82,7 +85,7 @@ pub fn quantise(
             Ok(())
         })?;
 
-    raise_small_steps(&mut matrix, &mut row_max, &read)?;
+    raise_small_steps(&mut matrix, &mut row_max, headroom, &read)?;
     let grid = Grid { cols, steps: matrix.steps().to_vec(), row_max, headroom };
     Ok((matrix, grid))
 }
@@ -116,13 +119,14 @@ fn round_row(row: &[f32], step: f32, lanes: &mut [Lane]) -> u16 {
 fn raise_small_steps(
     matrix: &mut LatticeMatrix,
     row_max: &mut [u16],
+    headroom: f32,
     read: &(impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync),
 ) -> Result<()> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let lanes_per_row = matrix.stride() / LANES;
     let mean = matrix.steps().iter().map(|&u| f64::from(u)).sum::<f64>() / rows.max(1) as f64;
     #[allow(clippy::cast_possible_truncation, reason = "rounding the step to f32 is its definition")]
-    let floor = if mean == 0.0 { ZERO_MATRIX_STEP } else { ((mean / 16.0) as f32).max(f32::MIN_POSITIVE) };
+    let floor = if mean == 0.0 { ZERO_MATRIX_STEP * headroom } else { ((mean / 16.0) as f32).max(f32::MIN_POSITIVE) };
     let (lanes, steps) = matrix.parts_mut();
     let mut values = vec![0_f32; cols];
     for i in 0..rows {

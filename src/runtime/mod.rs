@@ -6,6 +6,8 @@
 
 mod measure;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod text;
 mod verify;
 

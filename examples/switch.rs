@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example switch -- BASE.gguf trees/smollm2`
 
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
 use pleach::Runtime;
 use pleach::model::GenerateOptions;
 

@@ -133,8 +133,8 @@ impl Demo {
 
 const INTRODUCTION: &str = "\
 Adapters form a tree, and the model at a node is the base plus every adapter on the way there from the root. One copy of
-the weights, on a lattice of 16-bit integers, moves from node to node: whole numbers are subtracted and added, so nothing
-drifts, and a node's bits do not depend on the way that led there.
+the weights, rounded once at load to 16-bit integers, moves from node to node: integers are subtracted and added, so
+nothing drifts, and a node's bits do not depend on the way that led there.
 ";
 
 /// The base that `scripts/fetch-base` fetched.

@@ -4,6 +4,7 @@
 //! read and compiled anew, and each path is applied to the base in one pass from the root.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -115,14 +116,13 @@ impl Runtime {
         }
         let path = self.tree.path_from_root(node);
         for &node in &path {
-            if !expected.compiled.contains_key(&node) {
+            if let Entry::Vacant(entry) = expected.compiled.entry(node) {
                 let deltas = self.float_deltas(node)?;
                 let compiled = deltas.par_iter().map(|(name, delta)| {
                     let id = self.weights.matrix_id(name).expect("the switch found it");
                     Ok((id, compile(name, delta, self.weights.grid(id))?))
                 });
-                let compiled = self.device.install(|| compiled.collect::<Result<_>>())?;
-                expected.compiled.insert(node, compiled);
+                entry.insert(self.device.install(|| compiled.collect::<Result<_>>())?);
             }
         }
         let touches = |node: &&NodeId, id| expected.compiled[*node].contains_key(&id);

@@ -44,7 +44,7 @@ pub fn float_multiply_add(simd: SimdLevel, count: u64) {
     let tasks = 64_u32;
     (0..tasks).into_par_iter().with_max_len(1).for_each(|_| {
         let count = count.div_ceil(tasks.into());
-        black_box(dispatch(simd, count, float_multiply, float_multiply_avx2, float_multiply_avx512));
+        dispatch(simd, count, float_multiply, float_multiply_avx2, float_multiply_avx512);
     });
 }
 
@@ -102,18 +102,6 @@ for_each_simd! {
         }
         sums.iter().flatten().fold(0, |a, &b| a.wrapping_add(b))
     }
-    float_multiply, float_multiply_avx2, float_multiply_avx512: (count: u64) -> f32 {
-        let (a, b) = (black_box([1.5_f32; 16]), black_box([0.5_f32; 16]));
-        let mut sums = [[0_f32; 16]; 16];
-        for _ in 0..count.div_ceil(16 * 16) {
-            for sums in &mut sums {
-                for (k, sum) in sums.iter_mut().enumerate() {
-                    *sum = a[k].mul_add(b[k], *sum);
-                }
-            }
-        }
-        sums.iter().flatten().sum()
-    }
 }
 
 fn multiply(count: u64) {
@@ -130,10 +118,10 @@ fn multiply(count: u64) {
 
 /// Sixteen independent chains, more than any core's latency times its multipliers.
 macro_rules! multiply_chains {
-    ($count:ident, $width:expr, $set:ident, $step:expr) => {{
-        let (a, b) = ($set(black_box(3)), $set(black_box(5)));
+    ($count:ident, $width:expr, $number:ty, $set:ident, $step:expr) => {{
+        let (a, b) = ($set(<$number>::from(black_box(3_i16))), $set(<$number>::from(black_box(5_i16))));
         // Chains of different numbers, or the compiler would keep one for all.
-        let mut sums: [_; 16] = std::array::from_fn(|k| $set(i32::try_from(k).expect("small")));
+        let mut sums: [_; 16] = std::array::from_fn(|k| $set(<$number>::from(i16::try_from(k).expect("small"))));
         for _ in 0..$count.div_ceil(16 * $width) {
             for sum in &mut sums {
                 *sum = $step(*sum, a, b);
@@ -143,17 +131,46 @@ macro_rules! multiply_chains {
     }};
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+use self::{
+    float_multiply as float_multiply_avx2, float_multiply as float_multiply_avx512, multiply as multiply_avx2,
+    multiply as multiply_avx512,
+};
+
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn multiply_avx2(count: u64) {
-    multiply_chains!(count, 16, _mm256_set1_epi32, |sum, a, b| _mm256_add_epi32(_mm256_madd_epi16(sum, b), a))
+    multiply_chains!(count, 16, i32, _mm256_set1_epi32, |sum, a, b| _mm256_add_epi32(_mm256_madd_epi16(sum, b), a))
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply_avx512(count: u64) {
-    multiply_chains!(count, 32, _mm512_set1_epi32, _mm512_dpwssd_epi32)
+    multiply_chains!(count, 32, i32, _mm512_set1_epi32, _mm512_dpwssd_epi32)
+}
+
+fn float_multiply(count: u64) {
+    let (a, b) = (black_box(3_f32), black_box(0.5_f32));
+    let mut sums = [0_f32; 16];
+    for _ in 0..count.div_ceil(16) {
+        for sum in &mut sums {
+            *sum += black_box(a) * b;
+        }
+    }
+    black_box(sums);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn float_multiply_avx2(count: u64) {
+    multiply_chains!(count, 8, f32, _mm256_set1_ps, |sum, a, b| _mm256_fmadd_ps(a, b, sum));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn float_multiply_avx512(count: u64) {
+    multiply_chains!(count, 16, f32, _mm512_set1_ps, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
 }

@@ -1,0 +1,253 @@
+//! A layout that lives in a document alone is gone within a year: files grow, a lower module reaches up, `unsafe` turns up
+//! in one more place. So the layout that ARCHITECTURE.md draws is checked here, over the text of the sources themselves.
+//! A rule that some file breaks today names that file in its table, and fails, too, once the file is mended.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Longest file, in lines.
+const MAX_LINES: usize = 600;
+
+/// The library's modules: each uses only those before it.
+const MODULES: [&str; 14] = [
+    "name", "suggest", "error", "file", "base", "adapter", "lattice", "tree", "device", "store", "weights", "model",
+    "runtime", "testing",
+];
+
+/// Uses that go up: from, to, for the sake of what.
+const UPWARD_USES: [(&str, &str, &str); 2] = [
+    ("error", "device", "`SimdLevel`, named by the error about a missing instruction set"),
+    ("store", "weights", "`MatrixId`, by which a node's deltas are kept"),
+];
+
+/// Where `unsafe` may stand, and why.
+const UNSAFE_FILES: [(&str, &str); 8] = [
+    ("src/file/mmap.rs", "maps a file"),
+    ("src/device/cpu/parallel.rs", "hands tiles of one buffer to several threads"),
+    ("src/device/cpu/ceiling.rs", "calls code compiled for an instruction set found at run time"),
+    ("src/device/cpu/delta_apply/mod.rs", "calls code compiled for an instruction set found at run time"),
+    ("src/device/cpu/delta_apply/avx2.rs", "vector loads and stores take pointers"),
+    ("src/device/cpu/delta_apply/avx512.rs", "vector loads and stores take pointers"),
+    ("src/device/cpu/simd/avx2.rs", "vector intrinsics"),
+    ("src/device/cpu/simd/avx512.rs", "vector intrinsics"),
+];
+
+/// Crates that stay behind one module, and the folders or files that may name them.
+const PRIVATE_CRATES: [(&str, &[&str]); 7] = [
+    ("memmap2", &["src/file/"]),
+    ("petgraph", &["src/tree/"]),
+    ("candle_core", &["src/file/gguf/", "src/error/file.rs", "src/testing"]),
+    ("hf_hub", &["src/file/hub"]),
+    ("minijinja", &["src/model/chat.rs"]),
+    ("tokenizers", &["src/model/tokenizer", "src/testing"]),
+    ("anyhow", &["src/cli/", "src/main.rs"]),
+];
+
+/// Files of tests that do not open with `//!`.
+const WITHOUT_HEAD: [&str; 2] = ["src/adapter/tests.rs", "src/tree/tests.rs"];
+
+/// One Rust file, by its path from the project's folder.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The code without comments and without the inline tests that end the file.
+    fn code(&self) -> String {
+        let text = self.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = text.lines().map(|line| line.split(" // ").next().unwrap_or_default());
+        lines.filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+    }
+
+    /// Whether it is compiled for tests alone.
+    fn is_test(&self) -> bool {
+        !self.path.starts_with("src/") || self.path.ends_with("tests.rs") || self.path == "src/model/testing.rs"
+    }
+
+    /// The library's module it belongs to; none for the crate's root and the command line.
+    fn module(&self) -> Option<&str> {
+        let inner = self.path.strip_prefix("src/")?;
+        let module = inner.split(['/', '.']).next()?;
+        (!["lib", "main", "cli"].contains(&module)).then_some(module)
+    }
+}
+
+/// Every Rust file of the project that is not built by a tool.
+fn sources() -> Vec<Source> {
+    fn collect(root: &Path, folder: PathBuf, sources: &mut Vec<Source>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(root, path, sources);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+                sources
+                    .push(Source { path: name, text: std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n") });
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Vec::new();
+    for folder in ["src", "tests", "benches", "examples", "fuzz/fuzz_targets"] {
+        collect(root, root.join(folder), &mut sources);
+    }
+    assert!(sources.len() > 50, "only {} files found in {}", sources.len(), root.display());
+    sources
+}
+
+/// The words of a text: identifiers and keywords.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+
+/// What follows every `crate::` in `code`, up to the next `::`, the members of a braced list each by itself.
+fn used_from_the_crate(code: &str) -> BTreeSet<&str> {
+    let mut used = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            used.extend(words(rest).next());
+            continue;
+        };
+        let (mut depth, mut start) = (1, true);
+        for (i, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => start = true,
+                c if start && !c.is_whitespace() => {
+                    used.extend(words(&list[i..]).next());
+                    start = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    used
+}
+
+/// Fails with every finding at once.
+fn none(findings: &[String], rule: &str) {
+    assert!(findings.is_empty(), "{rule}\n  {}", findings.join("\n  "));
+}
+
+#[test]
+fn every_file_says_first_what_it_is() {
+    let sources = sources();
+    let without = sources.iter().filter(|source| !source.text.starts_with("//! "));
+    let found: BTreeSet<&str> = without.map(|source| &source.path[..]).collect();
+    assert_eq!(
+        found,
+        BTreeSet::from(WITHOUT_HEAD),
+        "files that do not open with `//!`, and the list of them in this file"
+    );
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let lengths = sources().into_iter().map(|source| (source.text.lines().count(), source.path));
+    let long: Vec<_> = lengths.filter(|(lines, _)| *lines > MAX_LINES).map(|found| format!("{found:?}")).collect();
+    none(&long, "files of more than 600 lines: look for the seam");
+}
+
+#[test]
+fn unsafe_stands_only_where_its_reason_is_known() {
+    let sources = sources();
+    let named: BTreeSet<&str> = UNSAFE_FILES.iter().map(|(path, _)| *path).collect();
+    let others = sources.iter().filter(|source| source.path != "tests/tidy.rs");
+    let found = others.filter(|source| words(&source.code()).any(|word| word == "unsafe"));
+    assert_eq!(
+        found.map(|source| &source.path[..]).collect::<BTreeSet<_>>(),
+        named,
+        "files with `unsafe`, and the list"
+    );
+}
+
+#[test]
+fn every_unsafe_block_says_why_it_is_sound() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| source.path.starts_with("src/")) {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (k, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let opens = ["unsafe {", "unsafe impl"].iter().any(|opening| code.contains(opening));
+            let above = &lines[k.saturating_sub(5)..k];
+            if opens && !above.iter().any(|line| line.contains("// SAFETY:")) {
+                findings.push(format!("{}:{}: {line}", source.path, k + 1));
+            }
+        }
+    }
+    none(&findings, "`unsafe` without `// SAFETY:` in the five lines above");
+}
+
+#[test]
+fn modules_use_only_those_below_them() {
+    let rank = |module: &str| MODULES.iter().position(|known| *known == module);
+    let (mut findings, mut upward) = (Vec::new(), BTreeSet::new());
+    for source in sources().iter().filter(|source| !source.is_test()) {
+        let Some(module) = source.module() else { continue };
+        let Some(own) = rank(module) else {
+            findings.push(format!("{}: module {module} has no rank", source.path));
+            continue;
+        };
+        let code = source.code();
+        if code.contains("super::super") {
+            findings.push(format!("{}: `super::super` hides what is used; write `crate::`", source.path));
+        }
+        for used in used_from_the_crate(&code) {
+            let used = match used {
+                "Error" | "Result" => "error",
+                "WeightName" => "name",
+                "Runtime" => "runtime",
+                other => other,
+            };
+            let Some(other) = rank(used) else {
+                findings.push(format!("{}: uses crate::{used}, which has no rank", source.path));
+                continue;
+            };
+            if other > own {
+                upward.insert((module.to_owned(), used.to_owned()));
+            }
+        }
+    }
+    none(&findings, "modules outside the order");
+    let named: BTreeSet<_> = UPWARD_USES.iter().map(|(from, to, _)| (from.to_string(), to.to_string())).collect();
+    assert_eq!(upward, named, "uses that go up, and the list of them");
+}
+
+#[test]
+fn crates_stay_in_their_rooms() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| !source.is_test()) {
+        let code = source.code();
+        for (name, rooms) in PRIVATE_CRATES {
+            if words(&code).any(|word| word == name) && !rooms.iter().any(|room| source.path.starts_with(room)) {
+                findings.push(format!("{} names {name}, which belongs to {rooms:?}", source.path));
+            }
+        }
+    }
+    none(&findings, "crates outside their rooms");
+}
+
+#[test]
+fn nothing_is_left_unwritten() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| source.path != "tests/tidy.rs") {
+        for word in ["todo!", "unimplemented!", "dbg!"] {
+            if source.code().contains(word) {
+                findings.push(format!("{} has {word}", source.path));
+            }
+        }
+    }
+    none(&findings, "unfinished code");
+}
+
+#[test]
+fn uses_are_found_in_every_form() {
+    let code =
+        "use crate::{\n    Error,\n    file::{mmap, gguf::{A, B}},\n};\nuse crate::tree;\nlet x: crate::base::Config;";
+    assert_eq!(used_from_the_crate(code), BTreeSet::from(["Error", "base", "file", "tree"]));
+}

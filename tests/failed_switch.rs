@@ -93,6 +93,43 @@ fn unknown_node_is_refused_with_the_nearest_names() {
     assert_eq!(nearest[0], "fr/alice");
 }
 
+/// A node's name is looked up in the tree and never becomes a path.
+#[test]
+fn names_that_lead_out_of_the_tree_are_unknown() {
+    let made = Made::new();
+    made.adapter("../outside", 4);
+    let mut runtime = made.at_alice();
+    let outside = made.dir.path().join("outside").display().to_string();
+    let long = "../".repeat(1 << 18);
+    for name in [
+        "../outside",
+        "fr/../../outside",
+        "fr/alice/../bob",
+        "fr/./bob",
+        "./fr/bob",
+        "fr//bob",
+        "..",
+        ".",
+        "~",
+        "*",
+        "fr/*",
+        "fr\\bob",
+        "fr/bob\0",
+        "fr/bob ",
+        " fr/bob",
+        "FR/BOB",
+        "fr/bob/adapter_config.json",
+        "fr%2Fbob",
+        "fr／bob",
+        &outside,
+        &long,
+    ] {
+        let Error::Tree(defect) = refused(&mut runtime, name) else { panic!("{name}") };
+        assert!(matches!(*defect, TreeDefect::UnknownNode { .. }), "{name}: {defect:?}");
+        assert!(defect.to_string().len() < 1000, "{name}");
+    }
+}
+
 /// The files are whole when the tree is opened and damaged when the node is first wanted.
 #[test]
 fn adapter_damaged_after_opening_is_refused() {

@@ -91,9 +91,13 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
     let expected = judge(&place("judge"), &model, &[], &[]);
     assert!(distance(&root, &expected) < 1e-3 * distance(&expected, &vec![0.0; expected.len()]));
 
-    let cases: [(&str, &[&[f32]], &[&[f32]]); 4] =
-        [("embed", &[&e], &[]), ("head", &[], &[&h]), ("embed/head", &[&e], &[&eh]), ("both", &[&both_e], &[&both_h])];
-    for (node, to_embedding, to_head) in cases {
+    for (node, to_embedding, to_head) in [
+        ("embed", vec![&e[..]], vec![]),
+        ("head", vec![], vec![&h[..]]),
+        ("embed/head", vec![&e[..]], vec![&eh[..]]),
+        ("both", vec![&both_e[..]], vec![&both_h[..]]),
+    ] {
+        let (to_embedding, to_head) = (&to_embedding[..], &to_head[..]);
         runtime.switch_to(node).unwrap();
         let (found, right) = (logits(&runtime), judge(&place("judge"), &model, to_embedding, to_head));
         let all: Vec<&[f32]> = to_embedding.iter().chain(to_head).copied().collect();

@@ -19,6 +19,9 @@ pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
 pub use tree::TreeDefect;
 
+/// Most headroom: beyond it a row has too few steps left for its own weights.
+pub const MAX_HEADROOM: f32 = 1024.0;
+
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -83,7 +86,7 @@ pub enum Error {
 
     /// A headroom outside what the lattice allows.
     #[error(
-        "headroom {headroom}: a number from 1 to 1024 is expected (1.25 leaves a quarter of each row's largest weight for deltas)"
+        "headroom {headroom}: a number from 1 to {MAX_HEADROOM} is expected (1.25 leaves a quarter of each row's largest weight for deltas)"
     )]
     Headroom {
         /// What was asked for.
@@ -116,7 +119,7 @@ pub enum Error {
         weight: WeightName,
         /// The row.
         row: usize,
-        /// The headroom that would do; above [`MAX_HEADROOM`](crate::lattice::MAX_HEADROOM) none does.
+        /// The headroom that would do; above [`MAX_HEADROOM`] none does.
         needed: f64,
         /// The headroom the base was opened with.
         headroom: f32,
@@ -347,7 +350,7 @@ pub enum Error {
 
 /// What to do about a lattice that is too small.
 fn room(needed: f64) -> String {
-    if needed <= f64::from(crate::lattice::MAX_HEADROOM) {
+    if needed <= f64::from(MAX_HEADROOM) {
         format!("open the base with a headroom of at least {needed} (--headroom {needed})")
     } else {
         "no headroom holds it: the delta is far larger than the weights; check the adapter's base and scaling"

@@ -10,9 +10,9 @@ use std::sync::Mutex;
 use crate::base::BaseModel;
 use crate::device::Device;
 use crate::device::cpu::{SimdLevel, tighten};
-use crate::lattice::{
-    Grid, LANES, LIMIT, Lane, LatticeMatrix, MAX_HEADROOM, Segment, Sign, compile, headroom_for, quantise,
-};
+use crate::error::MAX_HEADROOM;
+use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
+pub use crate::store::MatrixId;
 use crate::store::NodeDeltas;
 use crate::{Error, Result, WeightName};
 
@@ -20,10 +20,6 @@ use crate::{Error, Result, WeightName};
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output head's weight; a tied base has none of its own.
 pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// Index of a resident matrix in [`Weights`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MatrixId(pub usize);
 
 /// Every weight of the model, resident on one device.
 pub struct Weights<D: Device> {
@@ -244,6 +240,9 @@ impl<D: Device> Weights<D> {
                 touching.iter().fold(u32::from(grid.row_max[row]), |sum, row_max| sum.saturating_add(row_max[row]))
             };
             let close: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
+            if close.is_empty() {
+                return Ok(());
+            }
             let reaches = device.reach(self.matrix(id), &segments, &close)?;
             if let Some((&row, &reach)) = close.iter().zip(&reaches).max_by_key(|(_, reach)| **reach)
                 && reach > LIMIT

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pleach::adapter::{AdapterDeltas, FloatDelta};
-use pleach::error::{AdapterDefect, TreeDefect};
-use pleach::lattice::MAX_HEADROOM;
+use pleach::error::{AdapterDefect, MAX_HEADROOM, TreeDefect};
 use pleach::model::GenerateOptions;
 use pleach::runtime::RuntimeBuilder;
 use pleach::testing::adapter::{TinyAdapter, TinyModule, serialize};

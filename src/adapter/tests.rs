@@ -1,3 +1,5 @@
+//! Adapters made in memory against the formula they stand for.
+
 #![allow(clippy::cast_precision_loss, clippy::float_cmp, reason = "small numbers; the values must be equal, not near")]
 
 use safetensors::Dtype;

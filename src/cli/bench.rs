@@ -71,6 +71,9 @@ struct Figure {
 
 impl Bench {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+        anyhow::ensure!(self.repeats > 0, "--repeats 0: at least one turn is needed");
+        let unfit = self.ranks.iter().find(|rank| !(1..=512).contains(*rank));
+        anyhow::ensure!(unfit.is_none(), "--ranks: every rank lies between 1 and 512, not {}", unfit.unwrap_or(&0));
         let mut figures = Figures::default();
         if let Some(folder) = &self.tree {
             let mut runtime = self.open(AdapterTree::open(folder)?, console)?;

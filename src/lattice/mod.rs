@@ -15,7 +15,7 @@ pub(crate) use compile::headroom_for;
 pub use compile::{CHUNK_RANK, compile};
 pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows};
 pub use matrix::{LANES, Lane, LatticeMatrix};
-pub use quantise::{DEFAULT_HEADROOM, Grid, MAX_HEADROOM, quantise};
+pub use quantise::{DEFAULT_HEADROOM, Grid, quantise};
 
 /// The largest magnitude an integer weight may reach.
 pub const LIMIT: u32 = i16::MAX as u32;

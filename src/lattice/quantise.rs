@@ -16,9 +16,6 @@ use crate::{Error, Result, WeightName};
 /// Room above a row's largest weight, as a factor: deltas of up to a quarter of it fit.
 pub const DEFAULT_HEADROOM: f32 = 1.25;
 
-/// Most headroom: beyond it a row has too few steps left for its own weights.
-pub const MAX_HEADROOM: f32 = 1024.0;
-
 /// Weights converted at a time by one thread: small enough for its cache.
 const CHUNK_WEIGHTS: usize = 1 << 16;
 

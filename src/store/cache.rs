@@ -115,8 +115,8 @@ mod tests {
     use super::*;
     use crate::device::cpu::Cpu;
     use crate::lattice::{CompiledDelta, DeltaKind, Lane};
+    use crate::store::MatrixId;
     use crate::tree::{AdapterTree, NodeSource};
-    use crate::weights::MatrixId;
     use bytemuck::Zeroable;
 
     fn deltas(cpu: &Cpu, lanes: usize) -> NodeDeltas<Cpu> {

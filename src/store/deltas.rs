@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use crate::Result;
 use crate::device::Device;
 use crate::lattice::CompiledDelta;
-use crate::weights::MatrixId;
+
+/// Index of a resident matrix in [`Weights`](crate::weights::Weights).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MatrixId(pub usize);
 
 /// One node's compiled deltas by matrix, with their row bounds.
 pub struct NodeDeltas<D: Device> {
@@ -22,7 +25,8 @@ pub(crate) struct Entry<D: Device> {
 impl<D: Device> NodeDeltas<D> {
     /// Moves a compiled delta to the device.
     pub(crate) fn entry(device: &D, id: MatrixId, compiled: CompiledDelta) -> Result<(MatrixId, Entry<D>)> {
-        let (bytes, rank, row_max) = (compiled.bytes(), compiled.rank(), compiled.row_max.clone());
+        let (rank, row_max) = (compiled.rank(), compiled.row_max.clone());
+        let bytes = compiled.bytes() + size_of_val(&row_max[..]);
         Ok((id, Entry { delta: device.upload_delta(compiled)?, row_max, bytes, rank }))
     }
 

@@ -4,4 +4,4 @@ mod cache;
 mod deltas;
 
 pub use cache::{CacheStats, DeltaCache};
-pub use deltas::NodeDeltas;
+pub use deltas::{MatrixId, NodeDeltas};

@@ -1,3 +1,5 @@
+//! Trees made in memory: walks, plans, tours and pictures against their naive forms.
+
 #![allow(clippy::cast_possible_truncation, reason = "small made trees")]
 
 use std::collections::BTreeSet;

@@ -89,6 +89,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::generate`].
     pub fn measure_decode(&self, context: usize, repeats: usize) -> Result<Measured> {
+        self.usable()?;
         let mut cache = self.filled_cache(context, repeats + 1)?;
         let read: Vec<_> = self.decoded_matrices().map(|id| self.weights.matrix(id).lanes()).collect();
         let mut pairs = Vec::with_capacity(repeats);
@@ -108,6 +109,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::generate`].
     pub fn measure_prefill(&self, tokens: usize, repeats: usize) -> Result<Measured> {
+        self.usable()?;
         let prompt: Vec<u32> = (1..).take(tokens).map(|t| t % 1000).collect();
         let mut cache = self.filled_cache(0, tokens)?;
         let layers: u64 = self.layer_weights();

@@ -19,6 +19,9 @@ pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
 pub use tree::TreeDefect;
 
+/// Most headroom: beyond it a row has too few steps left for its own weights.
+pub const MAX_HEADROOM: f32 = 1024.0;
+
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -83,7 +86,7 @@ pub enum Error {
 
     /// A headroom outside what the lattice allows.
     #[error(
-        "headroom {headroom}: a number from 1 to 1024 is expected (1.25 leaves a quarter of each row's largest weight for deltas)"
+        "headroom {headroom}: a number from 1 to {MAX_HEADROOM} is expected (1.25 leaves a quarter of each row's largest weight for deltas)"
     )]
     Headroom {
         /// What was asked for.
@@ -107,7 +110,7 @@ pub enum Error {
 
     /// A node whose weights would leave the lattice.
     #[error(
-        "node {node}: {weight} row {row} would leave the lattice at headroom {headroom}; open the base with a headroom of at least {needed} (--headroom {needed})"
+        "node {node}: {weight} row {row} would leave the lattice at headroom {headroom}; {}", room(*needed)
     )]
     Overflow {
         /// The node, or empty while a single delta is compiled.
@@ -116,7 +119,7 @@ pub enum Error {
         weight: WeightName,
         /// The row.
         row: usize,
-        /// The headroom that would do.
+        /// The headroom that would do; above [`MAX_HEADROOM`] none does.
         needed: f64,
         /// The headroom the base was opened with.
         headroom: f32,
@@ -343,6 +346,16 @@ pub enum Error {
         /// Its value.
         found: String,
     },
+}
+
+/// What to do about a lattice that is too small.
+fn room(needed: f64) -> String {
+    if needed <= f64::from(MAX_HEADROOM) {
+        format!("open the base with a headroom of at least {needed} (--headroom {needed})")
+    } else {
+        "no headroom holds it: the delta is far larger than the weights; check the adapter's base and scaling"
+            .to_owned()
+    }
 }
 
 impl Error {

@@ -140,6 +140,11 @@ impl TinyModel {
 
 /// Writes `config.json`, safetensors, `tokenizer.json` and `tokenizer_config.json` into `dir`.
 pub fn tiny_hf_model(dir: &Path, model: &TinyModel) {
+    tiny_hf_model_of(dir, model, &model.weights());
+}
+
+/// The same with these weights in place of the model's own.
+pub fn tiny_hf_model_of(dir: &Path, model: &TinyModel, weights: &BTreeMap<String, TinyWeight>) {
     std::fs::create_dir_all(dir).unwrap();
     let write_json = |name: &str, value: &serde_json::Value| {
         std::fs::write(dir.join(name), serde_json::to_vec_pretty(value).unwrap()).unwrap();
@@ -151,7 +156,6 @@ pub fn tiny_hf_model(dir: &Path, model: &TinyModel) {
     );
     tiny_tokenizer().save(dir.join("tokenizer.json"), true).unwrap();
 
-    let weights = model.weights();
     let raw: Vec<_> =
         weights.iter().map(|(name, (shape, values))| (name, shape, encode(model.dtype, values))).collect();
     let mut weight_map = serde_json::Map::new();

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use crate::base::BaseModel;
 use crate::device::Device;
 use crate::device::cpu::{SimdLevel, tighten};
+use crate::error::MAX_HEADROOM;
 use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
 pub use crate::store::MatrixId;
 use crate::store::NodeDeltas;
@@ -93,7 +94,7 @@ impl<D: Device> Weights<D> {
     /// # Errors
     /// [`Error::Headroom`] for a headroom below 1; otherwise what reading and the device return.
     pub fn load(base: &BaseModel, device: &D, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
-        if !(1.0..=1024.0).contains(&headroom) {
+        if !(1.0..=MAX_HEADROOM).contains(&headroom) {
             return Err(Error::Headroom { headroom });
         }
         let mut weights = Self {
@@ -213,7 +214,7 @@ impl<D: Device> Weights<D> {
             tighten(SimdLevel::detect(), &mut compiled);
             NodeDeltas::<D>::entry(device, id, compiled)
         });
-        Ok(NodeDeltas::new(compiled.collect::<Result<Vec<_>>>()?))
+        Ok(NodeDeltas::new(all_or_worst(compiled.collect::<Vec<_>>())?))
     }
 
     /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas applied there: where the
@@ -228,10 +229,10 @@ impl<D: Device> Weights<D> {
         path: &[&NodeDeltas<D>],
         movement: &Movement<'_, D>,
     ) -> Result<()> {
-        for (name, id) in self.matrix_names() {
+        let check = |(name, id): (&WeightName, MatrixId)| {
             let segments = movement.segments(id);
             if segments.is_empty() {
-                continue;
+                return Ok(());
             }
             let grid = self.grid(id);
             let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.row_max(id)).collect();
@@ -240,7 +241,7 @@ impl<D: Device> Weights<D> {
             };
             let close: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
             if close.is_empty() {
-                continue;
+                return Ok(());
             }
             let reaches = device.reach(self.matrix(id), &segments, &close)?;
             if let Some((&row, &reach)) = close.iter().zip(&reaches).max_by_key(|(_, reach)| **reach)
@@ -250,8 +251,9 @@ impl<D: Device> Weights<D> {
                 let (node, weight) = (node.to_owned(), name.clone());
                 return Err(Error::Overflow { node, weight, row, needed, headroom: grid.headroom });
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        all_or_worst(self.matrix_names().map(check)).map(drop)
     }
 
     /// Whether the weights are what the ledger says.
@@ -318,6 +320,20 @@ impl Weights<crate::device::cpu::Cpu> {
         let chosen = self.matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
         work(&mut chosen.map(|(_, matrix)| matrix.parts_mut().0).collect::<Vec<_>>())
     }
+}
+
+/// All values, or the first error; of overflows the one that needs the most headroom, so that what it asks for will do.
+fn all_or_worst<T>(results: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let (mut values, mut worst) = (Vec::new(), None);
+    for result in results {
+        match (result, &worst) {
+            (Ok(value), _) => values.push(value),
+            (Err(Error::Overflow { needed, .. }), Some(Error::Overflow { needed: most, .. })) if needed <= *most => {}
+            (Err(error @ Error::Overflow { .. }), _) => worst = Some(error),
+            (Err(error), _) => return Err(error),
+        }
+    }
+    worst.map_or(Ok(values), Err)
 }
 
 fn combine<'a>(matrices: impl Iterator<Item = (&'a WeightName, blake3::Hash)>, vectors: blake3::Hash) -> blake3::Hash {

@@ -20,9 +20,10 @@ const MAX_SHIFT: i32 = 16;
 /// Compiles `delta` for the base matrix that `grid` describes; `weight` names it in errors.
 ///
 /// # Errors
-/// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::Overflow`] when the delta alone does
-/// not fit the lattice.
+/// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::NonFinite`] when a value is NaN or
+/// infinite; [`Error::Overflow`] when the delta alone does not fit the lattice, with the row that needs the most room.
 pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<CompiledDelta> {
+    check_finite(weight, delta)?;
     let (rows, cols) = (grid.rows(), grid.cols);
     let check = |what: &'static str, expected: usize, found: usize| {
         if expected == found {
@@ -32,8 +33,8 @@ pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<C
     };
     let (kind, bounds) = match delta {
         FloatDelta::LowRank { rank, lora_a, lora_b, scaling } => {
-            check("elements of lora_a", rank * cols, lora_a.len())?;
-            check("elements of lora_b", rows * rank, lora_b.len())?;
+            check("elements of lora_a", rank.saturating_mul(cols), lora_a.len())?;
+            check("elements of lora_b", rank.saturating_mul(rows), lora_b.len())?;
             let mut chunks = Vec::new();
             let mut bounds = vec![0_f64; rows];
             for first in (0..*rank).step_by(CHUNK_RANK) {
@@ -63,21 +64,35 @@ pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<C
     finish(weight, kind, &bounds, grid)
 }
 
+/// An adapter's files are checked where they are read; a delta made in memory is checked here. Unchecked, a NaN would be 0.
+fn check_finite(weight: &WeightName, delta: &FloatDelta) -> Result<()> {
+    let check = |what: &str, values: &mut dyn Iterator<Item = f32>| match values.enumerate().find(|v| !v.1.is_finite())
+    {
+        Some((index, value)) => Err(Error::NonFinite { tensor: format!("{weight} ({what})"), index, value }),
+        None => Ok(()),
+    };
+    match delta {
+        FloatDelta::LowRank { lora_a, lora_b, scaling, .. } => {
+            check("lora_a", &mut lora_a.iter().copied())?;
+            check("lora_b", &mut lora_b.iter().copied())?;
+            #[allow(clippy::cast_possible_truncation, reason = "not finite, so it stays what it is")]
+            let scaling = (!scaling.is_finite()).then_some(*scaling as f32);
+            check("scaling", &mut scaling.into_iter())
+        }
+        FloatDelta::Dense { values } => check("dense", &mut values.iter().copied()),
+        FloatDelta::Sparse { entries } => check("sparse", &mut entries.iter().map(|entry| entry.2)),
+    }
+}
+
 /// Sets `row_max`: the bound of a low-rank delta, the exact maximum of another.
 fn finish(weight: &WeightName, kind: DeltaKind, bounds: &[f64], grid: &Grid) -> Result<CompiledDelta> {
     // The sums of a low-rank delta are counted exactly wherever its bound does not clear a row; the others are stored.
     let limit = if matches!(kind, DeltaKind::LowRank(_)) { 1 << 30 } else { LIMIT };
-    for (row, &bound) in bounds.iter().enumerate() {
-        if bound > f64::from(limit) || bound.is_nan() {
-            let needed = headroom_for(grid.headroom, f64::from(grid.row_max[row]) + bound);
-            return Err(Error::Overflow {
-                node: String::new(),
-                weight: weight.clone(),
-                row,
-                needed,
-                headroom: grid.headroom,
-            });
-        }
+    let needed = |row: usize| headroom_for(grid.headroom, f64::from(grid.row_max[row]) + bounds[row]);
+    let overflows = (0..bounds.len()).filter(|&row| bounds[row] > f64::from(limit));
+    if let Some(row) = overflows.max_by(|&a, &b| needed(a).total_cmp(&needed(b))) {
+        let (node, weight) = (String::new(), weight.clone());
+        return Err(Error::Overflow { node, weight, row, needed: needed(row), headroom: grid.headroom });
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 2^30")]
     let row_max = bounds.iter().map(|bound| bound.ceil() as u32).collect();

@@ -139,10 +139,10 @@ impl CompiledDelta {
     }
 
     /// Adds or subtracts row `i` of `Q`, exactly.
-    pub fn add_row(&self, i: usize, sign: Sign, sums: &mut [i32]) {
+    pub fn add_row(&self, i: usize, sign: Sign, sums: &mut [i64]) {
         let mut add = |j: usize, q: i32| match sign {
-            Sign::Add => sums[j] += q,
-            Sign::Subtract => sums[j] -= q,
+            Sign::Add => sums[j] += i64::from(q),
+            Sign::Subtract => sums[j] -= i64::from(q),
         };
         match &self.kind {
             DeltaKind::LowRank(chunks) => {

@@ -1,7 +1,8 @@
 //! Puts a base matrix on the lattice: each row gets a step, each weight the nearest integer.
 //!
 //! `u_i = max_j |W_ij| · headroom / 32767`. A row far below the matrix's others (an unused token, say) takes a sixteenth
-//! of the mean step instead, so that a delta of ordinary size fits there too.
+//! of the median step instead, so that a delta of ordinary size fits there too. The median: one row far above the others
+//! leaves theirs as fine as they are.
 //!
 //! **Invariant:** `|W_ij − N_ij · u_i| ≤ u_i / 2`: the only rounding a base ever sees on this lattice.
 
@@ -18,7 +19,7 @@ pub const DEFAULT_HEADROOM: f32 = 1.25;
 /// Weights converted at a time by one thread: small enough for its cache.
 const CHUNK_WEIGHTS: usize = 1 << 16;
 
-/// The step of a matrix that is all zeros: weights up to 1 fit.
+/// The step of a matrix that is all zeros, at a headroom of 1: weights up to 1 fit.
 const ZERO_MATRIX_STEP: f32 = 1.0 / 32768.0;
 
 /// What compiling and bound checks need to know of a base matrix, wherever its integers live.
@@ -82,7 +83,7 @@ pub fn quantise(
             Ok(())
         })?;
 
-    raise_small_steps(&mut matrix, &mut row_max, &read)?;
+    raise_small_steps(&mut matrix, &mut row_max, headroom, &read)?;
     let grid = Grid { cols, steps: matrix.steps().to_vec(), row_max, headroom };
     Ok((matrix, grid))
 }
@@ -112,17 +113,21 @@ fn round_row(row: &[f32], step: f32, lanes: &mut [Lane]) -> u16 {
     largest
 }
 
-/// Raises every step below a sixteenth of the mean to that, and rounds those rows anew from the source.
+/// Raises every step below a sixteenth of the median, rows of zeros left out, to that, and rounds those rows anew from the source.
 fn raise_small_steps(
     matrix: &mut LatticeMatrix,
     row_max: &mut [u16],
+    headroom: f32,
     read: &(impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync),
 ) -> Result<()> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let lanes_per_row = matrix.stride() / LANES;
-    let mean = matrix.steps().iter().map(|&u| f64::from(u)).sum::<f64>() / rows.max(1) as f64;
-    #[allow(clippy::cast_possible_truncation, reason = "rounding the step to f32 is its definition")]
-    let floor = if mean == 0.0 { ZERO_MATRIX_STEP } else { ((mean / 16.0) as f32).max(f32::MIN_POSITIVE) };
+    let mut sorted: Vec<f32> = matrix.steps().iter().copied().filter(|&u| u > 0.0).collect();
+    sorted.sort_unstable_by(f32::total_cmp);
+    let floor = match sorted.get(sorted.len() / 2) {
+        Some(median) => (median / 16.0).max(f32::MIN_POSITIVE),
+        None => ZERO_MATRIX_STEP * headroom,
+    };
     let (lanes, steps) = matrix.parts_mut();
     let mut values = vec![0_f32; cols];
     for i in 0..rows {
@@ -133,4 +138,51 @@ fn raise_small_steps(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of 40 weights each up to the row's size, on the lattice at a headroom of 2.
+    fn rows(sizes: &[f32]) -> (LatticeMatrix, Grid, Vec<f32>) {
+        let cols = 40;
+        let values: Vec<f32> =
+            sizes.iter().flat_map(|size| (0..cols).map(move |j| size * (1.0 - j as f32 / 20.0))).collect();
+        let read = |range: Range<usize>, out: &mut [f32]| {
+            out.copy_from_slice(&values[range.start * cols..range.end * cols]);
+            Ok(())
+        };
+        let (matrix, grid) = quantise(&WeightName::new("w"), sizes.len(), cols, 2.0, read).unwrap();
+        (matrix, grid, values)
+    }
+
+    #[test]
+    fn every_weight_lies_within_half_a_step() {
+        let sizes = [1.0, 0.5, 0.0, 1e-6, 3e38, 1e-40, 0.3, 0.7];
+        let (matrix, grid, values) = rows(&sizes);
+        for (i, row) in values.chunks_exact(40).enumerate() {
+            let step = f64::from(matrix.steps()[i]);
+            for (&n, &w) in matrix.row(i).iter().zip(row) {
+                assert!((f64::from(n) * step - f64::from(w)).abs() <= step * 0.500_001, "row {i}: {n} for {w}");
+            }
+            assert_eq!(Some(grid.row_max[i]), matrix.row(i).iter().map(|n| n.unsigned_abs()).max());
+            assert!(grid.row_max[i] <= 16384, "headroom 2 leaves half of the lattice free");
+        }
+    }
+
+    #[test]
+    fn a_row_far_above_the_others_leaves_them_fine() {
+        let (plain, ..) = rows(&[1.0; 9]);
+        let (matrix, ..) = rows(&[1.0, 1.0, 1e30, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!((matrix.steps()[0], matrix.row(0)), (plain.steps()[0], plain.row(0)));
+    }
+
+    #[test]
+    fn rows_of_zeros_take_a_step_from_the_others_and_a_matrix_of_zeros_has_its_own() {
+        let (matrix, ..) = rows(&[0.0, 0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(matrix.steps()[0], matrix.steps()[4] / 16.0);
+        let (zeros, ..) = rows(&[0.0; 5]);
+        assert_eq!(zeros.steps(), [2.0 * ZERO_MATRIX_STEP; 5]);
+    }
 }

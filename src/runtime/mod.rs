@@ -6,6 +6,8 @@
 
 mod measure;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod text;
 mod verify;
 
@@ -20,7 +22,7 @@ pub use verify::VerifyReport;
 use crate::adapter::{BaseShapes, Limits, PeftAdapter};
 use crate::base::{BaseModel, WeightInfo};
 use crate::device::Device;
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Cpu, SimdLevel};
 use crate::lattice::DEFAULT_HEADROOM;
 use crate::model::{Llama, chat::ChatTemplate, tokenizer::Tokenizer};
 use crate::store::{CacheStats, DeltaCache};
@@ -63,6 +65,7 @@ pub struct RuntimeBuilder {
     adapter_tree: Option<AdapterTree>,
     tokenizer: Option<PathBuf>,
     threads: Option<usize>,
+    simd: Option<SimdLevel>,
     headroom: f32,
     delta_budget_bytes: usize,
     limits: Limits,
@@ -105,6 +108,12 @@ impl RuntimeBuilder {
         self
     }
 
+    /// The instruction set, in place of the widest this machine has. It changes the speed and no weight's bits.
+    pub fn simd(mut self, simd: SimdLevel) -> Self {
+        self.simd = Some(simd);
+        self
+    }
+
     /// Room above every row's largest weight, as a factor from 1 to 1024 (default 1.25). More room holds larger deltas and
     /// makes the lattice coarser by the same factor.
     pub fn headroom(mut self, headroom: f32) -> Self {
@@ -137,7 +146,7 @@ impl RuntimeBuilder {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(self, progress: impl FnMut(usize, usize) + Send) -> Result<Runtime> {
-        let device = Cpu::new(self.threads)?;
+        let device = Cpu::with_simd(self.threads, self.simd.unwrap_or_else(SimdLevel::detect))?;
         let base = match self.base {
             Source::Path(path) => open_base(&path)?,
             Source::Model(model) => *model,
@@ -216,6 +225,7 @@ impl Runtime {
             adapter_tree: None,
             tokenizer: None,
             threads: None,
+            simd: None,
             headroom: DEFAULT_HEADROOM,
             delta_budget_bytes: DEFAULT_DELTA_BUDGET_BYTES,
             limits: Limits::default(),

@@ -155,6 +155,6 @@ pub(super) fn check_name(name: &str) -> Result<(), TreeDefect> {
 }
 
 /// A name that may be long, for a message.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars().take(200).collect()
 }

@@ -117,10 +117,9 @@ impl AdapterTree {
         if name.is_empty() {
             return Ok(self.root());
         }
-        self.by_name
-            .get(name)
-            .copied()
-            .ok_or_else(|| TreeDefect::UnknownNode { name: name.to_owned(), nearest: self.nearest_names(name) }.into())
+        self.by_name.get(name).copied().ok_or_else(|| {
+            TreeDefect::UnknownNode { name: build::shown(name), nearest: self.nearest_names(name) }.into()
+        })
     }
 
     fn nearest_names(&self, name: &str) -> Vec<String> {

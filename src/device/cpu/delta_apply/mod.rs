@@ -75,7 +75,7 @@ pub fn tighten(simd: SimdLevel, delta: &mut CompiledDelta) {
                 // A sum this large may have wrapped.
                 let mut sums = vec![0; delta.cols];
                 delta.add_row(first_row + i, Sign::Add, &mut sums);
-                sums.iter().map(|q| q.unsigned_abs()).max().unwrap_or(0)
+                largest_magnitude(&sums)
             };
         }
     });
@@ -108,11 +108,16 @@ impl RowBlock<'_> {
 
 /// The largest `|N ± Q|` in one row if the segments were applied.
 pub(super) fn reach(matrix: &LatticeMatrix, segments: &[Segment], row: usize) -> u32 {
-    let mut sums: Vec<i32> = matrix.row(row).iter().map(|&n| n.into()).collect();
+    let mut sums: Vec<i64> = matrix.row(row).iter().map(|&n| n.into()).collect();
     for segment in segments {
         segment.delta.add_row(row, segment.sign, &mut sums);
     }
-    sums.iter().map(|sum| sum.unsigned_abs()).max().unwrap_or(0)
+    largest_magnitude(&sums)
+}
+
+/// The largest magnitude, as far as a u32 goes.
+fn largest_magnitude(sums: &[i64]) -> u32 {
+    sums.iter().map(|sum| u32::try_from(sum.unsigned_abs()).unwrap_or(u32::MAX)).max().unwrap_or(0)
 }
 
 /// Consecutive rows of one matrix.

@@ -148,6 +148,18 @@ proptest! {
     }
 }
 
+/// Five rank-1 deltas, each within its own bound, whose sum is 16 less than 2^32: as an i32 it would look like −16.
+#[test]
+fn sums_beyond_an_i32_are_not_taken_for_small_ones() {
+    let mut a = vec![Lane::zeroed(); 2];
+    a[0].0[0] = 32766;
+    let factors = Factors { pairs: 1, a, b: vec![26216, 0], shift: vec![0] };
+    let kind = DeltaKind::LowRank(vec![factors]);
+    let delta = CompiledDelta { rows: 1, cols: 1, row_max: vec![32766 * 26216], kind };
+    let segments = vec![Segment { delta: &delta, sign: Sign::Add }; 5];
+    assert_eq!(reach(&LatticeMatrix::zeros(1, 1), &segments, 0), 5 * 32766 * 26216);
+}
+
 #[test]
 fn many_matrices_in_one_pass_keep_to_themselves() {
     let mut rng = StdRng::seed_from_u64(7);

@@ -92,7 +92,7 @@ impl<D: Device> Weights<D> {
     /// Loads every weight of `base` tensor by tensor.
     ///
     /// # Errors
-    /// [`Error::Headroom`] for a headroom below 1; otherwise what reading and the device return.
+    /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading and the device return.
     pub fn load(base: &BaseModel, device: &D, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
         if !(1.0..=MAX_HEADROOM).contains(&headroom) {
             return Err(Error::Headroom { headroom });
@@ -173,9 +173,10 @@ impl<D: Device> Weights<D> {
         self.grids.iter().map(|grid| (grid.rows() * grid.cols) as u64).sum()
     }
 
-    /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and the steps.
+    /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and ten a row: its step, on
+    /// the device and beside it, and its largest integer.
     pub fn resident_bytes(&self) -> u64 {
-        let bytes = |grid: &Grid| grid.rows() * (grid.cols.next_multiple_of(LANES) * 2 + 4);
+        let bytes = |grid: &Grid| grid.rows() * (grid.cols.next_multiple_of(LANES) * 2 + 10);
         self.grids.iter().map(|grid| bytes(grid) as u64).sum()
     }
 

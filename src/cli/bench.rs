@@ -28,7 +28,7 @@ Every ceiling is measured beside the figure, in turns, and a ratio is the median
 switch is the larger of two times: reading, changing and writing the touched weights, and as many integer products from
 registers as the adapters' factors need. That of a decoded token is reading its weights; that of a prompt, its float
 products from registers. Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf.
-Answers are checked first: weights at nodes against a fresh load, the root's bits against the base.")]
+Answers are checked first: weights at visited nodes against a fresh load, the root's bits against the base.")]
 pub(crate) struct Bench {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long, required_unless_present = "shapes")]
@@ -65,7 +65,7 @@ struct Figure {
     unit: &'static str,
     /// What the machine allows, in the same unit.
     ceiling: Option<f64>,
-    /// How far from it: for times `value / ceiling`, for speeds `value / ceiling`.
+    /// `value / ceiling`.
     ratio: Option<f64>,
 }
 
@@ -127,7 +127,11 @@ impl Bench {
         figures.plain("drift_switches", 1000.0, "switches");
         figures.plain("drift_bits", drift.differing_bits as f64, "bits");
         figures.plain("drift_mismatched_nodes", drift.mismatched_nodes.len() as f64, "nodes");
-        memory(runtime, figures);
+        resident(runtime, figures);
+        figures.plain("delta_bytes", runtime.cache_stats().bytes as f64, "bytes");
+        if let Some(bytes) = peak_memory_bytes() {
+            figures.plain("peak_memory_bytes", bytes, "bytes");
+        }
         Ok(())
     }
 
@@ -161,6 +165,12 @@ impl Bench {
             Some(_) => runtime.measure_decode(CONTEXT, 8 * self.repeats)?.ms,
             None => self.speeds(runtime, figures, "base")?,
         };
+        if self.tree.is_none() {
+            resident(runtime, figures);
+        }
+        console.note("checking the made adapters' weights");
+        let check = runtime.verify(runtime.tree().len().min(12), 1, 1, |_| ())?;
+        anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; no figure holds");
         let before = runtime.fingerprint()?;
         for (set, _) in SETS {
             for rank in &self.ranks {
@@ -176,21 +186,14 @@ impl Bench {
         }
         runtime.switch_to("/")?;
         anyhow::ensure!(runtime.fingerprint()? == before, "the root's bits changed; no figure of this run holds");
-        if self.tree.is_none() {
-            memory(runtime, figures);
-        }
         Ok(())
     }
 }
 
-fn memory(runtime: &Runtime, figures: &mut Figures) {
+fn resident(runtime: &Runtime, figures: &mut Figures) {
     let weights = runtime.weights();
     let per_weight = weights.resident_bytes() as f64 / weights.parameters() as f64;
     figures.plain("resident_bytes_per_weight", per_weight, "bytes");
-    figures.plain("delta_bytes", runtime.cache_stats().bytes as f64, "bytes");
-    if let Some(bytes) = peak_memory_bytes() {
-        figures.plain("peak_memory_bytes", bytes, "bytes");
-    }
 }
 
 /// The process's peak resident memory, where the operating system tells.

@@ -166,6 +166,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 /// Writes row `i` of `B'`, which is `row / scale` at a shift of 0, and its shift; returns the bound of `|Q_ij|`.
 fn compile_row(row: &[f64], scale: f64, largest_square: u64, i: usize, factors: &mut Factors) -> f64 {
     if row.iter().all(|&v| v == 0.0) {
+        factors.shift[i] = u8::try_from(MAX_SHIFT).expect("at most 16");
         return 0.0;
     }
     for shift in (0..=MAX_SHIFT).rev() {

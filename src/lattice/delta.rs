@@ -179,7 +179,7 @@ impl CompiledDelta {
         kind + size_of_val(&self.row_max[..])
     }
 
-    /// Summed rank of the factors; 0 for a dense or sparse delta.
+    /// Summed rank of the factors, padded to pairs; 0 for a dense or sparse delta.
     pub fn rank(&self) -> usize {
         match &self.kind {
             DeltaKind::LowRank(chunks) => chunks.iter().map(|f| f.pairs * 2).sum(),

@@ -11,6 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{LANES, LIMIT, Lane, LatticeMatrix};
+use crate::error::MAX_HEADROOM;
 use crate::{Error, Result, WeightName};
 
 /// Room above a row's largest weight, as a factor: deltas of up to a quarter of it fit.
@@ -45,7 +46,7 @@ impl Grid {
 /// Quantises a `rows × cols` matrix that `read` delivers by rows in f32, several row ranges at once.
 ///
 /// # Errors
-/// When `read` fails, and [`Error::NonFinite`] when a weight is NaN or infinite.
+/// [`Error::Headroom`] for one outside 1 to 1024; when `read` fails; and [`Error::NonFinite`] when a weight is NaN or infinite.
 pub fn quantise(
     name: &WeightName,
     rows: usize,
@@ -53,6 +54,9 @@ pub fn quantise(
     headroom: f32,
     read: impl Fn(Range<usize>, &mut [f32]) -> Result<()> + Sync,
 ) -> Result<(LatticeMatrix, Grid)> {
+    if !(1.0..=MAX_HEADROOM).contains(&headroom) {
+        return Err(Error::Headroom { headroom });
+    }
     let mut matrix = LatticeMatrix::zeros(rows, cols);
     let mut row_max = vec![0_u16; rows];
     let lanes_per_row = matrix.stride() / LANES;

@@ -31,7 +31,7 @@ pub struct Sequence<'a> {
 pub struct Batch<'a> {
     /// The sequences, by ascending slot.
     pub sequences: &'a [Sequence<'a>],
-    /// Fingerprint of the weights; the cache must have the same owner.
+    /// Names the weights; the cache must have the same owner.
     pub owner: [u8; 32],
 }
 

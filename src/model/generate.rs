@@ -49,7 +49,7 @@ pub struct Generation {
 }
 
 /// Continues `prompt` in slot 0 of `cache`, which is emptied first. `on_token` is called with each token as it is chosen.
-/// `owner` is the fingerprint of the weights.
+/// `owner` names the weights.
 ///
 /// # Errors
 /// When a parameter is out of its range, the prompt is empty or longer than the context, the cache belongs to other

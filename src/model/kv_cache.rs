@@ -1,6 +1,6 @@
 //! Keys and values of the tokens already seen, for several sequences, and the room a forward pass works in.
 //!
-//! **Invariant:** everything in the cache was computed with the weights whose fingerprint is its owner; a forward pass under
+//! **Invariant:** everything in the cache was computed with the weights its owner names; a forward pass under
 //! another owner is refused, and claiming the cache for another owner empties it.
 
 use crate::base::ModelConfig;
@@ -56,7 +56,7 @@ impl<D: Compute> KvCache<D> {
         self.lengths.iter().all(|&len| len == 0)
     }
 
-    /// Fingerprint of the weights that made the contents.
+    /// Names the weights that made the contents, such as their fingerprint or a count of switches.
     pub fn owner(&self) -> [u8; 32] {
         self.owner
     }

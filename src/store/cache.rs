@@ -77,12 +77,13 @@ impl<D: Device> DeltaCache<D> {
         self.entries.contains_key(&node)
     }
 
-    /// Drops the least recently used nodes until the rest fits the budget; `pinned` nodes stay whatever their size.
-    pub(crate) fn evict(&mut self, pinned: &[NodeId]) {
-        let pinned: BTreeSet<_> = pinned.iter().collect();
+    /// Drops the least recently used nodes until the rest fits the budget; pinned nodes stay and do not count.
+    pub(crate) fn evict(&mut self, pinned_nodes: &[NodeId]) {
+        let pinned: BTreeSet<_> = pinned_nodes.iter().collect();
         let mut order: Vec<_> = self.entries.iter().filter(|(node, _)| !pinned.contains(node)).collect();
         order.sort_by_key(|(_, held)| held.used);
-        let mut bytes = self.stats.bytes;
+        let pinned_bytes: usize = pinned.iter().filter_map(|node| self.peek(**node)).map(NodeDeltas::bytes).sum();
+        let mut bytes = self.stats.bytes - pinned_bytes;
         let mut dropped = Vec::new();
         for (&node, held) in order {
             if bytes <= self.budget_bytes {
@@ -95,7 +96,7 @@ impl<D: Device> DeltaCache<D> {
             self.entries.remove(&node);
             self.stats.evictions += 1;
         }
-        self.stats.bytes = bytes;
+        self.stats.bytes = bytes + pinned_bytes;
     }
 
     /// Drops everything: the weights it was compiled for are gone.
@@ -145,7 +146,9 @@ mod tests {
         assert_eq!(cache.stats(), CacheStats { bytes: 128, nodes: 2, hits: 1, misses: 3, evictions: 1 });
         cache.get(b, || Ok(deltas(&cpu, 5))).unwrap();
         cache.evict(&[b]);
-        assert_eq!([a, b, c].map(|node| cache.contains(node)), [false, true, false]);
-        assert_eq!(cache.stats().bytes, 5 * 64);
+        assert_eq!([a, b, c].map(|node| cache.contains(node)), [true; 3]);
+        cache.evict(&[a]);
+        assert_eq!([a, b, c].map(|node| cache.contains(node)), [true, false, false]);
+        assert_eq!(cache.stats().bytes, 64);
     }
 }

@@ -48,13 +48,15 @@ fn group<const R: usize>(
 ) {
     let row = block.first_row + i;
     prepared.clear();
-    prepared.extend(terms.factors.iter().map(|&(factors, sign)| prepare(factors, sign, row)));
+    let panels = block.lanes_per_row;
+    prepared.extend(terms.factors.iter().map(|&(factors, sign)| prepare(factors, sign, row, panels)));
     for panel in from..to {
         tile::<R>(block, prepared, terms, i, panel);
     }
 }
 
-fn prepare<const R: usize>(factors: &Factors, sign: Sign, row: usize) -> Term<R> {
+fn prepare<const R: usize>(factors: &Factors, sign: Sign, row: usize, panels: usize) -> Term<R> {
+    assert!(factors.a.len() >= panels * factors.pairs * 2, "A' is shorter than its matrix");
     let shift: [i32; R] = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
     Term {
         a: factors.a.as_ptr(),
@@ -87,7 +89,7 @@ fn tile<const R: usize>(block: &mut RowBlock, prepared: &[Term<R>], terms: &Term
         let pairs = term.pairs;
         for pair in 0..pairs {
             let a: [__m512i; 2] = std::array::from_fn(|parity| {
-                // SAFETY: `Factors` holds `pairs` × 2 lanes for every panel of the matrix.
+                // SAFETY: `prepare` asserted that `A'` holds `pairs` × 2 lanes for every panel of the matrix.
                 unsafe { _mm512_load_si512(term.a.add((panel * pairs + pair) * 2 + parity).cast()) }
             });
             for r in 0..R {

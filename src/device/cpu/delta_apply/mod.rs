@@ -28,9 +28,16 @@ const CACHED_FACTOR_BYTES: usize = 384 << 10;
 /// Applies to each matrix its segments, in parallel over all of them; call it inside the pool that shall do the work.
 ///
 /// # Panics
-/// When `simd` is beyond this machine.
+/// When `simd` is beyond this machine, or a delta has another shape than its matrix.
 pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)>) {
     assert!(simd <= SimdLevel::detect(), "this machine has no {simd:?}");
+    for (matrix, segments) in &work {
+        let shape = (matrix.rows(), matrix.cols());
+        assert!(
+            segments.iter().all(|s| (s.delta.rows, s.delta.cols) == shape),
+            "a delta of another shape than {shape:?}"
+        );
+    }
     let work: Vec<_> = work
         .into_iter()
         .filter(|(_, segments)| !segments.is_empty())

@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use crate::base::BaseModel;
 use crate::device::Device;
 use crate::device::cpu::{SimdLevel, tighten};
-use crate::error::MAX_HEADROOM;
 use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
 pub use crate::store::MatrixId;
 use crate::store::NodeDeltas;
@@ -94,9 +93,6 @@ impl<D: Device> Weights<D> {
     /// # Errors
     /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading and the device return.
     pub fn load(base: &BaseModel, device: &D, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
-        if !(1.0..=MAX_HEADROOM).contains(&headroom) {
-            return Err(Error::Headroom { headroom });
-        }
         let mut weights = Self {
             matrices: Vec::new(),
             grids: Vec::new(),

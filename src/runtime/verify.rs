@@ -3,8 +3,8 @@
 //! The expected fingerprints are made apart from the live weights: each matrix is read anew from the base, adapters are
 //! read and compiled anew, and each path is applied to the base in one pass from the root.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -92,7 +92,9 @@ impl Runtime {
     /// Bits in which the resident weights differ from the base, read anew. Stand at the root before.
     fn differing_bits_at_root(&self) -> Result<u64> {
         let mut bits = 0;
-        for (name, id) in self.weights.matrix_names() {
+        let mut seen = HashSet::new();
+        // A tied head is the embedding's matrix under a second name.
+        for (name, id) in self.weights.matrix_names().filter(|&(_, id)| seen.insert(id)) {
             let (fresh, _) = self.fresh_matrix(name)?;
             let live = self.device.read_matrix(self.weights.matrix(id))?;
             let pairs = fresh.integers().iter().zip(live.integers());

@@ -212,6 +212,35 @@ pub enum Error {
         widest: SimdLevel,
     },
 
+    /// No device of the machine is what was asked for.
+    #[error("no {asked}; this machine has {}", if .found.is_empty() { "no GPU that Vulkan, Metal or DirectX 12 reaches; install a driver, or leave the GPU out with --device cpu".to_owned() } else { format!("{}; `pleach devices` lists them", .found.join(", ")) })]
+    NoSuchDevice {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        found: Vec<String>,
+    },
+
+    /// A device broke off: it was lost, ran out of memory in the middle, or refused a command.
+    #[error("{device} failed: {problem}; load the weights anew with `Runtime::restore`, or run with --device cpu")]
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// What it said.
+        problem: String,
+    },
+
+    /// Something is larger than the device can hold in one piece.
+    #[error("{what} takes {bytes} bytes, but the device holds at most {limit} in one piece")]
+    DeviceLimit {
+        /// What is too large.
+        what: String,
+        /// Its size.
+        bytes: u64,
+        /// The largest size.
+        limit: u64,
+    },
+
     /// The thread pool could not be started.
     #[error("cannot start a pool of {threads} threads (0 is one per core): {source}; ask for fewer")]
     ThreadPool {
@@ -284,7 +313,9 @@ pub enum Error {
     },
 
     /// A device has no room for a buffer.
-    #[error("the device has no room for {bytes} bytes; ask for a shorter context or fewer sequences")]
+    #[error(
+        "the device has no room for {bytes} bytes more; ask for a shorter context, fewer sequences or a smaller delta budget"
+    )]
     DeviceMemory {
         /// Bytes asked for.
         bytes: usize,

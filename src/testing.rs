@@ -347,3 +347,19 @@ pub fn read_gguf_bytes(bytes: Vec<u8>) -> Result<()> {
     let tokenizer = Tokenizer::for_base(&base, None)?;
     tokenizer.decode(&tokenizer.encode(&text)?).map(drop)
 }
+
+/// A GPU for a test, a software adapter if there is no other. Without any the test says so and is skipped, but fails where
+/// `CI` is set.
+#[cfg(feature = "gpu")]
+pub fn gpu(options: &crate::device::gpu::GpuOptions) -> Option<crate::device::gpu::Gpu> {
+    match crate::device::gpu::Gpu::open(options) {
+        Ok(gpu) => Some(gpu),
+        Err(Error::NoSuchDevice { .. }) => {
+            let advice = "install a GPU driver, or software Vulkan (mesa-vulkan-drivers)";
+            assert!(std::env::var_os("CI").is_none(), "no GPU and no software adapter: {advice}");
+            eprintln!("skipped: no GPU and no software adapter: {advice}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}

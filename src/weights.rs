@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::base::BaseModel;
-use crate::device::Device;
 use crate::device::cpu::{SimdLevel, tighten};
-use crate::lattice::{Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, compile, headroom_for, quantise};
-pub use crate::store::MatrixId;
-use crate::store::NodeDeltas;
+use crate::device::{Device, PassTimes};
+pub use crate::lattice::MatrixId;
+use crate::lattice::{
+    Grid, LANES, LIMIT, Lane, LatticeMatrix, NodeDeltas, Segment, Sign, compile, headroom_for, quantise, reach,
+};
 use crate::{Error, Result, WeightName};
 
 /// The embedding's weight.
@@ -32,27 +33,24 @@ pub struct Weights<D: Device> {
     usable: bool,
 }
 
-/// What moves in one switch: the compiled deltas of the nodes left and entered.
-pub struct Movement<'a, D: Device> {
-    /// Each node's deltas with their sign.
-    pub terms: Vec<(&'a NodeDeltas<D>, Sign)>,
-}
+/// What moves in one switch: the compiled deltas of the nodes left and entered, each with its sign.
+pub(crate) type Movement<'a> = [(&'a NodeDeltas, Sign)];
 
-impl<'a, D: Device> Movement<'a, D> {
-    /// What moves on one matrix.
-    fn segments(&self, id: MatrixId) -> Vec<Segment<'a, D::Delta>> {
-        let touching = self.terms.iter().filter_map(|(deltas, sign)| Some((deltas.delta(id)?, *sign)));
-        touching.map(|(delta, sign)| Segment { delta, sign }).collect()
-    }
+/// What moves on one matrix.
+fn segments<'a>(movement: &Movement<'a>, id: MatrixId) -> Vec<Segment<'a>> {
+    let touching = movement.iter().filter_map(|(deltas, sign)| Some((deltas.delta(id)?, *sign)));
+    touching.map(|(delta, sign)| Segment { delta, sign }).collect()
 }
 
 /// The cost of one pass over the weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Touched {
     /// Matrices read and written.
     pub matrices: usize,
     /// Weights in them.
     pub weights: u64,
+    /// What the device's clock says.
+    pub times: PassTimes,
 }
 
 /// Reads one matrix of the base onto the lattice.
@@ -202,20 +200,21 @@ impl<D: Device> Weights<D> {
     /// Compiles one node's float deltas against these weights.
     ///
     /// # Errors
-    /// [`Error::NoSuchMatrix`], and what [`compile`] and the device return.
-    pub(crate) fn compile(&self, device: &D, deltas: &crate::adapter::AdapterDeltas) -> Result<NodeDeltas<D>> {
+    /// [`Error::NoSuchMatrix`], and what [`compile`] returns.
+    pub(crate) fn compile(&self, deltas: &crate::adapter::AdapterDeltas) -> Result<NodeDeltas> {
         use rayon::prelude::*;
         let compiled = deltas.par_iter().map(|(name, delta)| {
             let id = self.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
             let mut compiled = compile(name, delta, self.grid(id))?;
             tighten(SimdLevel::detect(), &mut compiled);
-            NodeDeltas::<D>::entry(device, id, compiled)
+            Ok((id, compiled))
         });
         Ok(NodeDeltas::new(all_or_worst(compiled.collect::<Vec<_>>())?))
     }
 
     /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas applied there: where the
-    /// sum of their largest entries leaves room nothing else is looked at, and the other rows are counted exactly.
+    /// sum of their largest entries leaves room nothing else is looked at, and the other rows are counted exactly. What was
+    /// found to fit is not looked at again while its deltas stay in memory.
     ///
     /// # Errors
     /// [`Error::Overflow`] with the headroom that would do.
@@ -223,34 +222,45 @@ impl<D: Device> Weights<D> {
         &self,
         device: &D,
         node: &str,
-        path: &[&NodeDeltas<D>],
-        movement: &Movement<'_, D>,
+        path: &[&NodeDeltas],
+        movement: &Movement<'_>,
     ) -> Result<()> {
-        let check = |(name, id): (&WeightName, MatrixId)| {
-            let segments = movement.segments(id);
-            if segments.is_empty() {
-                return Ok(());
-            }
+        use rayon::prelude::*;
+        let Some(last) = path.last() else { return Ok(()) };
+        if last.known_to_fit(path) {
+            return Ok(());
+        }
+        let mut close = Vec::new();
+        for (name, id) in self.matrix_names() {
             let grid = self.grid(id);
-            let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.row_max(id)).collect();
+            let touching: Vec<_> = path.iter().filter_map(|deltas| Some(&deltas.delta(id)?.row_max)).collect();
             let bound = |row: usize| {
                 touching.iter().fold(u32::from(grid.row_max[row]), |sum, row_max| sum.saturating_add(row_max[row]))
             };
-            let close: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
-            if close.is_empty() {
-                return Ok(());
+            let rows: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
+            if !rows.is_empty() {
+                close.push((name, id, rows));
             }
-            let reaches = device.reach(self.matrix(id), &segments, &close)?;
-            if let Some((&row, &reach)) = close.iter().zip(&reaches).max_by_key(|(_, reach)| **reach)
-                && reach > LIMIT
-            {
-                let needed = headroom_for(grid.headroom, f64::from(reach));
-                let (node, weight) = (node.to_owned(), name.clone());
-                return Err(Error::Overflow { node, weight, row, needed, headroom: grid.headroom });
+        }
+        let wanted: Vec<_> = close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
+        let integers = if wanted.is_empty() { Vec::new() } else { device.read_rows(&wanted)? };
+        let check = |((name, id, rows), integers): (&(&WeightName, MatrixId, Vec<usize>), &Vec<i16>)| {
+            let (grid, segments) = (self.grid(*id), segments(movement, *id));
+            let integers = integers.par_chunks_exact(grid.cols.max(1));
+            let reaches = rows.par_iter().zip(integers).map(|(&row, integers)| (row, reach(integers, row, &segments)));
+            let furthest = reaches.max_by_key(|&(row, reach)| (reach, std::cmp::Reverse(row)));
+            match furthest {
+                Some((row, reach)) if reach > LIMIT => {
+                    let needed = headroom_for(grid.headroom, f64::from(reach));
+                    let (node, weight) = (node.to_owned(), WeightName::clone(name));
+                    Err(Error::Overflow { node, weight, row, needed, headroom: grid.headroom })
+                }
+                _ => Ok(()),
             }
-            Ok(())
         };
-        all_or_worst(self.matrix_names().map(check)).map(drop)
+        all_or_worst(close.iter().zip(&integers).map(check))?;
+        last.fits(path);
+        Ok(())
     }
 
     /// Whether the weights are what the ledger says.
@@ -258,29 +268,31 @@ impl<D: Device> Weights<D> {
         self.usable
     }
 
-    /// Moves the weights: one fused pass over every touched matrix.
+    /// Moves the weights: one fused pass over every touched matrix. `resident` is what `movement` is on the device.
     ///
     /// # Errors
     /// [`Error::Unusable`] when an earlier pass broke off, and what the device returns; the copy is then unusable.
-    pub(crate) fn apply(&mut self, device: &D, movement: &Movement<'_, D>) -> Result<Touched> {
+    pub(crate) fn apply(
+        &mut self,
+        device: &D,
+        movement: &Movement<'_>,
+        resident: &[(&D::Deltas, Sign)],
+    ) -> Result<Touched> {
         if !self.usable {
             return Err(Error::Unusable);
         }
         let mut touched = Touched::default();
         let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
-        let mut work = Vec::new();
-        for (k, (matrix, grid)) in self.matrices.iter_mut().zip(&self.grids).enumerate() {
-            let segments = movement.segments(MatrixId(k));
-            if !segments.is_empty() {
+        for (k, grid) in self.grids.iter().enumerate() {
+            if movement.iter().any(|(deltas, _)| deltas.delta(MatrixId(k)).is_some()) {
                 touched.matrices += 1;
                 touched.weights += (grid.rows() * grid.cols) as u64;
                 hashes[k] = None;
-                work.push((matrix, segments));
             }
         }
         // Set back only when the pass has ended: a panic or an error inside leaves the copy unusable.
         self.usable = false;
-        device.delta_apply(work)?;
+        touched.times = device.delta_apply(&mut self.matrices, resident)?;
         self.usable = true;
         Ok(touched)
     }

@@ -47,12 +47,14 @@ pub struct Heads {
 
 /// What one attention layer reads and writes.
 pub struct Attention<'a, D: Compute + ?Sized> {
-    /// `(rows, heads × head_dim)`, already rotated.
-    pub queries: &'a D::Buffer,
-    /// `(rows, kv_heads × head_dim)`, already rotated.
-    pub keys: &'a D::Buffer,
+    /// `(rows, heads × head_dim)`; may be rotated in place.
+    pub queries: &'a mut D::Buffer,
+    /// `(rows, kv_heads × head_dim)`; may be rotated in place.
+    pub keys: &'a mut D::Buffer,
     /// `(rows, kv_heads × head_dim)`.
     pub values: &'a D::Buffer,
+    /// `(rows, head_dim)`: `head_dim / 2` cosines, then as many sines, for the position of every row.
+    pub angles: &'a D::Buffer,
     /// The layer's cache.
     pub cache: &'a mut D::KvLayer,
     /// The heads.
@@ -61,6 +63,19 @@ pub struct Attention<'a, D: Compute + ?Sized> {
     pub window: Option<usize>,
     /// `(rows, heads × head_dim)`.
     pub out: &'a mut D::Buffer,
+}
+
+/// How a token is chosen from one row of logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Divides the logits; 0 takes the likeliest token, the first of equals.
+    pub temperature: f32,
+    /// Only this many likeliest tokens; of equals the first.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together reach this probability, counted among those that `top_k` leaves.
+    pub top_p: Option<f32>,
+    /// What decides among the tokens that are left: evenly distributed in 0..1.
+    pub random: f64,
 }
 
 /// A device that can run a model.
@@ -107,12 +122,10 @@ pub trait Compute: Device {
     /// Multiplies `x (rows, in)` by several matrices at once. All have the same number of inputs.
     fn matmul<const N: usize>(&self, x: &Self::Buffer, rows: usize, products: [Product<'_, Self>; N]);
 
-    /// Rotates `rows` rows of heads in place: `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j` with
-    /// `h = head_dim / 2`. `angles (rows, head_dim)` holds `h` cosines, then `h` sines, per row.
-    fn rope(&self, x: &mut Self::Buffer, heads: usize, head_dim: usize, angles: &Self::Buffer, rows: usize);
-
-    /// Appends the keys and values of every span to the cache, then lets every query see the keys up to its own
-    /// position: softmax of `q · k / sqrt(head_dim)`, times the values.
+    /// Rotates queries and keys, with `h = head_dim / 2`:
+    /// `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j`. Appends the keys and values of every span to
+    /// the cache, then lets every query see the keys up to its own position: softmax of `q · k / sqrt(head_dim)`, times the
+    /// values.
     /// Spans ascend in both rows and slots; `past + rows` is within the capacity.
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]);
 
@@ -121,4 +134,10 @@ pub trait Compute: Device {
 
     /// `out[i] = x[rows[i]]`, rows of `width` values.
     fn select_rows(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
+
+    /// Chooses a token from each of the first rows of `logits (rows, vocab_size)`, one row a choice.
+    ///
+    /// # Errors
+    /// [`NonFiniteLogits`](crate::Error::NonFiniteLogits), or when the device failed since the last read.
+    fn choose(&self, logits: &Self::Buffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>>;
 }

@@ -2,26 +2,45 @@
 
 pub mod compute;
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 
-pub use compute::{Attention, Compute, Heads, Product, Span};
+use std::sync::Arc;
+
+pub use compute::{Attention, Choice, Compute, Heads, Product, Span};
 
 use crate::Result;
-use crate::lattice::{CompiledDelta, LatticeMatrix, Segment};
+use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
 
-/// The segments of one matrix in a switch.
-pub type MatrixWork<'a, D> = (&'a mut <D as Device>::Matrix, Vec<Segment<'a, <D as Device>::Delta>>);
+/// Times of one switch by the device's own clock, in milliseconds, where it has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassTimes {
+    /// Copying deltas that were not on the device yet.
+    pub upload_ms: Option<f64>,
+    /// The passes over the matrices.
+    pub pass_ms: Option<f64>,
+}
 
 /// A place where weights live.
 pub trait Device: Send + Sync {
     /// A resident weight matrix on the I16 lattice.
     type Matrix: Send + Sync;
-    /// A resident compiled delta.
-    type Delta: Send + Sync;
+    /// The compiled deltas of one node, resident.
+    type Deltas: Send + Sync;
     /// A resident array of f32: activations, norms, biases.
     type Buffer: Send + Sync;
 
+    /// Whether deltas on the device are those in the host's memory and take no room beside them.
+    const HOST_MEMORY: bool;
+
     /// What the device is, for people.
     fn describe(&self) -> String;
+
+    /// Connects to the device anew after it failed; nothing that was on it is there any more.
+    ///
+    /// # Errors
+    /// When the device does not come back.
+    fn reopen(&mut self) -> Result<()>;
 
     /// Moves a quantised matrix to the device.
     ///
@@ -35,11 +54,20 @@ pub trait Device: Send + Sync {
     /// When the device has no room.
     fn upload_buffer(&self, values: Vec<f32>) -> Result<Self::Buffer>;
 
-    /// Moves a compiled delta to the device.
+    /// Makes room for a node's deltas and starts to move them. They may arrive with the pass that first uses them.
     ///
     /// # Errors
     /// When the device has no room.
-    fn upload_delta(&self, delta: CompiledDelta) -> Result<Self::Delta>;
+    fn upload_deltas(&self, deltas: &Arc<NodeDeltas>) -> Result<Self::Deltas>;
+
+    /// Bytes a node's deltas take on the device.
+    fn deltas_bytes(&self, deltas: &Self::Deltas) -> usize;
+
+    /// Moves what is still on its way now, so that a later pass need not.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn finish_uploads(&self, deltas: &[&Self::Deltas]) -> Result<()>;
 
     /// Copies a matrix as it now is.
     ///
@@ -47,17 +75,18 @@ pub trait Device: Send + Sync {
     /// When the device fails.
     fn read_matrix(&self, matrix: &Self::Matrix) -> Result<LatticeMatrix>;
 
-    /// The largest `|N ± Q|` in each of `rows` if the segments were applied, exactly, without applying them.
+    /// Copies some rows of several matrices as they now are: for each matrix its rows one after another, without padding.
     ///
     /// # Errors
     /// When the device fails.
-    fn reach(&self, matrix: &Self::Matrix, segments: &[Segment<'_, Self::Delta>], rows: &[usize]) -> Result<Vec<u32>>;
+    fn read_rows(&self, wanted: &[(&Self::Matrix, &[usize])]) -> Result<Vec<Vec<i16>>>;
 
-    /// Adds and subtracts every segment in one read and write of each matrix.
+    /// Adds and subtracts every delta of every term in one read and write of each matrix it touches; a
+    /// [`MatrixId`](crate::lattice::MatrixId) counts in `matrices`. Returns when the pass is over.
     ///
     /// # Errors
     /// When the device fails; the matrices are then in no known state.
-    fn delta_apply(&self, work: Vec<MatrixWork<'_, Self>>) -> Result<()>;
+    fn delta_apply(&self, matrices: &mut [Self::Matrix], terms: &[(&Self::Deltas, Sign)]) -> Result<PassTimes>;
 
     /// BLAKE3 of each matrix: rows, columns (u64), integers row by row without padding (i16), steps (f32), all
     /// little-endian.

@@ -23,21 +23,13 @@ pub enum Sign {
 }
 
 /// One compiled delta with its sign: a term of the fused pass over a matrix.
-#[derive(Debug)]
-pub struct Segment<'a, T = CompiledDelta> {
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
     /// The delta.
-    pub delta: &'a T,
+    pub delta: &'a CompiledDelta,
     /// Added or subtracted.
     pub sign: Sign,
 }
-
-// Not derived: a derive would ask `T: Copy` of a reference's target.
-impl<T> Clone for Segment<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<T> Copy for Segment<'_, T> {}
 
 /// The integer delta `Q` of one node on one `rows × cols` matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +43,20 @@ pub struct CompiledDelta {
     pub row_max: Vec<u32>,
     /// The integers.
     pub kind: DeltaKind,
+}
+
+/// The largest `|N ± Q|` in row `row`, whose integers are `integers`, if the segments were applied.
+pub fn reach(integers: &[i16], row: usize, segments: &[Segment]) -> u32 {
+    let mut sums: Vec<i64> = integers.iter().map(|&n| n.into()).collect();
+    for segment in segments {
+        segment.delta.add_row(row, segment.sign, &mut sums);
+    }
+    largest_magnitude(&sums)
+}
+
+/// The largest magnitude, as far as a u32 goes.
+pub(crate) fn largest_magnitude(sums: &[i64]) -> u32 {
+    sums.iter().map(|sum| u32::try_from(sum.unsigned_abs()).unwrap_or(u32::MAX)).max().unwrap_or(0)
 }
 
 /// How the integers of a delta are stored.

@@ -8,13 +8,16 @@
 mod compile;
 mod delta;
 mod matrix;
+mod node_deltas;
 mod quantise;
 pub mod reference;
 
 pub(crate) use compile::headroom_for;
 pub use compile::{CHUNK_RANK, compile};
-pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows};
+pub(crate) use delta::largest_magnitude;
+pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows, reach};
 pub use matrix::{LANES, Lane, LatticeMatrix};
+pub use node_deltas::{MatrixId, NodeDeltas};
 pub use quantise::{DEFAULT_HEADROOM, Grid, quantise};
 
 /// The largest magnitude an integer weight may reach.

@@ -68,7 +68,13 @@ pub fn generate<D: Compute>(
     let mut sampler = Sampler::new(&options.sampling)?;
     let capacity = cache.capacity();
     let started = Instant::now();
-    let mut logits = prefill(model, device, weights, cache, owner, prompt)?;
+    let rest = fill(model, device, weights, cache, owner, prompt)?;
+    let mut forward = |tokens: &[u32]| {
+        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+        let batch = Batch { sequences, owner };
+        Ok::<u32, Error>(model.next_tokens(device, weights, cache, &batch, &[sampler.next()])?[0])
+    };
+    let mut token = forward(rest)?;
     let prefill = started.elapsed();
 
     let started = Instant::now();
@@ -77,7 +83,6 @@ pub fn generate<D: Compute>(
         if token_ids.len() == options.max_tokens {
             break StopReason::MaxTokens;
         }
-        let token = sampler.choose(logits.last().unwrap_or_default())?;
         if options.stop_tokens.contains(&token) {
             break StopReason::StopToken(token);
         }
@@ -89,8 +94,7 @@ pub fn generate<D: Compute>(
         if prompt.len() + token_ids.len() > capacity {
             break StopReason::ContextFull;
         }
-        let sequences = &[Sequence { slot: 0, tokens: &[token], want: Want::Last }];
-        logits = model.forward(device, weights, cache, &Batch { sequences, owner })?;
+        token = forward(&[token])?;
     };
     Ok(Generation { token_ids, stop, prefill, decode: started.elapsed() })
 }
@@ -107,6 +111,20 @@ pub fn prefill<D: Compute>(
     owner: [u8; 32],
     prompt: &[u32],
 ) -> Result<Logits> {
+    let tokens = fill(model, device, weights, cache, owner, prompt)?;
+    let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+    model.forward(device, weights, cache, &Batch { sequences, owner })
+}
+
+/// Runs all of `prompt` but its last part, which is returned, through slot 0 of `cache`, which is emptied first.
+fn fill<'a, D: Compute>(
+    model: &Llama,
+    device: &D,
+    weights: &Weights<D>,
+    cache: &mut KvCache<D>,
+    owner: [u8; 32],
+    prompt: &'a [u32],
+) -> Result<&'a [u32]> {
     let capacity = cache.capacity();
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt);
@@ -114,12 +132,10 @@ pub fn prefill<D: Compute>(
         return Err(Error::ContextFull { slot: 0, needed: prompt.len(), capacity });
     }
     cache.clear_slot(0);
-    let mut forward = |tokens: &[u32], want| {
-        model.forward(device, weights, cache, &Batch { sequences: &[Sequence { slot: 0, tokens, want }], owner })
-    };
-    let first_part = (prompt.len() - 1) / PREFILL * PREFILL;
-    for tokens in prompt[..first_part].chunks(PREFILL) {
-        forward(tokens, Want::Nothing)?;
+    let (parts, rest) = prompt.split_at((prompt.len() - 1) / PREFILL * PREFILL);
+    for tokens in parts.chunks(PREFILL) {
+        let sequences = &[Sequence { slot: 0, tokens, want: Want::Nothing }];
+        model.forward(device, weights, cache, &Batch { sequences, owner })?;
     }
-    forward(&prompt[first_part..], Want::Last)
+    Ok(rest)
 }

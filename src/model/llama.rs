@@ -5,10 +5,12 @@
 //!
 //! **Invariant:** a sequence's logits depend on its own tokens alone, bit for bit, however it is batched or split.
 
+use std::ops::Range;
+
 use super::batch::wanted_rows;
 use super::{Batch, KvCache, Logits, RopeTable, Sequence};
 use crate::base::ModelConfig;
-use crate::device::{Attention, Compute, Heads, Product, Span};
+use crate::device::{Attention, Choice, Compute, Heads, Product, Span};
 use crate::weights::{HEAD, MatrixId, Weights};
 use crate::{Error, Result, WeightName};
 
@@ -216,6 +218,43 @@ impl Llama {
         cache: &mut KvCache<D>,
         batch: &Batch<'_>,
     ) -> Result<Logits> {
+        let vocab_size = self.config.vocab_size;
+        self.forward_then(device, weights, cache, batch, |logits, sequences| {
+            let wanted = sequences.last().map_or(0, |rows| rows.end);
+            Ok(Logits::new(device.read(logits, 0..wanted * vocab_size)?, vocab_size, sequences))
+        })
+    }
+
+    /// Like [`Self::forward`], but a token is chosen on the device from each row of wanted logits, and only the tokens
+    /// leave it: one for each of `choices`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::NonFiniteLogits`]; the cache then holds the new tokens or not.
+    ///
+    /// # Panics
+    /// When the batch does not want as many rows of logits as there are choices.
+    pub fn next_tokens<D: Compute>(
+        &self,
+        device: &D,
+        weights: &Weights<D>,
+        cache: &mut KvCache<D>,
+        batch: &Batch<'_>,
+        choices: &[Choice],
+    ) -> Result<Vec<u32>> {
+        self.forward_then(device, weights, cache, batch, |logits, sequences| {
+            assert_eq!(sequences.last().map_or(0, |rows| rows.end), choices.len(), "one choice a row of logits");
+            device.choose(logits, self.config.vocab_size, choices)
+        })
+    }
+
+    fn forward_then<D: Compute, R: Send>(
+        &self,
+        device: &D,
+        weights: &Weights<D>,
+        cache: &mut KvCache<D>,
+        batch: &Batch<'_>,
+        finish: impl FnOnce(&D::Buffer, Vec<Range<usize>>) -> Result<R> + Send,
+    ) -> Result<R> {
         let spans = self.check_batch(cache, batch)?;
         let rows = spans.last().map_or(0, |span| span.rows.end);
         let tokens: Vec<u32> = batch.sequences.iter().flat_map(|sequence| sequence.tokens).copied().collect();
@@ -228,15 +267,15 @@ impl Llama {
         };
         let positions = spans.iter().flat_map(|span| span.past..span.past + span.rows.len());
         self.rope.angles(positions, &mut workspace.angles_host);
-        let values = device.submit(|| {
+        let result = device.submit(|| {
             self.run(device, weights, cache, &mut workspace, &tokens, &spans, &wanted);
-            device.read(&workspace.logits, 0..self.logits_len(&wanted))
+            finish(&workspace.logits, sequences)
         })?;
         for (span, sequence) in spans.iter().zip(batch.sequences) {
             cache.lengths[span.slot] += sequence.tokens.len();
         }
         cache.workspace = Some(workspace);
-        Ok(Logits::new(values, self.config.vocab_size, sequences))
+        Ok(result)
     }
 
     fn logits_len(&self, wanted: &[usize]) -> usize {
@@ -332,12 +371,11 @@ impl Llama {
                 v.product(weights, &mut w.values, false),
             ];
             device.matmul(&w.normed, rows, projections);
-            device.rope(&mut w.queries, c.num_attention_heads, c.head_dim, &w.angles, rows);
-            device.rope(&mut w.keys, c.num_key_value_heads, c.head_dim, &w.angles, rows);
             let attention = Attention {
-                queries: &w.queries,
-                keys: &w.keys,
+                queries: &mut w.queries,
+                keys: &mut w.keys,
                 values: &w.values,
+                angles: &w.angles,
                 cache: kv,
                 heads: heads(c),
                 window: c.sliding_window,

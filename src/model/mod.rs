@@ -13,9 +13,10 @@ mod testing;
 mod tests;
 pub mod tokenizer;
 
+pub use crate::device::cpu::greedy;
 pub use batch::{Batch, Logits, Sequence, Want};
 pub use generate::{GenerateOptions, Generation, StopReason, generate, prefill};
 pub use kv_cache::KvCache;
 pub use llama::Llama;
 pub use rope::RopeTable;
-pub use sampling::{Sampler, Sampling, greedy, log_softmax_top};
+pub use sampling::{Sampler, Sampling, log_softmax_top};

@@ -1,12 +1,12 @@
-//! Choosing the next token from logits.
+//! How the next token is chosen: parameters and a seeded source of choices.
 //!
-//! **Invariant:** a token comes from finite logits only, and with a seed the choice is the same on every run.
-
-use std::cmp::Ordering;
+//! **Invariant:** with a seed the choices are the same on every run.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::device::Choice;
+use crate::device::cpu::{greedy, likeliest};
 use crate::{Error, Result};
 
 /// How tokens are chosen. The default is greedy.
@@ -54,88 +54,11 @@ impl Sampler {
         Ok(Self { sampling: sampling.clone(), rng: StdRng::seed_from_u64(seed) })
     }
 
-    /// The next token.
-    ///
-    /// # Errors
-    /// When a logit is not finite, or there are none.
-    pub fn choose(&mut self, logits: &[f32]) -> Result<u32> {
+    /// How the next token is chosen.
+    pub fn next(&mut self) -> Choice {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        if temperature == 0.0 {
-            return greedy(logits);
-        }
-        let best = logits[greedy(logits)? as usize];
-        if top_k.is_none() && top_p.is_none_or(|p| p >= 1.0) {
-            let weight = |&logit: &f32| (f64::from(logit - best) / f64::from(temperature)).exp();
-            let weights: Vec<f64> = logits.iter().map(weight).collect();
-            return Ok(token_id(self.pick(&weights)));
-        }
-        let mut kept = likeliest(logits, top_k.unwrap_or(logits.len()));
-        let mut weights: Vec<f64> =
-            kept.iter().map(|&(_, logit)| (f64::from(logit - best) / f64::from(temperature)).exp()).collect();
-        if let Some(p) = top_p {
-            let enough = f64::from(p) * weights.iter().sum::<f64>();
-            let mut sum = 0.0;
-            let reached = weights.iter().position(|weight| {
-                sum += weight;
-                sum >= enough
-            });
-            let count = reached.map_or(weights.len(), |i| i + 1);
-            weights.truncate(count);
-            kept.truncate(count);
-        }
-        Ok(kept[self.pick(&weights)].0)
+        Choice { temperature, top_k, top_p, random: self.rng.random() }
     }
-
-    /// An index with probability proportional to its weight. The first weight or another is positive.
-    fn pick(&mut self, weights: &[f64]) -> usize {
-        let mut left = self.rng.random::<f64>() * weights.iter().sum::<f64>();
-        let chosen = weights.iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        });
-        // Rounding may leave a trace: then the last one that is possible.
-        chosen.or_else(|| weights.iter().rposition(|&weight| weight > 0.0)).unwrap_or(0)
-    }
-}
-
-#[allow(clippy::cast_possible_truncation, reason = "a vocabulary has fewer than 2^32 tokens")]
-fn token_id(index: usize) -> u32 {
-    index as u32
-}
-
-fn check_finite(logits: &[f32]) -> Result<()> {
-    match logits.iter().position(|logit| !logit.is_finite()) {
-        Some(index) => Err(Error::NonFiniteLogits { index, value: logits[index] }),
-        None if logits.is_empty() => Err(Error::EmptyPrompt),
-        None => Ok(()),
-    }
-}
-
-/// Higher logits first, then lower ids.
-fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// The `k` likeliest tokens with their logits, likeliest first.
-fn likeliest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
-    // −0 and 0 are one logit; adding 0 makes them one for the total order too.
-    let mut tokens: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &logit)| (token_id(i), logit + 0.0)).collect();
-    if k < tokens.len() {
-        tokens.select_nth_unstable_by(k, by_rank);
-        tokens.truncate(k);
-    }
-    tokens.sort_unstable_by(by_rank);
-    tokens
-}
-
-/// The likeliest token; of equals, the lowest.
-///
-/// # Errors
-/// When a logit is not finite, or there are none.
-pub fn greedy(logits: &[f32]) -> Result<u32> {
-    check_finite(logits)?;
-    let best = logits.iter().enumerate().fold(0, |best, (i, &logit)| if logit > logits[best] { i } else { best });
-    Ok(token_id(best))
 }
 
 /// The `k` likeliest tokens with the natural logarithm of their probability, likeliest first.
@@ -154,6 +77,7 @@ pub fn log_softmax_top(logits: &[f32], k: usize) -> Result<Vec<(u32, f32)>> {
 #[allow(clippy::cast_possible_truncation, reason = "test code")]
 mod tests {
     use super::*;
+    use crate::device::cpu::choose;
 
     fn sampler(temperature: f32, top_k: Option<usize>, top_p: Option<f32>, seed: u64) -> Sampler {
         Sampler::new(&Sampling { temperature, top_k, top_p, seed }).expect("valid parameters")
@@ -172,7 +96,7 @@ mod tests {
             let logits = [0.0, 1.0, bad];
             assert!(matches!(greedy(&logits), Err(Error::NonFiniteLogits { index: 2, .. })));
             assert!(matches!(log_softmax_top(&logits, 1), Err(Error::NonFiniteLogits { index: 2, .. })));
-            assert!(matches!(sampler(1.0, None, None, 0).choose(&logits), Err(Error::NonFiniteLogits { .. })));
+            assert!(matches!(choose(&logits, &sampler(1.0, None, None, 0).next()), Err(Error::NonFiniteLogits { .. })));
         }
         assert!(greedy(&[]).is_err());
     }
@@ -210,7 +134,7 @@ mod tests {
         let count = |mut sampler: Sampler| {
             let mut counts = [0u32; 4];
             for _ in 0..8000 {
-                counts[sampler.choose(&logits).unwrap() as usize] += 1;
+                counts[choose(&logits, &sampler.next()).unwrap() as usize] += 1;
             }
             counts.map(|count| f64::from(count) / 8000.0)
         };
@@ -232,7 +156,7 @@ mod tests {
         let logits: Vec<f32> = (0..100).map(|i| (i * 37 % 11) as f32).collect();
         let draw = |seed| -> Vec<u32> {
             let mut sampler = sampler(1.0, None, Some(0.95), seed);
-            (0..50).map(|_| sampler.choose(&logits).unwrap()).collect()
+            (0..50).map(|_| choose(&logits, &sampler.next()).unwrap()).collect()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
@@ -240,6 +164,6 @@ mod tests {
 
     #[test]
     fn tiny_temperature_is_greedy() {
-        assert_eq!(sampler(1e-30, None, None, 0).choose(&[0.0, 1.0, 0.5]).unwrap(), 1);
+        assert_eq!(choose(&[0.0, 1.0, 0.5], &sampler(1e-30, None, None, 0).next()).unwrap(), 1);
     }
 }

@@ -61,7 +61,7 @@ impl Runtime {
         let mut touched = Vec::new();
         for (_, id) in self.weights.matrix_names() {
             let moved = plan.subtract.iter().chain(&plan.add);
-            let ranks: Vec<_> = moved.filter_map(|&node| self.cache.peek(node)?.rank_on(id)).collect();
+            let ranks: Vec<_> = moved.filter_map(|&node| Some(self.cache.peek(node)?.delta(id)?.rank())).collect();
             if !ranks.is_empty() && !touched.contains(&id) {
                 let grid = self.weights.grid(id);
                 products += grid.rows() as u64 * grid.cols as u64 * ranks.iter().sum::<usize>() as u64;

@@ -23,7 +23,7 @@ use crate::adapter::{BaseShapes, Limits, PeftAdapter};
 use crate::base::{BaseModel, WeightInfo};
 use crate::device::Device;
 use crate::device::cpu::{Cpu, SimdLevel};
-use crate::lattice::DEFAULT_HEADROOM;
+use crate::lattice::{DEFAULT_HEADROOM, NodeDeltas};
 use crate::model::{Llama, chat::ChatTemplate, tokenizer::Tokenizer};
 use crate::store::{CacheStats, DeltaCache};
 use crate::tree::{AdapterTree, NodeId, NodeSource};
@@ -41,7 +41,7 @@ pub struct Runtime {
     device: Cpu,
     weights: Weights<Cpu>,
     model: Llama,
-    cache: DeltaCache<Cpu>,
+    cache: DeltaCache<NodeDeltas>,
     limits: Limits,
     headroom: f32,
     current: NodeId,

@@ -8,12 +8,10 @@ use serde::Serialize;
 
 use super::Runtime;
 use crate::adapter::AdapterDeltas;
-use crate::device::cpu::Cpu;
-use crate::lattice::Sign;
+use crate::lattice::{NodeDeltas, Sign};
 use crate::model::Llama;
-use crate::store::NodeDeltas;
 use crate::tree::{NodeId, SwitchPlan};
-use crate::weights::{EMBEDDING, HEAD, Movement};
+use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Result};
 
 /// What a switch did and cost.
@@ -91,7 +89,12 @@ impl Runtime {
         report.prepare_ms = milliseconds(start);
 
         let pass = Instant::now();
-        let touched = self.weights.apply(&self.device, &movement(&plan, &resident))?;
+        let arcs = |nodes: &[NodeId], sign| {
+            let found = nodes.iter().map(|node| resident.iter().find(|(found, _)| found == node).expect("resident"));
+            found.map(|(_, deltas)| (deltas, sign)).collect::<Vec<_>>()
+        };
+        let on_device = [arcs(&plan.subtract, Sign::Subtract), arcs(&plan.add, Sign::Add)].concat();
+        let touched = self.weights.apply(&self.device, &movement(&plan, &resident), &on_device)?;
         self.current = target;
         self.generation += u64::from(!plan.is_empty());
         report.pass_ms = milliseconds(pass);
@@ -118,13 +121,16 @@ impl Runtime {
         Ok(resident)
     }
 
-    fn compile_cached(&mut self, node: NodeId) -> Result<Arc<NodeDeltas<Cpu>>> {
+    fn compile_cached(&mut self, node: NodeId) -> Result<Arc<NodeDeltas>> {
         if !self.cache.contains(node) {
             let deltas = self.float_deltas(node)?;
             self.untie_for(&deltas)?;
             let Self { cache, weights, device, tree, .. } = self;
             return cache.get(node, || {
-                device.install(|| weights.compile(device, &deltas)).map_err(|error| at(error, tree.name(node)))
+                let compiled =
+                    device.install(|| weights.compile(&deltas)).map_err(|error| at(error, tree.name(node)))?;
+                let bytes = compiled.bytes();
+                Ok((Arc::new(compiled), bytes))
             });
         }
         self.cache.get(node, || unreachable!("the cache contains the node"))
@@ -141,16 +147,16 @@ impl Runtime {
     }
 }
 
-type Resident = (NodeId, Arc<NodeDeltas<Cpu>>);
+type Resident = (NodeId, Arc<NodeDeltas>);
 
-fn find(resident: &[Resident], node: NodeId) -> &NodeDeltas<Cpu> {
+fn find(resident: &[Resident], node: NodeId) -> &NodeDeltas {
     &resident.iter().find(|(found, _)| *found == node).expect("every node of the plan was made resident").1
 }
 
-fn movement<'a>(plan: &SwitchPlan, resident: &'a [Resident]) -> Movement<'a, Cpu> {
+fn movement<'a>(plan: &SwitchPlan, resident: &'a [Resident]) -> Vec<(&'a NodeDeltas, Sign)> {
     let left = plan.subtract.iter().map(|&node| (find(resident, node), Sign::Subtract));
     let entered = plan.add.iter().map(|&node| (find(resident, node), Sign::Add));
-    Movement { terms: left.chain(entered).collect() }
+    left.chain(entered).collect()
 }
 
 /// Says which node a delta that does not fit belongs to.

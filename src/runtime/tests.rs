@@ -5,16 +5,15 @@ use std::sync::Arc;
 
 use super::{Prompt, Runtime};
 use crate::adapter::{AdapterDeltas, FloatDelta};
-use crate::lattice::{CompiledDelta, DeltaKind, SparseRows};
+use crate::lattice::{CompiledDelta, DeltaKind, NodeDeltas, SparseRows};
 use crate::model::GenerateOptions;
-use crate::store::NodeDeltas;
 use crate::testing::{TinyModel, tiny_hf_model};
 use crate::tree::{AdapterTree, NodeSource};
 use crate::{Error, WeightName};
 
 /// Ones in a whole column of every matrix that `runtime` has, but in the last matrix one column too far, which no
 /// compiled delta ever has: the pass panics there, when other matrices are changed already.
-fn breaking_deltas(runtime: &Runtime) -> NodeDeltas<crate::device::cpu::Cpu> {
+fn breaking_deltas(runtime: &Runtime) -> NodeDeltas {
     let matrices: Vec<_> = runtime.weights.matrix_names().map(|(_, id)| id).collect();
     let entry = |&id| {
         let grid = runtime.weights.grid(id);
@@ -26,9 +25,9 @@ fn breaking_deltas(runtime: &Runtime) -> NodeDeltas<crate::device::cpu::Cpu> {
         let kind =
             DeltaKind::Sparse(SparseRows { row_start: (0..=rows).collect(), cols, values: vec![1; grid.rows()] });
         let compiled = CompiledDelta { rows: grid.rows(), cols: grid.cols, row_max: vec![1; grid.rows()], kind };
-        NodeDeltas::entry(&runtime.device, id, compiled).unwrap()
+        (id, compiled)
     };
-    NodeDeltas::new(matrices.iter().map(entry).collect())
+    NodeDeltas::new(matrices.iter().map(entry))
 }
 
 #[test]
@@ -46,7 +45,7 @@ fn weights_are_unusable_after_a_panic_inside_the_pass_until_they_are_restored() 
     let good = runtime.fingerprint().unwrap();
 
     let (deltas, bad) = (breaking_deltas(&runtime), runtime.tree.node("bad").unwrap());
-    runtime.cache.get(bad, || Ok(deltas)).unwrap();
+    runtime.cache.get(bad, || Ok((Arc::new(deltas), 0))).unwrap();
     let first = runtime.weights.matrix_names().map(|(_, id)| id).min().unwrap();
     let before = runtime.weights.matrix(first).clone();
     let panicked = catch_unwind(AssertUnwindSafe(|| runtime.switch_to("bad")));

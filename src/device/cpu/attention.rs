@@ -56,8 +56,11 @@ impl CpuKvLayer {
 impl Cpu {
     /// [`crate::device::Compute::attention`].
     pub(super) fn attend(&self, attention: Attention<'_, Self>, spans: &[Span]) {
-        let Attention { queries, keys, values, cache, heads, window, out } = attention;
+        let Attention { queries, keys, values, angles, cache, heads, window, out } = attention;
         assert_eq!(cache.heads, heads, "a cache of other heads");
+        let rows = spans.last().map_or(0, |span| span.rows.end);
+        self.rope_rows(queries, heads.heads, heads.head_dim, angles, rows);
+        self.rope_rows(keys, heads.kv_heads, heads.head_dim, angles, rows);
         self.append(keys, values, cache, spans);
 
         let Heads { kv_heads, head_dim, .. } = heads;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Cpu, CpuKvLayer, FloatBuffer};
 use crate::Result;
-use crate::device::compute::{Attention, Compute, Heads, Product, Span};
+use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
 use crate::lattice::LatticeMatrix;
 
 impl Compute for Cpu {
@@ -50,10 +50,6 @@ impl Compute for Cpu {
         self.products(x, rows, products);
     }
 
-    fn rope(&self, x: &mut FloatBuffer, heads: usize, head_dim: usize, angles: &FloatBuffer, rows: usize) {
-        self.rope_rows(x, heads, head_dim, angles, rows);
-    }
-
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {
         self.attend(attention, spans);
     }
@@ -64,5 +60,10 @@ impl Compute for Cpu {
 
     fn select_rows(&self, x: &FloatBuffer, rows: &[usize], width: usize, out: &mut FloatBuffer) {
         self.copy_rows(x, rows, width, out);
+    }
+
+    fn choose(&self, logits: &FloatBuffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>> {
+        let rows = logits.chunks_exact(vocab_size);
+        rows.zip(choices).map(|(logits, choice)| super::choose(logits, choice)).collect()
     }
 }

@@ -38,7 +38,7 @@ impl Cpu {
         });
     }
 
-    /// [`crate::device::Compute::rope`].
+    /// The rotations of [`crate::device::Compute::attention`].
     pub(super) fn rope_rows(&self, x: &mut [f32], heads: usize, head_dim: usize, angles: &[f32], rows: usize) {
         self.for_rows(x, rows, heads * head_dim, |row, x| {
             self.simd.run(Rope { x, head_dim, angles: &angles[row * head_dim..][..head_dim] });

@@ -5,6 +5,7 @@
 mod attention;
 mod buffer;
 pub mod ceiling;
+mod choose;
 mod compute;
 mod delta_apply;
 mod elementwise;
@@ -17,13 +18,14 @@ mod tests;
 
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;
+pub use choose::{choose, greedy, likeliest};
 pub use delta_apply::{delta_apply, tighten};
 pub use simd::SimdLevel;
 
-use rayon::prelude::*;
+use std::sync::Arc;
 
-use crate::device::{Device, MatrixWork};
-use crate::lattice::{CompiledDelta, LatticeMatrix, Segment};
+use crate::device::{Device, PassTimes};
+use crate::lattice::{LatticeMatrix, MatrixId, NodeDeltas, Segment, Sign};
 use crate::{Error, Result};
 
 /// The CPU and its thread pool.
@@ -77,11 +79,17 @@ impl Cpu {
 
 impl Device for Cpu {
     type Matrix = LatticeMatrix;
-    type Delta = CompiledDelta;
+    type Deltas = Arc<NodeDeltas>;
     type Buffer = FloatBuffer;
+
+    const HOST_MEMORY: bool = true;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {:?}", self.threads(), self.simd)
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        Ok(())
     }
 
     fn upload_matrix(&self, matrix: LatticeMatrix) -> Result<LatticeMatrix> {
@@ -92,21 +100,35 @@ impl Device for Cpu {
         Ok(FloatBuffer::from(&values[..]))
     }
 
-    fn upload_delta(&self, delta: CompiledDelta) -> Result<CompiledDelta> {
-        Ok(delta)
+    fn upload_deltas(&self, deltas: &Arc<NodeDeltas>) -> Result<Arc<NodeDeltas>> {
+        Ok(deltas.clone())
+    }
+
+    fn deltas_bytes(&self, deltas: &Arc<NodeDeltas>) -> usize {
+        deltas.bytes()
+    }
+
+    fn finish_uploads(&self, _: &[&Arc<NodeDeltas>]) -> Result<()> {
+        Ok(())
     }
 
     fn read_matrix(&self, matrix: &LatticeMatrix) -> Result<LatticeMatrix> {
         Ok(matrix.clone())
     }
 
-    fn reach(&self, matrix: &LatticeMatrix, segments: &[Segment], rows: &[usize]) -> Result<Vec<u32>> {
-        Ok(self.install(|| rows.par_iter().map(|&row| delta_apply::reach(matrix, segments, row)).collect()))
+    fn read_rows(&self, wanted: &[(&LatticeMatrix, &[usize])]) -> Result<Vec<Vec<i16>>> {
+        let rows = |(matrix, rows): &(&LatticeMatrix, &[usize])| {
+            rows.iter().flat_map(|&row| matrix.row(row)).copied().collect::<Vec<_>>()
+        };
+        Ok(wanted.iter().map(rows).collect())
     }
 
-    fn delta_apply(&self, work: Vec<MatrixWork<'_, Self>>) -> Result<()> {
-        self.install(|| delta_apply(self.simd, work));
-        Ok(())
+    fn delta_apply(&self, matrices: &mut [LatticeMatrix], terms: &[(&Arc<NodeDeltas>, Sign)]) -> Result<PassTimes> {
+        let segments = |id| terms.iter().filter_map(move |(deltas, sign)| Some((deltas.delta(id)?, *sign)));
+        let segments = |id| segments(id).map(|(delta, sign)| Segment { delta, sign }).collect();
+        let work = matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, segments(MatrixId(k))));
+        self.install(|| delta_apply(self.simd, work.collect()));
+        Ok(PassTimes::default())
     }
 
     fn fingerprint(&self, matrices: &[&LatticeMatrix]) -> Result<Vec<blake3::Hash>> {

@@ -118,6 +118,12 @@ fn attend_one(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f64> {
         .collect()
 }
 
+/// Angles of 0: a rotation by them changes no bit.
+fn unturned(rows: usize, head_dim: usize) -> FloatBuffer {
+    let row = (0..head_dim).map(|j| if j < head_dim / 2 { 1.0 } else { 0.0 });
+    FloatBuffer::from(&row.collect::<Vec<f32>>().repeat(rows)[..])
+}
+
 #[test]
 fn attention_equals_its_formula_for_ragged_batches() {
     let mut rng = StdRng::seed_from_u64(3);
@@ -138,13 +144,14 @@ fn attention_equals_its_formula_for_ragged_batches() {
                     }
                     let rows = spans.last().unwrap().rows.end;
                     let queries = random(&mut rng, rows * q_width).iter().map(|x| x * 8.0).collect::<Vec<_>>();
-                    let queries = FloatBuffer::from(&queries[..]);
-                    let (keys, values) = (random(&mut rng, rows * kv_width), random(&mut rng, rows * kv_width));
+                    let mut queries = FloatBuffer::from(&queries[..]);
+                    let (mut keys, values) = (random(&mut rng, rows * kv_width), random(&mut rng, rows * kv_width));
                     let mut out = FloatBuffer::zeros(rows * q_width);
                     let attention = Attention {
-                        queries: &queries,
-                        keys: &keys,
+                        queries: &mut queries,
+                        keys: &mut keys,
                         values: &values,
+                        angles: &unturned(rows, head_dim),
                         cache: &mut cache,
                         heads,
                         window,
@@ -212,7 +219,7 @@ fn rowwise_operations_equal_their_formulas() {
                 let (heads, half) = (3, width / 2);
                 let mut x = random(&mut rng, rows * heads * width);
                 let (before, angles) = (x.clone(), random(&mut rng, rows * width));
-                cpu.rope(&mut x, heads, width, &angles, rows);
+                cpu.rope_rows(&mut x, heads, width, &angles, rows);
                 for i in 0..rows * heads {
                     let (old, new) = (&before[i * width..][..width], &x[i * width..][..width]);
                     let angles = &angles[i / heads * width..][..width];

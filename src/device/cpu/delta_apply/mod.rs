@@ -17,7 +17,9 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::SimdLevel;
-use crate::lattice::{CompiledDelta, DeltaKind, Factors, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows};
+use crate::lattice::{
+    CompiledDelta, DeltaKind, Factors, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows, largest_magnitude,
+};
 
 /// Weights in one block of rows: large enough to pay for its start, small enough to keep every core busy to the end.
 const BLOCK_WEIGHTS: usize = 1 << 18;
@@ -111,20 +113,6 @@ impl RowBlock<'_> {
             scatter(self, sparse, sign);
         }
     }
-}
-
-/// The largest `|N ± Q|` in one row if the segments were applied.
-pub(super) fn reach(matrix: &LatticeMatrix, segments: &[Segment], row: usize) -> u32 {
-    let mut sums: Vec<i64> = matrix.row(row).iter().map(|&n| n.into()).collect();
-    for segment in segments {
-        segment.delta.add_row(row, segment.sign, &mut sums);
-    }
-    largest_magnitude(&sums)
-}
-
-/// The largest magnitude, as far as a u32 goes.
-fn largest_magnitude(sums: &[i64]) -> u32 {
-    sums.iter().map(|sum| u32::try_from(sum.unsigned_abs()).unwrap_or(u32::MAX)).max().unwrap_or(0)
 }
 
 /// Consecutive rows of one matrix.

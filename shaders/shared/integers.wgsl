@@ -1,0 +1,24 @@
+// Two i16 in a u32: the even column in the lower half, the odd one in the upper.
+
+fn low(pair: u32) -> i32 {
+    return bitcast<i32>(pair << 16u) >> 16u;
+}
+
+fn high(pair: u32) -> i32 {
+    return bitcast<i32>(pair) >> 16u;
+}
+
+// Both halves, each modulo 2^16.
+fn pack(even: i32, odd: i32) -> u32 {
+    return (bitcast<u32>(even) & 0xffffu) | (bitcast<u32>(odd) << 16u);
+}
+
+// Adds two pairs, half by half, modulo 2^16.
+fn add_pairs(a: u32, b: u32) -> u32 {
+    return ((a & 0x7fff7fffu) + (b & 0x7fff7fffu)) ^ ((a ^ b) & 0x80008000u);
+}
+
+// Subtracts two pairs, half by half, modulo 2^16.
+fn subtract_pairs(a: u32, b: u32) -> u32 {
+    return ((a | 0x80008000u) - (b & 0x7fff7fffu)) ^ ((a ^ ~b) & 0x80008000u);
+}

@@ -1,0 +1,148 @@
+//! The GPU, through wgpu: the only room that knows of it. Every kernel is a WGSL shader in `shaders/`.
+//!
+//! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for bit.
+
+mod adapter;
+mod compute;
+mod context;
+mod delta_apply;
+mod fingerprint;
+mod matrix;
+mod params;
+mod pipeline;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub use adapter::{GpuChoice, GpuInfo, list};
+pub use context::GpuOptions;
+pub use delta_apply::GpuDeltas;
+pub use matrix::GpuMatrix;
+pub use pipeline::SHADERS;
+
+use crate::Result;
+use crate::device::{Device, PassTimes};
+use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
+use context::{Context, Slice};
+use steps::Steps;
+
+/// One GPU.
+pub struct Gpu {
+    context: Context,
+    options: GpuOptions,
+    /// What was asked for and not handed over yet: computing waits for the first read.
+    pending: Mutex<Steps>,
+}
+
+/// f32 values on a GPU.
+pub struct GpuBuffer {
+    buffer: wgpu::Buffer,
+    len: usize,
+}
+
+impl GpuBuffer {
+    fn slice(&self) -> Slice {
+        Slice::whole(&self.buffer)
+    }
+}
+
+impl Gpu {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// [`NoSuchDevice`](crate::Error::NoSuchDevice) when there is none of that choice,
+    /// [`DeviceFailed`](crate::Error::DeviceFailed) when it cannot be opened.
+    pub fn open(options: &GpuOptions) -> Result<Self> {
+        Ok(Self { context: Context::open(options)?, options: options.clone(), pending: Mutex::default() })
+    }
+
+    /// What the GPU calls itself.
+    pub fn info(&self) -> &GpuInfo {
+        &self.context.info
+    }
+
+    /// Bytes of all live buffers by the allocator's own count, where the backend keeps one.
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        self.context.allocated_bytes()
+    }
+
+    /// Cuts the connection, as when a driver resets: every later call fails until [`Device::reopen`].
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        self.context.device.destroy();
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Steps> {
+        self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Takes what is not handed over yet.
+    fn take_pending(&self) -> Steps {
+        std::mem::take(&mut *self.pending())
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if let Err(error) = self.context.pipelines.save() {
+            tracing::debug!("compiled shaders are not kept: {error}");
+        }
+    }
+}
+
+impl Device for Gpu {
+    type Matrix = GpuMatrix;
+    type Deltas = GpuDeltas;
+    type Buffer = GpuBuffer;
+
+    const HOST_MEMORY: bool = false;
+
+    fn describe(&self) -> String {
+        self.context.info.to_string()
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        *self = Self::open(&self.options)?;
+        Ok(())
+    }
+
+    fn upload_matrix(&self, matrix: LatticeMatrix) -> Result<GpuMatrix> {
+        GpuMatrix::upload(&self.context, &matrix)
+    }
+
+    fn upload_buffer(&self, values: Vec<f32>) -> Result<GpuBuffer> {
+        let buffer = self.context.storage("vector", bytemuck::cast_slice(&values))?;
+        Ok(GpuBuffer { buffer, len: values.len() })
+    }
+
+    fn upload_deltas(&self, deltas: &Arc<NodeDeltas>) -> Result<GpuDeltas> {
+        GpuDeltas::upload(&self.context, deltas)
+    }
+
+    fn deltas_bytes(&self, deltas: &GpuDeltas) -> usize {
+        deltas.bytes()
+    }
+
+    fn finish_uploads(&self, deltas: &[&GpuDeltas]) -> Result<()> {
+        delta_apply::finish_uploads(&self.context, deltas)
+    }
+
+    fn read_matrix(&self, matrix: &GpuMatrix) -> Result<LatticeMatrix> {
+        matrix.read(&self.context)
+    }
+
+    fn read_rows(&self, wanted: &[(&GpuMatrix, &[usize])]) -> Result<Vec<Vec<i16>>> {
+        matrix::read_rows(&self.context, wanted)
+    }
+
+    fn delta_apply(&self, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
+        self.context.run(self.take_pending(), &[])?;
+        delta_apply::delta_apply(&self.context, matrices, terms)
+    }
+
+    fn fingerprint(&self, matrices: &[&GpuMatrix]) -> Result<Vec<blake3::Hash>> {
+        fingerprint::fingerprint(&self.context, matrices)
+    }
+}

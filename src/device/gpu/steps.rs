@@ -1,0 +1,307 @@
+//! Work for the GPU as plain data: dispatches and copies in order, with all their parameters beside them, handed over as
+//! one command buffer.
+//!
+//! **Invariant:** nothing is sent before [`Context::run`]; what a step reads is what the steps before it wrote.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use wgpu::{BindGroupDescriptor, BindGroupEntry, BindingResource, BufferBinding, BufferUsages};
+
+use super::context::{Context, Slice};
+use super::pipeline::{Kernel, Pipeline};
+use crate::Result;
+use crate::device::PassTimes;
+
+/// Steps in order.
+#[derive(Default)]
+pub(super) struct Steps {
+    steps: Vec<Step>,
+    /// Parameters of all dispatches, each at a multiple of the alignment.
+    params: Vec<u8>,
+    /// Words of the work: tokens, spans, segments.
+    words: Vec<u32>,
+}
+
+enum Step {
+    Dispatch {
+        pipeline: Arc<Pipeline>,
+        buffers: Vec<Slice>,
+        params: u32,
+        groups: [u32; 3],
+    },
+    Copy {
+        from: Slice,
+        to: Slice,
+    },
+    /// Copies words of the work.
+    Words {
+        first: usize,
+        to: Slice,
+    },
+}
+
+/// Which clock a stretch of steps is counted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    Copies,
+    Pass,
+}
+
+impl Steps {
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Appends words that the dispatches to come can read; gives the place of the first.
+    pub(super) fn words(&mut self, words: &[u32]) -> u32 {
+        let at = self.words.len();
+        self.words.extend_from_slice(words);
+        u32::try_from(at).expect("less than 16 GiB of parameters")
+    }
+
+    /// Appends a dispatch of `groups` workgroups: `buffers` are group 0 in order, `params` the uniform of group 1.
+    pub(super) fn dispatch<P: Pod>(
+        &mut self,
+        context: &Context,
+        kernel: &Kernel,
+        buffers: impl IntoIterator<Item = Slice>,
+        params: &P,
+        groups: [u32; 3],
+    ) {
+        if groups.contains(&0) {
+            return;
+        }
+        let pipeline = context.pipelines.get(kernel);
+        let align = context.device.limits().min_uniform_buffer_offset_alignment as usize;
+        let at = self.params.len().next_multiple_of(align);
+        debug_assert_eq!(pipeline.params_bytes, size_of::<P>() as u64, "{kernel:?}");
+        self.params.resize(at, 0);
+        self.params.extend_from_slice(bytemuck::bytes_of(params));
+        let params = u32::try_from(at).expect("less than 4 GiB of parameters");
+        self.steps.push(Step::Dispatch { pipeline, buffers: buffers.into_iter().collect(), params, groups });
+    }
+
+    /// Appends a copy between two buffers of the device.
+    pub(super) fn copy(&mut self, from: Slice, to: Slice) {
+        debug_assert_eq!(from.len(), to.len());
+        if from.len() > 0 {
+            self.steps.push(Step::Copy { from, to });
+        }
+    }
+
+    /// Appends a copy of host values to a buffer, in its place in the order.
+    pub(super) fn write(&mut self, values: &[u32], to: &wgpu::Buffer, at: u64) {
+        if !values.is_empty() {
+            let first = self.words.len();
+            self.words.extend_from_slice(values);
+            let end = at + size_of_val(values) as u64;
+            self.steps.push(Step::Words { first, to: Slice::of(to, at..end) });
+        }
+    }
+}
+
+/// What a run brought back.
+pub(super) struct Finished {
+    /// The bytes asked for, one after another.
+    pub(super) bytes: Vec<u8>,
+    pub(super) times: PassTimes,
+}
+
+impl Context {
+    /// Hands the steps over in one command buffer and one submit, then waits and copies `reads` back.
+    pub(super) fn run(&self, steps: Steps, reads: &[Slice]) -> Result<Finished> {
+        self.check()?;
+        let total: u64 = reads.iter().map(Slice::len).sum();
+        let staging = match total {
+            0 => None,
+            _ => Some(self.buffer("results", total, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?),
+        };
+        let stretches = stretches(&steps.steps);
+        let clock = self.clock(stretches.len())?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        self.encode(&mut encoder, &steps, &stretches, clock.as_ref())?;
+        let mut at = 0;
+        if let Some(staging) = &staging {
+            for Slice { buffer, bytes } in reads {
+                encoder.copy_buffer_to_buffer(buffer, bytes.start, staging, at, bytes.end - bytes.start);
+                at += bytes.end - bytes.start;
+            }
+        }
+        if let Some(clock) = &clock {
+            clock.resolve(&mut encoder);
+        }
+        self.queue.submit([encoder.finish()]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mapped: Vec<_> = staging.iter().chain(clock.as_ref().map(|clock| &clock.staging)).collect();
+        for buffer in &mapped {
+            let sender = sender.clone();
+            buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        }
+        self.wait()?;
+        for _ in &mapped {
+            let result = receiver.try_recv().map_err(|error| self.failed(error.to_string()))?;
+            result.map_err(|error| self.failed(error.to_string()))?;
+        }
+        let view = |buffer: &wgpu::Buffer| {
+            let view = buffer.get_mapped_range(..).map_err(|error| self.failed(error.to_string()))?;
+            Ok::<Vec<u8>, crate::Error>(view.to_vec())
+        };
+        let bytes = staging.as_ref().map(view).transpose()?.unwrap_or_default();
+        let times = match &clock {
+            Some(clock) => clock.times(&stretches, &view(&clock.staging)?, self.queue.get_timestamp_period()),
+            None => PassTimes::default(),
+        };
+        Ok(Finished { bytes, times })
+    }
+
+    fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        steps: &Steps,
+        stretches: &[(Clock, std::ops::Range<usize>)],
+        clock: Option<&Timestamps>,
+    ) -> Result<()> {
+        let upload = |label: &str, bytes: &[u8], usage| {
+            let buffer = self.buffer(label, bytes.len() as u64, usage | BufferUsages::COPY_DST)?;
+            self.write(&buffer, 0, bytes)?;
+            Ok::<_, crate::Error>(buffer)
+        };
+        let params = upload("parameters", &steps.params, BufferUsages::UNIFORM)?;
+        let words = bytemuck::cast_slice(&steps.words);
+        let words = upload("words", words, BufferUsages::STORAGE | BufferUsages::COPY_SRC)?;
+        for (index, (kind, range)) in stretches.iter().enumerate() {
+            match kind {
+                Clock::Copies => {
+                    if let Some(clock) = clock {
+                        clock.mark(encoder, 2 * index);
+                    }
+                    for step in &steps.steps[range.clone()] {
+                        let (from, to) = match step {
+                            Step::Copy { from, to } => (from.clone(), to),
+                            Step::Words { first, to } => {
+                                let start = 4 * *first as u64;
+                                (Slice::of(&words, start..start + to.len()), to)
+                            }
+                            Step::Dispatch { .. } => unreachable!("stretches are of one kind"),
+                        };
+                        encoder.copy_buffer_to_buffer(
+                            &from.buffer,
+                            from.bytes.start,
+                            &to.buffer,
+                            to.bytes.start,
+                            to.len(),
+                        );
+                    }
+                    if let Some(clock) = clock {
+                        clock.mark(encoder, 2 * index + 1);
+                    }
+                }
+                Clock::Pass => {
+                    let descriptor = wgpu::ComputePassDescriptor {
+                        label: None,
+                        timestamp_writes: clock.map(|clock| clock.around(2 * index)),
+                    };
+                    let mut pass = encoder.begin_compute_pass(&descriptor);
+                    for step in &steps.steps[range.clone()] {
+                        let Step::Dispatch { pipeline, buffers, params: offset, groups } = step else {
+                            unreachable!("stretches are of one kind")
+                        };
+                        let [buffers, work] = self.bind(pipeline, buffers, &params, &words);
+                        pass.set_pipeline(&pipeline.compute);
+                        pass.set_bind_group(0, &buffers, &[]);
+                        pass.set_bind_group(1, &work, &[*offset]);
+                        pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn bind(
+        &self,
+        pipeline: &Pipeline,
+        buffers: &[Slice],
+        params: &wgpu::Buffer,
+        words: &wgpu::Buffer,
+    ) -> [wgpu::BindGroup; 2] {
+        let resource = |buffer, offset, size| {
+            BindingResource::Buffer(BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(size) })
+        };
+        let entry = |(binding, resource)| BindGroupEntry { binding, resource };
+        let buffers = buffers.iter().map(|slice| resource(&slice.buffer, slice.bytes.start, slice.len()));
+        let buffers: Vec<_> = (0..).zip(buffers).map(entry).collect();
+        let work = [resource(params, 0, pipeline.params_bytes), resource(words, 0, words.size())];
+        let work: Vec<_> = (0..).zip(work).take(1 + usize::from(pipeline.reads_words)).map(entry).collect();
+        [(&pipeline.buffers, &buffers), (&pipeline.work, &work)].map(|(layout, entries)| {
+            self.device.create_bind_group(&BindGroupDescriptor { label: None, layout, entries })
+        })
+    }
+
+    /// A clock for so many stretches, if the device has one.
+    fn clock(&self, stretches: usize) -> Result<Option<Timestamps>> {
+        let needed = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        let count = 2 * stretches as u32;
+        if !self.device.features().contains(needed) || count == 0 || count > wgpu::QUERY_SET_MAX_QUERIES {
+            return Ok(None);
+        }
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
+        let queries = self.device.create_query_set(&descriptor);
+        let bytes = u64::from(count) * 8;
+        let ticks = self.buffer("ticks", bytes, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC)?;
+        let staging = self.buffer("ticks read", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+        Ok(Some(Timestamps { queries, count, ticks, staging }))
+    }
+}
+
+/// The steps in stretches that are all copies or all dispatches.
+fn stretches(steps: &[Step]) -> Vec<(Clock, std::ops::Range<usize>)> {
+    let mut stretches: Vec<(Clock, std::ops::Range<usize>)> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let clock = if matches!(step, Step::Dispatch { .. }) { Clock::Pass } else { Clock::Copies };
+        match stretches.last_mut() {
+            Some((last, range)) if *last == clock => range.end = index + 1,
+            _ => stretches.push((clock, index..index + 1)),
+        }
+    }
+    stretches
+}
+
+/// Ticks of the device's clock before and after every stretch.
+struct Timestamps {
+    queries: wgpu::QuerySet,
+    count: u32,
+    ticks: wgpu::Buffer,
+    staging: wgpu::Buffer,
+}
+
+impl Timestamps {
+    fn mark(&self, encoder: &mut wgpu::CommandEncoder, index: usize) {
+        encoder.write_timestamp(&self.queries, index as u32);
+    }
+
+    fn around(&self, index: usize) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(index as u32),
+            end_of_pass_write_index: Some(index as u32 + 1),
+        }
+    }
+
+    fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.resolve_query_set(&self.queries, 0..self.count, &self.ticks, 0);
+        encoder.copy_buffer_to_buffer(&self.ticks, 0, &self.staging, 0, self.ticks.size());
+    }
+
+    fn times(&self, stretches: &[(Clock, std::ops::Range<usize>)], bytes: &[u8], period_ns: f32) -> PassTimes {
+        let ticks: Vec<u64> =
+            bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes"))).collect();
+        let sum = |wanted: Clock| {
+            let of_kind = stretches.iter().zip(ticks.chunks_exact(2)).filter(|((kind, _), _)| *kind == wanted);
+            let ticks: u64 = of_kind.map(|(_, pair)| pair[1].saturating_sub(pair[0])).sum();
+            ticks as f64 * f64::from(period_ns) / 1e6
+        };
+        PassTimes { upload_ms: Some(sum(Clock::Copies)), pass_ms: Some(sum(Clock::Pass)) }
+    }
+}

@@ -1,0 +1,41 @@
+//! The shaders: checked as text without a GPU, then run, on a software adapter if there is no other.
+
+mod layout;
+
+use super::*;
+use crate::device::Compute;
+use crate::testing::gpu;
+
+#[test]
+fn values_written_come_back_after_what_was_asked_in_between() {
+    let Some(gpu) = gpu(&GpuOptions::default()) else { return };
+    let gate: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) / 50.0).collect();
+    let up: Vec<f32> = (0..1000).map(|i| i as f32 / 1000.0).collect();
+    let mut found = gpu.alloc(1000).unwrap();
+    gpu.write(&gate, &mut found);
+    let up_there = gpu.upload_buffer(up.clone()).unwrap();
+    gpu.silu_mul(&mut found, &up_there, 1000);
+    for ((found, g), u) in gpu.read(&found, 0..1000).unwrap().into_iter().zip(gate).zip(up) {
+        let expected = g / (1.0 + (-g).exp()) * u;
+        assert!((found - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{found}, not {expected}");
+    }
+}
+
+#[test]
+fn matrices_come_back_whole_and_by_rows_however_they_are_split() {
+    for max_binding_bytes in [None, Some(4096)] {
+        let Some(gpu) = gpu(&GpuOptions { minimal: true, max_binding_bytes, ..GpuOptions::default() }) else { return };
+        let mut matrix = LatticeMatrix::zeros(100, 70);
+        let (lanes, steps) = matrix.parts_mut();
+        steps.iter_mut().enumerate().for_each(|(i, step)| *step = 1.0 / (i + 1) as f32);
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            let used = if k % 3 == 2 { 6 } else { 32 };
+            lane.0[..used].iter_mut().enumerate().for_each(|(j, n)| *n = (k * 97 + j) as i16);
+        }
+        let there = gpu.upload_matrix(matrix.clone()).unwrap();
+        assert_eq!(there.parts.len(), if max_binding_bytes.is_some() { 5 } else { 1 });
+        assert_eq!(gpu.read_matrix(&there).unwrap(), matrix);
+        let rows = gpu.read_rows(&[(&there, &[0, 99, 21]), (&there, &[20])]).unwrap();
+        assert_eq!(rows, [[matrix.row(0), matrix.row(99), matrix.row(21)].concat(), matrix.row(20).to_vec()]);
+    }
+}

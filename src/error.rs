@@ -212,6 +212,17 @@ pub enum Error {
         widest: SimdLevel,
     },
 
+    /// A device that there is no such thing as.
+    #[error("no device is called `{found}`; give auto, cpu, gpu, gpu:NUMBER or gpu:NAME")]
+    UnknownDevice {
+        /// What was asked for.
+        found: String,
+    },
+
+    /// This build was made without support for GPUs.
+    #[error("this build runs on the CPU only: it was made without the feature `gpu`; leave --device out, or give cpu")]
+    NoGpuSupport,
+
     /// No device of the machine is what was asked for.
     #[error("no {asked}; this machine has {}", if .found.is_empty() { "no GPU that Vulkan, Metal or DirectX 12 reaches; install a driver, or leave the GPU out with --device cpu".to_owned() } else { format!("{}; `pleach devices` lists them", .found.join(", ")) })]
     NoSuchDevice {

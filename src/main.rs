@@ -8,8 +8,21 @@ use clap::Parser;
 use cli::{Cli, Console};
 
 fn main() -> ExitCode {
+    quieten_mesa();
     let Cli { options, command } = Cli::parse();
     let console = Console::new(&options);
-    let outcome = options.device.check().and_then(|()| command.run(&console));
+    let outcome = command.run(&console);
     outcome.unwrap_or_else(|error| console.fail(&error))
+}
+
+/// Where there is no desktop session, Mesa's layer that sorts Vulkan devices complains on stderr that it finds none. The order
+/// is ours, so the layer is not needed.
+fn quieten_mesa() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: nothing has started a thread yet, so nothing reads the environment meanwhile.
+        #[allow(unsafe_code, reason = "there is no other way to tell the layer")]
+        unsafe {
+            std::env::set_var("NODEVICE_SELECT", "1");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::device::cpu::{SimdLevel, tighten};
 use crate::device::{Device, PassTimes};
 pub use crate::lattice::MatrixId;
 use crate::lattice::{
-    Grid, LANES, LIMIT, Lane, LatticeMatrix, NodeDeltas, Segment, Sign, compile, headroom_for, quantise, reach,
+    Grid, LANES, LIMIT, LatticeMatrix, NodeDeltas, Segment, Sign, compile, headroom_for, quantise, reach,
 };
 use crate::{Error, Result, WeightName};
 
@@ -86,6 +86,11 @@ impl<D: Device> Weights<D> {
         }
     }
 
+    /// No weights at all: what is left while others are loaded.
+    pub(crate) fn unusable() -> Self {
+        Self { usable: false, ..Self::from_parts([], []) }
+    }
+
     /// Loads every weight of `base` tensor by tensor.
     ///
     /// # Errors
@@ -145,6 +150,12 @@ impl<D: Device> Weights<D> {
     /// The resident matrix.
     pub fn matrix(&self, id: MatrixId) -> &D::Matrix {
         &self.matrices[id.0]
+    }
+
+    /// Some matrices, for measurements that leave every bit as it was.
+    pub(crate) fn matrices_mut(&mut self, ids: &[MatrixId]) -> Vec<&mut D::Matrix> {
+        let chosen = self.matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
+        chosen.map(|(_, matrix)| matrix).collect()
     }
 
     /// Steps and largest integers of the base matrix.
@@ -320,14 +331,6 @@ impl<D: Device> Weights<D> {
             hashes[k] = Some(hash);
         }
         Ok(hashes.iter().map(|hash| hash.expect("all are known now")).collect())
-    }
-}
-
-impl Weights<crate::device::cpu::Cpu> {
-    /// Hands the integers of some matrices to `work`, which must leave every bit as it was in the end.
-    pub(crate) fn pass<R>(&mut self, ids: &[MatrixId], work: impl FnOnce(&mut [&mut [Lane]]) -> R) -> R {
-        let chosen = self.matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
-        work(&mut chosen.map(|(_, matrix)| matrix.parts_mut().0).collect::<Vec<_>>())
     }
 }
 

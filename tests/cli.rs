@@ -244,8 +244,13 @@ fn unknown_node_is_refused_with_the_nearest_names() {
 #[test]
 fn failures_tell_one_line_and_what_to_do() {
     let made = Made::new();
-    let gpu = made.run("score", &["-p", "hello", "--device", "gpu"]).refusal();
-    assert!(gpu.contains("runs on the CPU"), "{gpu}");
+    let gpu = made.run("score", &["-p", "hello", "--device", if cfg!(feature = "gpu") { "gpu:99" } else { "cpu:1" }]);
+    if cfg!(feature = "gpu") {
+        assert!(gpu.refusal().contains("no GPU number 99"));
+    } else {
+        assert_eq!(gpu.status, Some(2));
+    }
+    assert_eq!(made.run("score", &["-p", "hello", "--device", "tpu"]).status, Some(2));
     assert!(made.run("score", &["-p", "hello", "--device", "cpu"]).text().contains("logprob"));
     let absent = pleach(&["score", "--base", "absent.gguf", "-p", "hello"]).refusal();
     assert_eq!(absent.matches("No such file").count(), 1, "{absent}");
@@ -397,6 +402,7 @@ fn help_of_every_command_names_its_options() {
         ("score", &[&place[..], &["--top", "--logits"]].concat()),
         ("verify", &["--base", "--tree", "--switches", "--seed", "--every", "--headroom", "--delta-budget"]),
         ("bench", &["--base", "--tree", "--shapes", "--headroom", "--delta-budget"]),
+        ("devices", &[]),
         ("completions", &["<SHELL>"]),
     ] {
         let help = pleach(&[command, "--help"]).text();

@@ -40,8 +40,8 @@ fn fresh_fingerprint(base: &Path, tree: &AdapterTree, node: NodeId) -> blake3::H
 }
 
 fn integers(runtime: &Runtime) -> Vec<(WeightName, Vec<i16>)> {
-    let weights = runtime.weights();
-    weights.matrix_names().map(|(name, id)| (name.clone(), weights.matrix(id).integers().to_vec())).collect()
+    let copy = |name: &WeightName| (name.clone(), runtime.matrix(name).unwrap().integers().to_vec());
+    runtime.matrix_names().map(copy).collect()
 }
 
 /// A tree at least four levels deep with every kind of delta in it, and low ranks as well as chunked ones.

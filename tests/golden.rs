@@ -8,7 +8,7 @@
 mod common;
 
 use common::golden::{Golden, GoldenNode, GoldenPrompt};
-use pleach::model::{GenerateOptions, KvCache, generate};
+use pleach::model::GenerateOptions;
 use pleach::runtime::Prompt;
 use pleach::testing::smollm2_base;
 use pleach::{Runtime, WeightName};
@@ -102,12 +102,8 @@ fn greedy_continuations_are_golden_up_to_the_first_near_tie() {
         for prompt in &node.prompts {
             let length = prompt.greedy_ids.len();
             // The goldens do not stop at the end of a text.
-            let options = GenerateOptions { max_tokens: length, ..GenerateOptions::default() };
-            let (model, device, owner) = (runtime.model(), runtime.device(), [0; 32]);
-            let mut cache = KvCache::new(device, model.config(), 1, prompt.ids.len() + length, owner).unwrap();
-            let weights = runtime.weights();
-            let found =
-                generate(model, device, weights, &mut cache, owner, &prompt.ids, &options, |_| ()).unwrap().token_ids;
+            let options = GenerateOptions { max_tokens: length, ignore_eos: true, ..GenerateOptions::default() };
+            let found = runtime.generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| ()).unwrap().token_ids;
             let sure = prompt.greedy_top2_margins.iter().position(|margin| *margin <= NEAR_TIE).unwrap_or(length);
             let equal = found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
             println!("{name:<28} {:?}: {equal} of {length} equal, {sure} before the first near-tie", prompt.text);
@@ -122,8 +118,7 @@ fn corners_of_merged_weights_lie_within_their_rounding() {
     let mut largest = 0_f64;
     walk(&golden, &mut runtime, |runtime, name, node| {
         for tensor in node.tensors.keys() {
-            let id = runtime.weights().matrix_id(&WeightName::new(tensor)).unwrap();
-            let (live, expected) = (runtime.weights().matrix(id), golden.corner(name, tensor));
+            let (live, expected) = (runtime.matrix(&WeightName::new(tensor)).unwrap(), golden.corner(name, tensor));
             // Half a step for the base and for every delta; factors are rounded far finer, so a tenth more is ample.
             #[allow(clippy::cast_precision_loss, reason = "a short path")]
             let allowed = 0.55 * (1 + node.path.len()) as f64;

@@ -19,7 +19,9 @@ const UPWARD_USES: [(&str, &str, &str); 1] =
     [("error", "device", "`SimdLevel`, named by the error about a missing instruction set")];
 
 /// Where `unsafe` may stand, and why.
-const UNSAFE_FILES: [(&str, &str); 8] = [
+const UNSAFE_FILES: [(&str, &str); 10] = [
+    ("src/main.rs", "sets a variable of the environment before anything else runs"),
+    ("src/device/gpu/pipeline.rs", "keeps compiled shaders, and leaves loop counters out of the shaders"),
     ("src/file/mmap.rs", "maps a file"),
     ("src/device/cpu/parallel.rs", "hands tiles of one buffer to several threads"),
     ("src/device/cpu/ceiling.rs", "calls code compiled for an instruction set found at run time"),
@@ -31,7 +33,9 @@ const UNSAFE_FILES: [(&str, &str); 8] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 7] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 9] = [
+    ("wgpu", &["src/device/gpu/"]),
+    ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
     ("petgraph", &["src/tree/"]),
     ("candle_core", &["src/file/gguf/", "src/error/file.rs", "src/testing"]),
@@ -208,6 +212,44 @@ fn modules_use_only_those_below_them() {
     none(&findings, "modules outside the order");
     let named: BTreeSet<_> = UPWARD_USES.iter().map(|(from, to, _)| (from.to_string(), to.to_string())).collect();
     assert_eq!(upward, named, "uses that go up, and the list of them");
+}
+
+/// A shader without a twin on the CPU has nothing that says what is right.
+#[test]
+fn every_shader_opens_with_what_it_is_and_names_its_twin() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut findings = Vec::new();
+    let mut folders = vec![root.join("shaders")];
+    let mut count = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            count += 1;
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+            let text = std::fs::read_to_string(&path).unwrap();
+            let head: String = text.lines().take_while(|line| line.starts_with("//")).collect();
+            let twin = head.split_once("Twin: ").map(|(_, twin)| twin.split(['.', ' ', ',']).next().unwrap_or(""));
+            let twin_is_there = twin.is_some_and(|twin| {
+                let twin = root.join("src").join(twin);
+                twin.is_dir() || twin.with_extension("rs").is_file()
+            });
+            let alone = ["shaders/shared/", "shaders/naive/", "shaders/ceiling.wgsl"];
+            if head.is_empty() {
+                findings.push(format!("{name} does not open with what it is"));
+            } else if !twin_is_there && !alone.iter().any(|start| name.starts_with(start)) {
+                findings.push(format!("{name} names no `Twin: device/cpu/…` that is there"));
+            }
+            if text.lines().count() > 200 {
+                findings.push(format!("{name} is longer than 200 lines"));
+            }
+        }
+    }
+    assert!(count > 2, "only {count} shaders found");
+    none(&findings, "shaders");
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
     tiny_hf_model(&place("base"), &model);
     let mut runtime = Runtime::builder().base(place("base")).tree(place("tree")).headroom(HEADROOM).open().unwrap();
     let (root, fingerprint) = (logits(&runtime), runtime.fingerprint().unwrap());
-    assert!(runtime.weights().is_tied());
+    assert!(runtime.is_tied());
     let expected = judge(&place("judge"), &model, &[], &[]);
     assert!(distance(&root, &expected) < 1e-3 * distance(&expected, &vec![0.0; expected.len()]));
 
@@ -111,7 +111,7 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
         assert_eq!(logits(&runtime), root, "{node} and back");
         assert_eq!(runtime.fingerprint().unwrap(), fingerprint, "{node} and back");
     }
-    assert!(!runtime.weights().is_tied(), "an adapter has parted them");
+    assert!(!runtime.is_tied(), "an adapter has parted them");
     assert!(runtime.verify(50, 1, 1, |_| ()).unwrap().is_clean());
     assert_eq!(runtime.fingerprint().unwrap(), fingerprint);
 
@@ -138,7 +138,7 @@ fn restored_weights_are_tied_again_and_part_again() {
     let at_head = (logits(&runtime), runtime.fingerprint().unwrap());
     assert_ne!(at_head, root);
     runtime.restore().unwrap();
-    assert!(runtime.weights().is_tied());
+    assert!(runtime.is_tied());
     assert_eq!((logits(&runtime), runtime.fingerprint().unwrap()), root);
     runtime.switch_to("head").unwrap();
     assert_eq!((logits(&runtime), runtime.fingerprint().unwrap()), at_head);

@@ -54,7 +54,7 @@ fn delta_row(delta: &FloatDelta, i: usize, cols: usize) -> Vec<f64> {
 }
 
 fn row_squares(runtime: &Runtime, name: &WeightName, path: &[AdapterDeltas], i: usize) -> Squares {
-    let live = runtime.weights().matrix(runtime.weights().matrix_id(name).unwrap());
+    let live = runtime.matrix(name).unwrap();
     let mut base = vec![0_f32; live.cols()];
     runtime.base().read_rows(name, i..i + 1, &mut base).unwrap();
     let mut exact: Vec<f64> = base.iter().map(|w| f64::from(*w)).collect();

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use clap::Args;
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::{BaseModel, SHAPES};
-use pleach::device::Device;
 use pleach::runtime::{Measured, median, open_base};
 use pleach::tree::{AdapterTree, NodeId, NodeSource};
 use pleach::{Runtime, WeightName};
@@ -83,11 +82,8 @@ impl Bench {
         let tree = made_tree(&base, &self.ranks)?;
         let mut runtime = self.loading.open_model(base, tree, console)?;
         self.measure_made(&mut runtime, &mut figures, console)?;
-        let answer = Answer {
-            base: runtime.base().path().display().to_string(),
-            device: runtime.device().describe(),
-            figures: figures.0,
-        };
+        let answer =
+            Answer { base: runtime.base().path().display().to_string(), device: runtime.device(), figures: figures.0 };
         console.answer(&answer, || answer.text())?;
         Ok(ExitCode::SUCCESS)
     }
@@ -191,8 +187,7 @@ impl Bench {
 }
 
 fn resident(runtime: &Runtime, figures: &mut Figures) {
-    let weights = runtime.weights();
-    let per_weight = weights.resident_bytes() as f64 / weights.parameters() as f64;
+    let per_weight = runtime.resident_bytes() as f64 / runtime.resident_parameters() as f64;
     figures.plain("resident_bytes_per_weight", per_weight, "bytes");
 }
 

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pleach::runtime::DeviceChoice;
 use serde::Serialize;
 use serde_json::json;
 use tracing::field::{Field, Visit};
@@ -21,6 +22,8 @@ pub(crate) struct Console {
     pub(crate) json: bool,
     /// Threads asked for.
     pub(crate) threads: Option<usize>,
+    /// The device asked for.
+    pub(crate) device: DeviceChoice,
     /// Whether bars and notes are shown.
     lively: bool,
 }
@@ -35,6 +38,7 @@ impl Console {
         Self {
             json: options.json,
             threads: options.threads.map(Into::into),
+            device: options.device.clone(),
             lively: !options.quiet && io::stderr().is_terminal(),
         }
     }

@@ -6,6 +6,7 @@ mod bench;
 mod completions;
 mod console;
 mod demo;
+mod devices;
 mod generate;
 mod inspect;
 mod model;
@@ -16,7 +17,8 @@ mod verify;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use pleach::runtime::DeviceChoice;
 
 pub(crate) use console::Console;
 
@@ -44,45 +46,15 @@ pub(crate) struct Options {
     /// Print one JSON document
     #[arg(long, global = true)]
     json: bool,
-    /// What to compute on
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value = "auto",
-        hide_possible_values = true,
-        value_name = "auto|cpu|gpu"
-    )]
-    pub(crate) device: DeviceChoice,
+    /// What to compute on: cpu, gpu, gpu:N, gpu:NAME, or auto: a hardware GPU, else the CPU
+    #[arg(long, global = true, default_value = "auto")]
+    device: DeviceChoice,
     /// Threads to compute with [default: one a core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// No progress bars, notes or warnings (bars and notes are for terminals alone)
     #[arg(short, long, global = true)]
     quiet: bool,
-}
-
-/// What to compute on.
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum DeviceChoice {
-    /// The best this build and this machine have.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU.
-    Gpu,
-}
-
-impl DeviceChoice {
-    /// Refuses what this build does not have.
-    pub(crate) fn check(self) -> anyhow::Result<()> {
-        match self {
-            Self::Auto | Self::Cpu => Ok(()),
-            Self::Gpu => {
-                anyhow::bail!("--device gpu: this build runs on the CPU only; leave --device out, or give cpu")
-            }
-        }
-    }
 }
 
 #[derive(Subcommand)]
@@ -94,6 +66,7 @@ pub(crate) enum Command {
     Score(score::Score),
     Verify(verify::Verify),
     Bench(bench::Bench),
+    Devices(devices::Devices),
     Completions(completions::Completions),
 }
 
@@ -107,6 +80,7 @@ impl Command {
             Self::Score(score) => score.run(console),
             Self::Verify(verify) => verify.run(console),
             Self::Bench(bench) => bench.run(console),
+            Self::Devices(devices) => devices.run(console),
             Self::Completions(completions) => completions.run(console),
         }
     }

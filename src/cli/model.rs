@@ -25,6 +25,9 @@ pub(crate) struct Loading {
     /// Memory for compiled deltas beside those applied
     #[arg(long, value_name = "MIB", default_value_t = DEFAULT_DELTA_BUDGET_BYTES / MIB)]
     delta_budget: usize,
+    /// Memory of a GPU for compiled deltas beside those applied
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_DELTA_BUDGET_BYTES / MIB)]
+    gpu_delta_budget: usize,
 }
 
 impl Loading {
@@ -55,7 +58,9 @@ impl Loading {
         let mut builder = builder
             .adapter_tree(tree)
             .headroom(self.headroom)
-            .delta_budget_bytes(self.delta_budget.saturating_mul(MIB));
+            .delta_budget_bytes(self.delta_budget.saturating_mul(MIB))
+            .device_delta_budget_bytes(self.gpu_delta_budget.saturating_mul(MIB))
+            .device(console.device.clone());
         if let Some(threads) = console.threads {
             builder = builder.threads(threads);
         }

@@ -36,6 +36,12 @@ pub trait Device: Send + Sync {
     /// What the device is, for people.
     fn describe(&self) -> String;
 
+    /// Whether the device still works; it may have been lost since the last call.
+    ///
+    /// # Errors
+    /// [`DeviceFailed`](crate::Error::DeviceFailed) if it does not: what is on it is lost.
+    fn check(&self) -> Result<()>;
+
     /// Connects to the device anew after it failed; nothing that was on it is there any more.
     ///
     /// # Errors
@@ -94,4 +100,31 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// When the device fails.
     fn fingerprint(&self, matrices: &[&Self::Matrix]) -> Result<Vec<blake3::Hash>>;
+}
+
+/// What a device could do at best, measured beside what it does.
+pub trait Ceilings: Compute {
+    /// Milliseconds to read, change and write every integer; they are as before in the end.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_modify_write_ms(&self, matrices: &mut [&mut Self::Matrix]) -> Result<f64>;
+
+    /// Milliseconds to read every integer.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_ms(&self, matrices: &[&Self::Matrix]) -> Result<f64>;
+
+    /// Milliseconds for so many integer multiply-adds from registers.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn integer_products_ms(&self, products: u64) -> Result<f64>;
+
+    /// Milliseconds for so many f32 multiply-adds from registers.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn float_products_ms(&self, products: u64) -> Result<f64>;
 }

@@ -3,6 +3,7 @@
 //! **Invariant:** `mmap.rs` is the only place that maps a file. Every size in a file is checked against the file's own
 //! length before it is used, and no file makes the reader take more than twice its size plus 16 MiB.
 
+mod cache;
 pub mod gguf;
 pub mod hub;
 mod mmap;
@@ -13,6 +14,7 @@ use std::io::Read;
 use std::ops::Deref;
 use std::path::Path;
 
+pub(crate) use cache::{cache_folder, folder_variable};
 use half::{bf16, f16};
 
 use crate::{Error, Result};

@@ -8,9 +8,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Runtime;
-use crate::Result;
-use crate::device::cpu::ceiling;
+use super::live::{Live, on_device};
+use crate::device::{Ceilings, Choice, Compute};
 use crate::model::{Batch, KvCache, Sequence, Want};
+use crate::tree::SwitchPlan;
+use crate::weights::{EMBEDDING, HEAD, MatrixId};
+use crate::{Result, WeightName};
+
+const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, random: 0.0 };
 
 /// A measured time beside its ceiling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -56,52 +61,41 @@ impl Runtime {
         self.switch_to(a)?;
         self.switch_to(b)?;
         self.switch_to(a)?;
-        let (plan, simd) = (self.tree.plan(self.tree.node(a)?, self.tree.node(b)?), self.device.simd());
-        let mut products = 0;
-        let mut touched = Vec::new();
-        for (_, id) in self.weights.matrix_names() {
-            let moved = plan.subtract.iter().chain(&plan.add);
-            let ranks: Vec<_> = moved.filter_map(|&node| Some(self.cache.peek(node)?.delta(id)?.rank())).collect();
-            if !ranks.is_empty() && !touched.contains(&id) {
-                let grid = self.weights.grid(id);
-                products += grid.rows() as u64 * grid.cols as u64 * ranks.iter().sum::<usize>() as u64;
-                touched.push(id);
-            }
-        }
+        let tree = &self.sources.tree;
+        let plan = tree.plan(tree.node(a)?, tree.node(b)?);
+        let (touched, products) = on_device!(&self.live, live => live.work_of(&plan));
         let mut pairs = Vec::with_capacity(repeats);
         for k in 0..repeats {
-            // Twice restores every bit; the second time is measured.
-            let memory = (0..2).map(|_| {
-                self.weights
-                    .pass(&touched, |lanes| time(|| self.device.install(|| ceiling::read_modify_write(simd, lanes))).0)
+            let ceiling = on_device!(&mut self.live, live => {
+                let memory = live.device.read_modify_write_ms(&mut live.weights.matrices_mut(&touched))?;
+                memory.max(live.device.integer_products_ms(products)?)
             });
-            let memory = memory.last().unwrap_or(0.0);
-            let (multiply, ()) = time(|| self.device.install(|| ceiling::integer_multiply_add(simd, products)));
             let report = self.switch_to(if k % 2 == 0 { b } else { a })?;
-            pairs.push((report.total_ms, memory.max(multiply)));
+            pairs.push((report.total_ms, ceiling));
         }
         Ok(Measured::of(&pairs))
     }
 
-    /// Decodes tokens one at a time after a prompt of `context` tokens. The ceiling is reading every weight that a token
-    /// reads, two bytes each.
+    /// Decodes tokens one at a time after a prompt of `context` tokens, taking the likeliest each time. The ceiling is
+    /// reading every weight that a token reads, two bytes each.
     ///
     /// # Errors
     /// As [`Runtime::generate`].
     pub fn measure_decode(&self, context: usize, repeats: usize) -> Result<Measured> {
-        self.usable()?;
-        let mut cache = self.filled_cache(context, repeats + 1)?;
-        let read: Vec<_> = self.decoded_matrices().map(|id| self.weights.matrix(id).lanes()).collect();
-        let mut pairs = Vec::with_capacity(repeats);
-        self.step(&mut cache, &[1])?;
-        for _ in 0..repeats {
-            let (ceiling, _) =
-                time(|| std::hint::black_box(self.device.install(|| ceiling::read(self.device.simd(), &read))));
-            let (ms, done) = time(|| self.step(&mut cache, &[1]));
-            done?;
-            pairs.push((ms, ceiling));
-        }
-        Ok(Measured::of(&pairs))
+        on_device!(&self.live, live => {
+            live.usable()?;
+            let mut cache = self.filled_cache(live, context, repeats + 1)?;
+            let read: Vec<_> = live.decoded_matrices().map(|id| live.weights.matrix(id)).collect();
+            let mut pairs = Vec::with_capacity(repeats);
+            self.step(live, &mut cache, &[1])?;
+            for _ in 0..repeats {
+                let ceiling = live.device.read_ms(&read)?;
+                let (ms, done) = time(|| self.step(live, &mut cache, &[1]));
+                done?;
+                pairs.push((ms, ceiling));
+            }
+            Ok(Measured::of(&pairs))
+        })
     }
 
     /// Runs a prompt of `tokens` tokens. The ceiling is as many f32 products from registers as its matrices need.
@@ -109,59 +103,72 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::generate`].
     pub fn measure_prefill(&self, tokens: usize, repeats: usize) -> Result<Measured> {
-        self.usable()?;
-        let prompt: Vec<u32> = (1..).take(tokens).map(|t| t % 1000).collect();
-        let mut cache = self.filled_cache(0, tokens)?;
-        let layers: u64 = self.layer_weights();
-        let head = self.weights.grid(self.head()).rows() as u64 * self.base.config().hidden_size as u64;
-        let mut pairs = Vec::with_capacity(repeats);
-        for k in 0..=repeats {
-            let (ceiling, ()) = time(|| {
-                self.device.install(|| {
-                    ceiling::float_multiply_add(self.device.simd(), layers * tokens as u64 + head);
-                });
-            });
-            cache.clear();
-            let (ms, done) = time(|| self.step(&mut cache, &prompt));
-            done?;
-            // The first run warms up.
-            if k > 0 {
-                pairs.push((ms, ceiling));
+        on_device!(&self.live, live => {
+            live.usable()?;
+            let prompt: Vec<u32> = (1..).take(tokens).map(|t| t % 1000).collect();
+            let mut cache = self.filled_cache(live, 0, tokens)?;
+            let products = live.prefill_products(tokens as u64);
+            let mut pairs = Vec::with_capacity(repeats);
+            for k in 0..=repeats {
+                let ceiling = live.device.float_products_ms(products)?;
+                cache.clear();
+                let (ms, done) = time(|| self.step(live, &mut cache, &prompt));
+                done?;
+                // The first run warms up.
+                if k > 0 {
+                    pairs.push((ms, ceiling));
+                }
             }
-        }
-        Ok(Measured::of(&pairs))
+            Ok(Measured::of(&pairs))
+        })
     }
 
-    fn step(&self, cache: &mut KvCache<crate::device::cpu::Cpu>, tokens: &[u32]) -> Result<()> {
-        let batch = Batch { sequences: &[Sequence { slot: 0, tokens, want: Want::Last }], owner: self.owner() };
-        self.model.forward(&self.device, &self.weights, cache, &batch).map(drop)
+    fn step<D: Compute>(&self, live: &Live<D>, cache: &mut KvCache<D>, tokens: &[u32]) -> Result<()> {
+        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+        let (batch, choice) = (Batch { sequences, owner: self.owner() }, GREEDY);
+        live.model.next_tokens(&live.device, &live.weights, cache, &batch, &[choice]).map(drop)
     }
 
-    fn filled_cache(&self, context: usize, room: usize) -> Result<KvCache<crate::device::cpu::Cpu>> {
-        let mut cache = self.kv_cache(context + room)?;
+    fn filled_cache<D: Compute>(&self, live: &Live<D>, context: usize, room: usize) -> Result<KvCache<D>> {
+        let mut cache = self.kv_cache(live, context + room)?;
         let tokens: Vec<u32> = (1..).take(context).map(|t| t % 1000).collect();
         if context > 0 {
-            self.step(&mut cache, &tokens)?;
+            self.step(live, &mut cache, &tokens)?;
         }
         Ok(cache)
     }
+}
+
+impl<D: Compute> Live<D> {
+    /// The matrices a switch touches, and the integer products its factors need.
+    fn work_of(&self, plan: &SwitchPlan) -> (Vec<MatrixId>, u64) {
+        let moved = || plan.subtract.iter().chain(&plan.add).filter_map(|&node| self.compiled.peek(node));
+        let mut products = 0;
+        let mut touched: Vec<MatrixId> = moved().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        for &id in &touched {
+            let rank: usize = moved().filter_map(|deltas| Some(deltas.delta(id)?.rank())).sum();
+            products += self.size(id) * rank as u64;
+        }
+        (touched, products)
+    }
 
     /// Matrices a decoded token reads whole: all but an embedding that is not the head.
-    fn decoded_matrices(&self) -> impl Iterator<Item = crate::weights::MatrixId> {
-        let embedding = crate::WeightName::new(crate::weights::EMBEDDING);
-        let names = self.weights.matrix_names();
-        names.filter(move |(name, _)| **name != embedding).map(|(_, id)| id)
+    fn decoded_matrices(&self) -> impl Iterator<Item = MatrixId> {
+        let embedding = WeightName::new(EMBEDDING);
+        self.weights.matrix_names().filter(move |(name, _)| **name != embedding).map(|(_, id)| id)
     }
 
-    fn head(&self) -> crate::weights::MatrixId {
-        self.weights.matrix_id(&crate::WeightName::new(crate::weights::HEAD)).expect("every model has a head")
+    /// Products of a prompt: every layer's weights once a token, the head's once.
+    fn prefill_products(&self, tokens: u64) -> u64 {
+        let head = self.weights.matrix_id(&WeightName::new(HEAD)).expect("every model has a head");
+        let layers: u64 = self.decoded_matrices().filter(|&id| id != head).map(|id| self.size(id)).sum();
+        layers * tokens + self.size(head)
     }
 
-    fn layer_weights(&self) -> u64 {
-        let size = |id| {
-            let grid = self.weights.grid(id);
-            grid.rows() as u64 * grid.cols as u64
-        };
-        self.decoded_matrices().filter(|&id| id != self.head()).map(size).sum()
+    fn size(&self, id: MatrixId) -> u64 {
+        let grid = self.weights.grid(id);
+        (grid.rows() * grid.cols) as u64
     }
 }

@@ -4,7 +4,10 @@
 //! half-switched model can be read.
 //! **Invariant:** a switch that returns an error left node and weights as they were, or says that they are unusable.
 
+mod choice;
+mod live;
 mod measure;
+mod sources;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -14,36 +17,38 @@ mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+pub use choice::DeviceChoice;
+#[cfg(feature = "gpu")]
+pub use choice::{GpuChoice, GpuInfo};
 pub use measure::{Measured, median};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;
 
-use crate::adapter::{BaseShapes, Limits, PeftAdapter};
+use crate::adapter::{BaseShapes, Limits};
 use crate::base::{BaseModel, WeightInfo};
 use crate::device::Device;
 use crate::device::cpu::{Cpu, SimdLevel};
-use crate::lattice::{DEFAULT_HEADROOM, NodeDeltas};
-use crate::model::{Llama, chat::ChatTemplate, tokenizer::Tokenizer};
-use crate::store::{CacheStats, DeltaCache};
-use crate::tree::{AdapterTree, NodeId, NodeSource};
-use crate::weights::{EMBEDDING, HEAD, Weights};
+#[cfg(feature = "gpu")]
+use crate::device::gpu::{Gpu, GpuOptions};
+use crate::lattice::{DEFAULT_HEADROOM, LatticeMatrix};
+use crate::model::{chat::ChatTemplate, tokenizer::Tokenizer};
+use crate::store::CacheStats;
+use crate::tree::{AdapterTree, NodeId};
+use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
+use live::{AnyLive, Budgets, Live, on_device};
+use sources::Sources;
 
 /// Bytes of compiled deltas kept beside the applied ones.
 pub const DEFAULT_DELTA_BUDGET_BYTES: usize = 1 << 30;
 
 /// A base model with a tree of adapters, live at one node.
 pub struct Runtime {
-    base: BaseModel,
-    shapes: BaseShapes,
-    tree: AdapterTree,
-    device: Cpu,
-    weights: Weights<Cpu>,
-    model: Llama,
-    cache: DeltaCache<NodeDeltas>,
-    limits: Limits,
-    headroom: f32,
+    sources: Sources,
+    /// The CPU, for what the host does whatever the device.
+    host: Cpu,
+    live: AnyLive,
     current: NodeId,
     /// Counts switches: a cache of keys and values belongs to one generation.
     generation: u64,
@@ -64,10 +69,11 @@ pub struct RuntimeBuilder {
     tree: Option<PathBuf>,
     adapter_tree: Option<AdapterTree>,
     tokenizer: Option<PathBuf>,
+    device: DeviceChoice,
     threads: Option<usize>,
     simd: Option<SimdLevel>,
     headroom: f32,
-    delta_budget_bytes: usize,
+    budgets: Budgets,
     limits: Limits,
 }
 
@@ -102,6 +108,12 @@ impl RuntimeBuilder {
         self
     }
 
+    /// What to compute on (default: the CPU).
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
+        self
+    }
+
     /// Threads; one for every core without.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
@@ -121,9 +133,16 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Bytes of compiled deltas kept beside the applied ones (default 1 GiB).
+    /// Bytes of compiled deltas kept in memory beside the applied ones (default 1 GiB).
     pub fn delta_budget_bytes(mut self, bytes: usize) -> Self {
-        self.delta_budget_bytes = bytes;
+        self.budgets.host_bytes = bytes;
+        self
+    }
+
+    /// Bytes of compiled deltas kept in a GPU's memory beside the applied ones (default 1 GiB). Those in excess stay in the
+    /// host's memory, from where a switch uploads them.
+    pub fn device_delta_budget_bytes(mut self, bytes: usize) -> Self {
+        self.budgets.device_bytes = bytes;
         self
     }
 
@@ -146,7 +165,9 @@ impl RuntimeBuilder {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(self, progress: impl FnMut(usize, usize) + Send) -> Result<Runtime> {
-        let device = Cpu::with_simd(self.threads, self.simd.unwrap_or_else(SimdLevel::detect))?;
+        let host = Cpu::with_simd(self.threads, self.simd.unwrap_or_else(SimdLevel::detect))?;
+        #[cfg(feature = "gpu")]
+        let gpu = open_gpu(self.device)?;
         let base = match self.base {
             Source::Path(path) => open_base(&path)?,
             Source::Model(model) => *model,
@@ -166,24 +187,42 @@ impl RuntimeBuilder {
                 });
             }
         }
-        let weights = device.install(|| Weights::load(&base, &device, self.headroom, progress))?;
-        let model = Llama::bind(&device, base.config(), &weights)?;
+        let (shapes, current) = (shapes(&base), tree.root());
+        let sources = Sources { base, shapes, tree, limits: self.limits, headroom: self.headroom };
+        let on_cpu = |progress| {
+            Live::load(host.clone(), &sources, &host, self.budgets, progress).map(|live| AnyLive::Cpu(Box::new(live)))
+        };
+        #[cfg(feature = "gpu")]
+        let live = match gpu {
+            Some(gpu) => AnyLive::Gpu(Box::new(Live::load(gpu, &sources, &host, self.budgets, progress)?)),
+            None => on_cpu(progress)?,
+        };
+        #[cfg(not(feature = "gpu"))]
+        let live = on_cpu(progress)?;
         Ok(Runtime {
-            shapes: shapes(&base),
-            current: tree.root(),
-            cache: DeltaCache::new(self.delta_budget_bytes),
-            base,
-            tree,
-            device,
-            weights,
-            model,
-            limits: self.limits,
-            headroom: self.headroom,
+            sources,
+            host,
+            live,
+            current,
             generation: 0,
             tokenizer_file: self.tokenizer,
             tokenizer: OnceLock::new(),
             chat: OnceLock::new(),
         })
+    }
+}
+
+/// The GPU that `device` means, if it means one.
+#[cfg(feature = "gpu")]
+fn open_gpu(device: DeviceChoice) -> Result<Option<Gpu>> {
+    match device {
+        DeviceChoice::Cpu => Ok(None),
+        DeviceChoice::Gpu(options) => Gpu::open(&options).map(Some),
+        DeviceChoice::Auto => match Gpu::open(&GpuOptions { choice: GpuChoice::Hardware, ..GpuOptions::default() }) {
+            Ok(gpu) => Ok(Some(gpu)),
+            Err(Error::NoSuchDevice { .. }) => Ok(None),
+            Err(error) => Err(error),
+        },
     }
 }
 
@@ -224,47 +263,85 @@ impl Runtime {
             tree: None,
             adapter_tree: None,
             tokenizer: None,
+            device: DeviceChoice::default(),
             threads: None,
             simd: None,
             headroom: DEFAULT_HEADROOM,
-            delta_budget_bytes: DEFAULT_DELTA_BUDGET_BYTES,
+            budgets: Budgets { host_bytes: DEFAULT_DELTA_BUDGET_BYTES, device_bytes: DEFAULT_DELTA_BUDGET_BYTES },
             limits: Limits::default(),
         }
     }
 
     /// The node the weights stand at, such as `fr/sysadmin`; the root is `/`.
     pub fn current(&self) -> &str {
-        self.tree.name(self.current)
+        self.sources.tree.name(self.current)
     }
 
     /// The tree.
     pub fn tree(&self) -> &AdapterTree {
-        &self.tree
+        &self.sources.tree
     }
 
     /// The base.
     pub fn base(&self) -> &BaseModel {
-        &self.base
+        &self.sources.base
     }
 
-    /// The device the weights live on.
-    pub fn device(&self) -> &Cpu {
-        &self.device
+    /// The device the weights live on, for people.
+    pub fn device(&self) -> String {
+        on_device!(&self.live, live => live.device.describe())
     }
 
-    /// The live weights.
-    pub fn weights(&self) -> &Weights<Cpu> {
-        &self.weights
+    /// The GPU the weights live on, if it is one.
+    #[cfg(feature = "gpu")]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.live {
+            AnyLive::Cpu(_) => None,
+            AnyLive::Gpu(live) => Some(&live.device),
+        }
     }
 
-    /// The forward pass over them.
-    pub fn model(&self) -> &Llama {
-        &self.model
+    /// Names of all matrices; a tied head appears beside the embedding.
+    pub fn matrix_names(&self) -> impl Iterator<Item = &WeightName> {
+        on_device!(&self.live, live => live.weights.matrix_names().map(|(name, _)| name).collect::<Vec<_>>())
+            .into_iter()
     }
 
-    /// What the cache of compiled deltas holds.
+    /// A copy of a matrix as it now is: integers and steps.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMatrix`], [`Error::Unusable`] after a pass that broke off, and what the device returns.
+    pub fn matrix(&self, name: &WeightName) -> Result<LatticeMatrix> {
+        on_device!(&self.live, live => {
+            live.usable()?;
+            let id = live.weights.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
+            live.device.read_matrix(live.weights.matrix(id))
+        })
+    }
+
+    /// Whether embedding and head are one matrix.
+    pub fn is_tied(&self) -> bool {
+        on_device!(&self.live, live => live.weights.is_tied())
+    }
+
+    /// Weights in all matrices, a parted head counted.
+    pub fn resident_parameters(&self) -> u64 {
+        on_device!(&self.live, live => live.weights.parameters())
+    }
+
+    /// Bytes of all matrices as they are resident.
+    pub fn resident_bytes(&self) -> u64 {
+        on_device!(&self.live, live => live.weights.resident_bytes())
+    }
+
+    /// What the cache of compiled deltas in the host's memory holds.
     pub fn cache_stats(&self) -> CacheStats {
-        self.cache.stats()
+        on_device!(&self.live, live => live.compiled.stats())
+    }
+
+    /// What the cache of compiled deltas in a GPU's memory holds; nothing on the CPU.
+    pub fn device_cache_stats(&self) -> CacheStats {
+        on_device!(&self.live, live => live.uploaded.stats())
     }
 
     /// BLAKE3 of the resident bits. Only matrices touched since the last call are hashed anew.
@@ -272,47 +349,31 @@ impl Runtime {
     /// # Errors
     /// [`Error::Unusable`] after a pass that broke off, and what the device returns.
     pub fn fingerprint(&self) -> Result<blake3::Hash> {
-        self.usable()?;
-        self.weights.fingerprint(&self.device)
+        on_device!(&self.live, live => {
+            live.usable()?;
+            live.weights.fingerprint(&live.device)
+        })
     }
 
-    /// Loads the weights anew from the base and stands at the root: the way out of [`Error::Unusable`].
+    /// Connects to the device anew, loads the weights anew from the base and stands at the root: the way out of
+    /// [`Error::Unusable`] and [`Error::DeviceFailed`].
     ///
     /// # Errors
-    /// When the base cannot be read any more.
+    /// When the base cannot be read any more, or the device does not come back; the weights then stay unusable.
     pub fn restore(&mut self) -> Result<()> {
-        let Self { base, device, headroom, .. } = self;
-        self.weights = device.install(|| Weights::load(base, device, *headroom, |_, _| ()))?;
-        self.model = Llama::bind(&self.device, self.base.config(), &self.weights)?;
-        self.cache.clear();
-        self.current = self.tree.root();
+        let Self { sources, host, live, .. } = self;
+        on_device!(live, live => live.reload(sources, host))?;
+        self.current = self.sources.tree.root();
         self.generation += 1;
         Ok(())
-    }
-
-    fn usable(&self) -> Result<()> {
-        if self.weights.is_usable() { Ok(()) } else { Err(Error::Unusable) }
-    }
-
-    /// A node's float deltas, read from where the tree says, checked against the base.
-    fn float_deltas(&self, node: NodeId) -> Result<std::sync::Arc<crate::adapter::AdapterDeltas>> {
-        match self.tree.source(node) {
-            None => Ok(std::sync::Arc::default()),
-            Some(NodeSource::Memory(deltas)) => Ok(deltas.clone()),
-            Some(NodeSource::Folder(dir)) => {
-                let adapter = PeftAdapter::open(dir, &self.limits)?;
-                adapter.check_copies(&self.base)?;
-                Ok(std::sync::Arc::new(adapter.deltas(&self.shapes)?))
-            }
-        }
     }
 }
 
 impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Runtime")
-            .field("base", &self.base.path())
-            .field("device", &self.device.describe())
+            .field("base", &self.sources.base.path())
+            .field("device", &self.device())
             .field("current", &self.current())
             .finish_non_exhaustive()
     }

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use super::Runtime;
+use super::live::{Live, on_device};
 use crate::Result;
+use crate::device::Compute;
 use crate::model::chat::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{self, GenerateOptions, KvCache, log_softmax_top};
@@ -75,7 +77,7 @@ impl Runtime {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let tokenizer = Tokenizer::for_base(&self.base, self.tokenizer_file.as_deref())?;
+        let tokenizer = Tokenizer::for_base(self.base(), self.tokenizer_file.as_deref())?;
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
@@ -91,7 +93,7 @@ impl Runtime {
                 let template = match self.chat.get() {
                     Some(template) => template,
                     None => {
-                        let template = ChatTemplate::for_base(&self.base)?;
+                        let template = ChatTemplate::for_base(self.base())?;
                         self.chat.get_or_init(|| template)
                     }
                 };
@@ -111,33 +113,29 @@ impl Runtime {
         options: &GenerateOptions,
         mut on_text: impl FnMut(&str),
     ) -> Result<Generation> {
-        self.usable()?;
+        on_device!(&self.live, live => live.usable())?;
         let ids = self.encode(prompt)?;
         let tokenizer = self.tokenizer()?;
         let mut options = options.clone();
         if !options.ignore_eos {
-            options.stop_tokens.extend(&self.base.config().eos_token_ids);
+            options.stop_tokens.extend(&self.base().config().eos_token_ids);
         }
-        let mut cache = self.kv_cache(ids.len().saturating_add(options.max_tokens))?;
+        let capacity = ids.len().saturating_add(options.max_tokens);
         let mut stream = tokenizer.stream();
         let mut text = String::new();
         let mut failed = None;
-        let generated = model::generate(
-            &self.model,
-            &self.device,
-            &self.weights,
-            &mut cache,
-            self.owner(),
-            &ids,
-            &options,
-            |token| match stream.push(token) {
-                Ok(piece) => {
-                    text.push_str(&piece);
-                    on_text(&piece);
-                }
-                Err(error) => failed = Some(error),
-            },
-        )?;
+        let on_token = |token| match stream.push(token) {
+            Ok(piece) => {
+                text.push_str(&piece);
+                on_text(&piece);
+            }
+            Err(error) => failed = Some(error),
+        };
+        let owner = self.owner();
+        let generated = on_device!(&self.live, live => {
+            let mut cache = self.kv_cache(live, capacity)?;
+            model::generate(&live.model, &live.device, &live.weights, &mut cache, owner, &ids, &options, on_token)
+        })?;
         if let Some(error) = failed {
             return Err(error);
         }
@@ -160,10 +158,12 @@ impl Runtime {
     /// # Errors
     /// As [`Self::generate`].
     pub fn score(&self, prompt: &Prompt) -> Result<Scores> {
-        self.usable()?;
+        on_device!(&self.live, live => live.usable())?;
         let prompt_ids = self.encode(prompt)?;
-        let mut cache = self.kv_cache(prompt_ids.len())?;
-        let logits = model::prefill(&self.model, &self.device, &self.weights, &mut cache, self.owner(), &prompt_ids)?;
+        let logits = on_device!(&self.live, live => {
+            let mut cache = self.kv_cache(live, prompt_ids.len())?;
+            model::prefill(&live.model, &live.device, &live.weights, &mut cache, self.owner(), &prompt_ids)
+        })?;
         let logits = logits.last().unwrap_or_default().to_vec();
         Ok(Scores { node: self.current().to_owned(), prompt_ids, logits })
     }
@@ -183,9 +183,10 @@ impl Runtime {
     }
 
     /// A cache for this generation of the weights alone.
-    pub(super) fn kv_cache(&self, tokens: usize) -> Result<KvCache<crate::device::cpu::Cpu>> {
-        let capacity = tokens.clamp(1, self.base.config().max_position_embeddings);
-        KvCache::new(&self.device, self.base.config(), 1, capacity, self.owner())
+    pub(super) fn kv_cache<D: Compute>(&self, live: &Live<D>, tokens: usize) -> Result<KvCache<D>> {
+        let config = self.base().config();
+        let capacity = tokens.clamp(1, config.max_position_embeddings);
+        KvCache::new(&live.device, config, 1, capacity, self.owner())
     }
 
     /// Names one generation of this runtime's weights: no switch ever gives it again.

@@ -12,13 +12,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Runtime;
+use super::live::on_device;
 use crate::Result;
 use crate::WeightName;
 use crate::device::Device;
 use crate::device::cpu::delta_apply;
-use crate::lattice::{CompiledDelta, LatticeMatrix, Segment, Sign, compile};
+use crate::lattice::{CompiledDelta, Segment, Sign, compile};
 use crate::tree::NodeId;
-use crate::weights::{EMBEDDING, HEAD, MatrixId, quantise_weight};
+use crate::weights::MatrixId;
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -65,7 +66,7 @@ impl Runtime {
         seed: u64,
         mut progress: impl FnMut(usize),
     ) -> Result<VerifyReport> {
-        let nodes: Vec<NodeId> = self.tree.nodes().collect();
+        let nodes: Vec<NodeId> = self.sources.tree.nodes().collect();
         let mut rng = StdRng::seed_from_u64(seed);
         let mut expected = Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
         let mut report = VerifyReport { switches, ..VerifyReport::default() };
@@ -81,10 +82,14 @@ impl Runtime {
             }
             progress(done);
         }
-        self.switch_to_node(self.tree.root())?;
+        self.switch_to_node(self.sources.tree.root())?;
         report.nodes_visited = visited.iter().filter(|&&v| v).count();
-        report.mismatched_nodes =
-            nodes.iter().zip(mismatched).filter(|(_, m)| *m).map(|(&node, _)| self.tree.name(node).into()).collect();
+        report.mismatched_nodes = nodes
+            .iter()
+            .zip(mismatched)
+            .filter(|(_, m)| *m)
+            .map(|(&node, _)| self.sources.tree.name(node).into())
+            .collect();
         report.differing_bits = self.differing_bits_at_root()?;
         report.root_fingerprint = self.fingerprint()?.to_hex().to_string();
         Ok(report)
@@ -95,9 +100,12 @@ impl Runtime {
         let mut bits = 0;
         let mut seen = HashSet::new();
         // A tied head is the embedding's matrix under a second name.
-        for (name, id) in self.weights.matrix_names().filter(|&(_, id)| seen.insert(id)) {
-            let (fresh, _) = self.fresh_matrix(name)?;
-            let live = self.device.read_matrix(self.weights.matrix(id))?;
+        for (name, id) in self.matrix_ids() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let (fresh, _) = self.sources.fresh_matrix(name, &self.host)?;
+            let live = self.matrix(name)?;
             let pairs = fresh.integers().iter().zip(live.integers());
             bits += pairs.map(|(a, b)| u64::from((a ^ b).count_ones())).sum::<u64>();
             let steps = fresh.steps().iter().zip(live.steps());
@@ -106,43 +114,42 @@ impl Runtime {
         Ok(bits)
     }
 
-    /// A matrix of the base, read anew; a tied head is the embedding.
-    fn fresh_matrix(&self, name: &WeightName) -> Result<(LatticeMatrix, crate::lattice::Grid)> {
-        let tied = self.base.config().tie_word_embeddings && name.as_str() == HEAD;
-        let source = if tied { &WeightName::new(EMBEDDING) } else { name };
-        self.device.install(|| quantise_weight(&self.base, source, self.headroom))
+    fn matrix_ids(&self) -> Vec<(&WeightName, MatrixId)> {
+        on_device!(&self.live, live => live.weights.matrix_names().collect())
     }
 
     fn expected_fingerprint(&self, node: NodeId, expected: &mut Expected) -> Result<blake3::Hash> {
         if let Some(&known) = expected.fingerprints.get(&node) {
             return Ok(known);
         }
-        let path = self.tree.path_from_root(node);
+        let path = self.sources.tree.path_from_root(node);
         for &node in &path {
             if let Entry::Vacant(entry) = expected.compiled.entry(node) {
-                let deltas = self.float_deltas(node)?;
-                let compiled = deltas.par_iter().map(|(name, delta)| {
-                    let id = self.weights.matrix_id(name).expect("the switch found it");
-                    Ok((id, compile(name, delta, self.weights.grid(id))?))
-                });
-                entry.insert(self.device.install(|| compiled.collect::<Result<_>>())?);
+                let deltas = self.sources.float_deltas(node)?;
+                entry.insert(on_device!(&self.live, live => {
+                    let compiled = deltas.par_iter().map(|(name, delta)| {
+                        let id = live.weights.matrix_id(name).expect("the switch found it");
+                        Ok((id, compile(name, delta, live.weights.grid(id))?))
+                    });
+                    self.host.install(|| compiled.collect::<Result<_>>())
+                })?);
             }
         }
         let touches = |node: &&NodeId, id| expected.compiled[*node].contains_key(&id);
         let keys: Vec<_> = self
-            .weights
-            .matrix_names()
+            .matrix_ids()
+            .into_iter()
             .map(|(name, id)| (name, id, path.iter().rev().find(|node| touches(node, id)).copied()))
             .collect();
         for &(name, id, deepest) in &keys {
             if !expected.hashes.contains_key(&(id, deepest)) {
-                let (mut matrix, _) = self.fresh_matrix(name)?;
+                let (mut matrix, _) = self.sources.fresh_matrix(name, &self.host)?;
                 let segments: Vec<_> = path
                     .iter()
                     .filter_map(|node| Some(Segment { delta: expected.compiled[node].get(&id)?, sign: Sign::Add }))
                     .collect();
-                self.device.install(|| delta_apply(self.device.simd(), vec![(&mut matrix, segments)]));
-                let hash = self.device.fingerprint(&[&matrix])?[0];
+                self.host.install(|| delta_apply(self.host.simd(), vec![(&mut matrix, segments)]));
+                let hash = self.host.fingerprint(&[&matrix])?[0];
                 expected.hashes.insert((id, deepest), hash);
             }
         }
@@ -150,7 +157,7 @@ impl Runtime {
         for (_, id, deepest) in keys {
             hashes[id.0] = expected.hashes[&(id, deepest)];
         }
-        let fingerprint = self.weights.fingerprint_of(&hashes);
+        let fingerprint = on_device!(&self.live, live => live.weights.fingerprint_of(&hashes));
         expected.fingerprints.insert(node, fingerprint);
         Ok(fingerprint)
     }

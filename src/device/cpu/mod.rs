@@ -23,14 +23,16 @@ pub use delta_apply::{delta_apply, tighten};
 pub use simd::SimdLevel;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::device::{Device, PassTimes};
+use crate::device::{Ceilings, Device, PassTimes};
 use crate::lattice::{LatticeMatrix, MatrixId, NodeDeltas, Segment, Sign};
 use crate::{Error, Result};
 
-/// The CPU and its thread pool.
+/// The CPU and its thread pool, which copies share.
+#[derive(Clone)]
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     simd: SimdLevel,
 }
 
@@ -58,7 +60,7 @@ impl Cpu {
             .thread_name(|i| format!("pleach-{i}"))
             .build()
             .map_err(|source| Error::ThreadPool { threads, source })?;
-        Ok(Self { pool, simd })
+        Ok(Self { pool: Arc::new(pool), simd })
     }
 
     /// Threads in the pool.
@@ -69,6 +71,14 @@ impl Cpu {
     /// The instruction set in use.
     pub fn simd(&self) -> SimdLevel {
         self.simd
+    }
+
+    fn timed(&self, work: impl FnOnce() + Send) -> f64 {
+        self.install(|| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64() * 1e3
+        })
     }
 
     /// Runs `work` on a thread of the pool, this one if it is one.
@@ -86,6 +96,10 @@ impl Device for Cpu {
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {:?}", self.threads(), self.simd)
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     fn reopen(&mut self) -> Result<()> {
@@ -133,5 +147,29 @@ impl Device for Cpu {
 
     fn fingerprint(&self, matrices: &[&LatticeMatrix]) -> Result<Vec<blake3::Hash>> {
         Ok(self.install(|| fingerprint::fingerprint(matrices)))
+    }
+}
+
+impl Ceilings for Cpu {
+    fn read_modify_write_ms(&self, matrices: &mut [&mut LatticeMatrix]) -> Result<f64> {
+        let mut lanes: Vec<_> = matrices.iter_mut().map(|matrix| matrix.parts_mut().0).collect();
+        // Twice restores every bit; the second time is measured.
+        self.install(|| ceiling::read_modify_write(self.simd, &mut lanes));
+        Ok(self.timed(|| ceiling::read_modify_write(self.simd, &mut lanes)))
+    }
+
+    fn read_ms(&self, matrices: &[&LatticeMatrix]) -> Result<f64> {
+        let lanes: Vec<_> = matrices.iter().map(|matrix| matrix.lanes()).collect();
+        Ok(self.timed(|| {
+            std::hint::black_box(ceiling::read(self.simd, &lanes));
+        }))
+    }
+
+    fn integer_products_ms(&self, products: u64) -> Result<f64> {
+        Ok(self.timed(|| ceiling::integer_multiply_add(self.simd, products)))
+    }
+
+    fn float_products_ms(&self, products: u64) -> Result<f64> {
+        Ok(self.timed(|| ceiling::float_multiply_add(self.simd, products)))
     }
 }

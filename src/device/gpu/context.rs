@@ -15,7 +15,7 @@ use crate::{Error, Result};
 const UPLOAD_BYTES: usize = 16 << 20;
 
 /// How to open a GPU.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GpuOptions {
     /// Which one.
     pub choice: GpuChoice,
@@ -23,8 +23,15 @@ pub struct GpuOptions {
     pub minimal: bool,
     /// Largest binding in bytes, if it shall be smaller than the device allows: matrices are split into parts of this.
     pub max_binding_bytes: Option<u64>,
-    /// A file that keeps compiled shaders between runs, where the backend can.
+    /// The folder that keeps compiled shaders between runs, where the backend can (default: `shaders` in the cache folder).
     pub pipeline_cache: Option<std::path::PathBuf>,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        let pipeline_cache = crate::file::cache_folder().map(|folder| folder.join("shaders"));
+        Self { choice: GpuChoice::Any, minimal: false, max_binding_bytes: None, pipeline_cache }
+    }
 }
 
 /// An open device.
@@ -64,6 +71,9 @@ impl Slice {
 impl Context {
     pub(super) fn open(options: &GpuOptions) -> Result<Self> {
         let (info, adapter) = adapter::find(&options.choice)?;
+        if info.is_software() {
+            tracing::warn!("{} is a software adapter: it computes on the CPU, slowly", info.name);
+        }
         let wanted = Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS | Features::PIPELINE_CACHE;
         let (required_features, required_limits) = if options.minimal {
             (Features::empty(), Limits::default())

@@ -3,6 +3,7 @@
 //! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for bit.
 
 mod adapter;
+mod ceiling;
 mod compute;
 mod context;
 mod delta_apply;
@@ -101,6 +102,10 @@ impl Device for Gpu {
 
     fn describe(&self) -> String {
         self.context.info.to_string()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.context.check()
     }
 
     fn reopen(&mut self) -> Result<()> {

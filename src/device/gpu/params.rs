@@ -24,6 +24,13 @@ macro_rules! params {
 }
 
 params! {
+    /// `ceiling.wgsl`.
+    CeilingParams {
+        /// Vectors of four words in the buffer.
+        count: u32,
+        /// Steps of one invocation.
+        per_invocation: u32,
+    }
     /// `silu_mul.wgsl`.
     SiluMulParams {
         /// Values.

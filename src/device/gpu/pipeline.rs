@@ -21,7 +21,7 @@ macro_rules! shaders {
     };
 }
 
-shaders!["silu_mul"];
+shaders!["ceiling", "silu_mul"];
 
 /// A compiled shader with the layout of what it binds.
 pub(super) struct Pipeline {

@@ -1,0 +1,195 @@
+//! What lives on one device: the weights, the model bound to them, and the deltas at hand.
+//!
+//! **Invariant:** deltas of the current path are in both caches, or in the one there is: what was added is what will be
+//! subtracted.
+
+use std::sync::Arc;
+
+use super::SwitchReport;
+use super::sources::Sources;
+use crate::adapter::AdapterDeltas;
+use crate::device::Compute;
+use crate::device::cpu::Cpu;
+#[cfg(feature = "gpu")]
+use crate::device::gpu::Gpu;
+use crate::lattice::{NodeDeltas, Sign};
+use crate::model::Llama;
+use crate::store::DeltaCache;
+use crate::tree::{NodeId, SwitchPlan};
+use crate::weights::{EMBEDDING, HEAD, Touched, Weights};
+use crate::{Error, Result};
+
+/// The weights on one device.
+pub(super) struct Live<D: Compute> {
+    pub(super) device: D,
+    pub(super) weights: Weights<D>,
+    pub(super) model: Llama,
+    /// Compiled deltas in the host's memory.
+    pub(super) compiled: DeltaCache<NodeDeltas>,
+    /// The same on the device, where that has memory of its own.
+    pub(super) uploaded: DeltaCache<D::Deltas>,
+}
+
+/// The device a runtime was opened on.
+pub(super) enum AnyLive {
+    Cpu(Box<Live<Cpu>>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<Live<Gpu>>),
+}
+
+/// Runs the same code on whatever device a runtime was opened on.
+macro_rules! on_device {
+    ($live:expr, $name:ident => $body:expr) => {
+        match $live {
+            $crate::runtime::live::AnyLive::Cpu($name) => $body,
+            #[cfg(feature = "gpu")]
+            $crate::runtime::live::AnyLive::Gpu($name) => $body,
+        }
+    };
+}
+pub(super) use on_device;
+
+/// One node's deltas, compiled and on the device.
+pub(super) struct Resident<D: Compute> {
+    node: NodeId,
+    compiled: Arc<NodeDeltas>,
+    on_device: Arc<D::Deltas>,
+}
+
+/// Bytes of deltas kept beside the applied ones.
+#[derive(Clone, Copy)]
+pub(super) struct Budgets {
+    pub(super) host_bytes: usize,
+    pub(super) device_bytes: usize,
+}
+
+impl<D: Compute> Live<D> {
+    /// Loads every weight of the base.
+    pub(super) fn load(
+        device: D,
+        sources: &Sources,
+        host: &Cpu,
+        budgets: Budgets,
+        progress: impl FnMut(usize, usize) + Send,
+    ) -> Result<Self> {
+        let base = &sources.base;
+        let weights = host.install(|| Weights::load(base, &device, sources.headroom, progress))?;
+        let model = Llama::bind(&device, base.config(), &weights)?;
+        let (compiled, uploaded) = (DeltaCache::new(budgets.host_bytes), DeltaCache::new(budgets.device_bytes));
+        Ok(Self { device, weights, model, compiled, uploaded })
+    }
+
+    /// Loads everything anew, on a device connected to anew. The old weights go first: there is never room for two.
+    pub(super) fn reload(&mut self, sources: &Sources, host: &Cpu) -> Result<()> {
+        self.weights = Weights::unusable();
+        self.compiled.clear();
+        self.uploaded.clear();
+        self.device.reopen()?;
+        self.weights = host.install(|| Weights::load(&sources.base, &self.device, sources.headroom, |_, _| ()))?;
+        self.model = Llama::bind(&self.device, sources.base.config(), &self.weights)?;
+        Ok(())
+    }
+
+    /// [`Error::Unusable`] unless the weights are what the ledger says, or what the device failed of.
+    pub(super) fn usable(&self) -> Result<()> {
+        self.device.check()?;
+        if self.weights.is_usable() { Ok(()) } else { Err(Error::Unusable) }
+    }
+
+    /// One node's deltas, read, compiled and moved to the device as far as they are not there.
+    pub(super) fn resident(
+        &mut self,
+        sources: &Sources,
+        host: &Cpu,
+        node: NodeId,
+        report: &mut SwitchReport,
+    ) -> Result<Resident<D>> {
+        let name = sources.tree.name(node);
+        let mut float = Arc::default();
+        if !self.compiled.contains(node) {
+            report.compiled.push(name.into());
+            float = sources.float_deltas(node)?;
+            self.untie_for(&float, sources)?;
+        }
+        let Self { device, weights, compiled, uploaded, .. } = self;
+        let compiled = compiled.get(node, || {
+            let deltas = host.install(|| weights.compile(&float)).map_err(|error| at(error, name))?;
+            let bytes = deltas.bytes();
+            Ok((Arc::new(deltas), bytes))
+        })?;
+        if D::HOST_MEMORY {
+            let on_device = Arc::new(device.upload_deltas(&compiled)?);
+            return Ok(Resident { node, compiled, on_device });
+        }
+        if !uploaded.contains(node) {
+            report.uploaded.push(name.into());
+        }
+        let on_device = uploaded.get(node, || {
+            let deltas = device.upload_deltas(&compiled)?;
+            let bytes = device.deltas_bytes(&deltas);
+            Ok((Arc::new(deltas), bytes))
+        })?;
+        Ok(Resident { node, compiled, on_device })
+    }
+
+    /// Moves deltas to the device ahead of the switch that needs them.
+    pub(super) fn finish_uploads(&self, nodes: &[Resident<D>]) -> Result<()> {
+        self.device.finish_uploads(&nodes.iter().map(|node| &*node.on_device).collect::<Vec<_>>())
+    }
+
+    /// Checks that the weights stay on the lattice at the end of `plan`.
+    pub(super) fn check_bounds(&self, sources: &Sources, plan: &SwitchPlan, resident: &[Resident<D>]) -> Result<()> {
+        let path = sources.tree.path_from_root(plan.target);
+        let path: Vec<_> = path.iter().map(|&node| &*find(resident, node).compiled).collect();
+        let movement = terms(plan, resident, |node| &*node.compiled);
+        self.weights.check_bounds(&self.device, sources.tree.name(plan.target), &path, &movement)
+    }
+
+    /// The pass over the weights.
+    pub(super) fn apply(&mut self, plan: &SwitchPlan, resident: &[Resident<D>]) -> Result<Touched> {
+        let (movement, on_device) =
+            (terms(plan, resident, |node| &*node.compiled), terms(plan, resident, |node| &*node.on_device));
+        self.weights.apply(&self.device, &movement, &on_device)
+    }
+
+    /// Drops what is over the budgets; `path` stays.
+    pub(super) fn evict(&mut self, path: &[NodeId]) {
+        self.compiled.evict(path);
+        self.uploaded.evict(path);
+    }
+
+    /// A tied head gets its own copy of the embedding the first time an adapter touches one of the two.
+    fn untie_for(&mut self, deltas: &AdapterDeltas, sources: &Sources) -> Result<()> {
+        let touches = deltas.keys().any(|name| [EMBEDDING, HEAD].contains(&name.as_str()));
+        if touches && self.weights.is_tied() {
+            self.weights.untie(&self.device)?;
+            self.model = Llama::bind(&self.device, sources.base.config(), &self.weights)?;
+        }
+        Ok(())
+    }
+}
+
+fn find<D: Compute>(resident: &[Resident<D>], node: NodeId) -> &Resident<D> {
+    resident.iter().find(|found| found.node == node).expect("every node of the plan was made resident")
+}
+
+/// What a plan moves, with its sign.
+fn terms<'a, D: Compute, T>(
+    plan: &SwitchPlan,
+    resident: &'a [Resident<D>],
+    of: impl Fn(&'a Resident<D>) -> &'a T,
+) -> Vec<(&'a T, Sign)> {
+    let left = plan.subtract.iter().map(|&node| (of(find(resident, node)), Sign::Subtract));
+    let entered = plan.add.iter().map(|&node| (of(find(resident, node)), Sign::Add));
+    left.chain(entered).collect()
+}
+
+/// Says which node a delta that does not fit belongs to.
+fn at(error: Error, name: &str) -> Error {
+    match error {
+        Error::Overflow { weight, row, needed, headroom, .. } => {
+            Error::Overflow { node: name.to_owned(), weight, row, needed, headroom }
+        }
+        other => other,
+    }
+}

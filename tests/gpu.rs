@@ -1,0 +1,188 @@
+//! A switch that is exact on the CPU drifts on a GPU whose compiler fuses, reorders or flushes what it likes; and a driver
+//! resets in the middle of the day. So everything the CPU promises is asked of the GPU too, bit for bit where bits are
+//! promised, on software Vulkan where there is no other: the same fingerprints at every node after any walk, the golden
+//! logits, and no answer from weights that nobody vouches for.
+#![cfg(feature = "gpu")]
+
+mod common;
+
+use common::golden::Golden;
+use common::made;
+use pleach::device::gpu::GpuOptions;
+use pleach::model::GenerateOptions;
+use pleach::runtime::{DeviceChoice, Prompt};
+use pleach::testing::{self, smollm2_base};
+use pleach::tree::{AdapterTree, NodeId};
+use pleach::{Error, Runtime};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const SWITCHES: usize = 10_000;
+const REAL_SWITCHES: usize = 200;
+/// Size of a made delta's entries, and the room for a path of them.
+const SIZE: f32 = 0.05;
+const HEADROOM: f32 = 4.0;
+
+/// Whether there is a GPU of any kind; says so, or fails in CI, where there is none.
+fn there_is_a_gpu() -> bool {
+    testing::gpu(&GpuOptions::default()).is_some()
+}
+
+fn made_runtime(dir: &std::path::Path, device: DeviceChoice) -> (Runtime, AdapterTree) {
+    let base = made::base(dir, &made::odd_model());
+    let tree = made::tree(&mut StdRng::seed_from_u64(7), &base, 16, SIZE);
+    let builder = Runtime::builder().base(dir).adapter_tree(tree.clone()).headroom(HEADROOM).device(device);
+    (builder.open().unwrap(), tree)
+}
+
+fn gpu(options: GpuOptions) -> DeviceChoice {
+    DeviceChoice::Gpu(options)
+}
+
+#[test]
+fn ten_thousand_switches_leave_every_bit_as_a_fresh_load_on_the_cpu_has_it() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut runtime, tree) = made_runtime(dir.path(), gpu(GpuOptions::default()));
+    let report = runtime.verify(SWITCHES, 1, 3, |_| ()).unwrap();
+    println!("{report:?}");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((report.compared, report.nodes_visited), (SWITCHES, tree.len()));
+    let (cpu, _) = made_runtime(dir.path(), DeviceChoice::Cpu);
+    assert_eq!(report.root_fingerprint, cpu.fingerprint().unwrap().to_hex().as_str());
+}
+
+#[test]
+fn the_smallest_gpu_there_can_be_has_the_same_bits() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = GpuOptions { minimal: true, max_binding_bytes: Some(4096), ..GpuOptions::default() };
+    let (mut runtime, _) = made_runtime(dir.path(), gpu(options));
+    let report = runtime.verify(300, 1, 5, |_| ()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn a_walk_over_the_real_tree_leaves_no_trace_and_little_memory() {
+    let Some(base) = smollm2_base().filter(|_| there_is_a_gpu()) else { return };
+    let mut runtime =
+        Runtime::builder().base(base).tree(Golden::load().tree).device(gpu(GpuOptions::default())).open().unwrap();
+    let weights = runtime.resident_parameters();
+    if let Some(bytes) = runtime.gpu().unwrap().allocated_bytes() {
+        let a_weight = bytes as f64 / weights as f64;
+        println!("{a_weight:.3} bytes a weight at the root");
+        assert!(a_weight <= 2.1, "{bytes} bytes for {weights} weights");
+    }
+    let report = runtime.verify(REAL_SWITCHES, 10, 1, |_| ()).unwrap();
+    println!("{report:?}");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.nodes_visited, runtime.tree().len());
+}
+
+/// Deltas that do not stay on the GPU are uploaded again, and are the same.
+#[test]
+fn a_small_budget_costs_uploads_and_no_bit() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let base = made::base(dir.path(), &made::odd_model());
+    let tree = made::tree(&mut StdRng::seed_from_u64(7), &base, 16, SIZE);
+    let builder = || Runtime::builder().base(dir.path()).adapter_tree(tree.clone()).headroom(HEADROOM);
+    let mut cpu = builder().open().unwrap();
+    let mut small = builder().device(gpu(GpuOptions::default())).device_delta_budget_bytes(0).open().unwrap();
+    let nodes: Vec<NodeId> = tree.nodes().collect();
+    let mut rng = StdRng::seed_from_u64(2);
+    let mut uploads = 0;
+    for _ in 0..100 {
+        let node = nodes[rng.random_range(0..nodes.len())];
+        cpu.switch_to_node(node).unwrap();
+        uploads += small.switch_to_node(node).unwrap().uploaded.len();
+        assert_eq!(small.fingerprint().unwrap(), cpu.fingerprint().unwrap());
+    }
+    assert!(uploads > nodes.len(), "{uploads} uploads");
+    assert_eq!(small.device_cache_stats().misses, uploads as u64);
+
+    let mut large = builder().device(gpu(GpuOptions::default())).open().unwrap();
+    let leaf = tree.leaves().max_by_key(|&leaf| tree.depth(leaf)).unwrap();
+    large.prefetch(tree.name(leaf)).unwrap();
+    let report = large.switch_to_node(leaf).unwrap();
+    assert!(report.compiled.is_empty() && report.uploaded.is_empty(), "{report:?}");
+    cpu.switch_to_node(leaf).unwrap();
+    assert_eq!(large.fingerprint().unwrap(), cpu.fingerprint().unwrap());
+}
+
+#[test]
+fn text_on_the_gpu_is_that_on_the_cpu() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut here, tree) = made_runtime(dir.path(), DeviceChoice::Cpu);
+    let (mut there, _) = made_runtime(dir.path(), gpu(GpuOptions::default()));
+    let prompt = Prompt::Tokens(vec![3, 1, 4, 1, 5, 9, 2, 6]);
+    for node in tree.nodes() {
+        here.switch_to_node(node).unwrap();
+        there.switch_to_node(node).unwrap();
+        let (a, b) = (here.score(&prompt).unwrap().logits, there.score(&prompt).unwrap().logits);
+        let norm = a.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let off = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        assert!(off <= 1e-4 * norm, "{}: {off} of {norm}", tree.name(node));
+        let options = GenerateOptions { max_tokens: 20, ignore_eos: true, ..GenerateOptions::default() };
+        let [a, b] = [&here, &there].map(|runtime| runtime.generate(&prompt, &options, |_| ()).unwrap().token_ids);
+        assert_eq!(a, b, "{}", tree.name(node));
+    }
+}
+
+#[test]
+fn a_lost_gpu_serves_nobody_until_the_weights_are_loaded_anew() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut runtime, tree) = made_runtime(dir.path(), gpu(GpuOptions::default()));
+    let root = runtime.fingerprint().unwrap();
+    let leaf = tree.leaves().next().unwrap();
+    runtime.switch_to_node(leaf).unwrap();
+    let at_leaf = runtime.fingerprint().unwrap();
+    let prompt = Prompt::Tokens(vec![1, 2, 3]);
+    let scores = runtime.score(&prompt).unwrap();
+
+    runtime.gpu().unwrap().lose();
+    let failed = |result: pleach::Result<()>| {
+        let Err(error) = result else { panic!("an answer from a lost GPU") };
+        assert!(matches!(error, Error::DeviceFailed { .. } | Error::Unusable), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("restore"), "it says what to do: {text}");
+    };
+    failed(runtime.score(&prompt).map(drop));
+    failed(runtime.switch_to("/").map(drop));
+    failed(runtime.fingerprint().map(drop));
+    failed(
+        runtime.generate(&prompt, &GenerateOptions { max_tokens: 3, ..GenerateOptions::default() }, |_| ()).map(drop),
+    );
+    failed(runtime.prefetch(tree.name(leaf)));
+
+    runtime.restore().unwrap();
+    assert_eq!((runtime.current(), runtime.fingerprint().unwrap()), ("/", root));
+    runtime.switch_to_node(leaf).unwrap();
+    assert_eq!(runtime.fingerprint().unwrap(), at_leaf);
+    assert_eq!(runtime.score(&prompt).unwrap(), scores);
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_with_what_is() {
+    for choice in ["gpu:99", "gpu:no such card"] {
+        let dir = tempfile::tempdir().unwrap();
+        made::base(dir.path(), &made::odd_model());
+        let error = Runtime::builder().base(dir.path()).device(choice.parse().unwrap()).open().map(drop).unwrap_err();
+        assert!(matches!(error, Error::NoSuchDevice { .. }), "{error}");
+    }
+    for wrong in ["", "tpu", "cpu:1", "auto:gpu"] {
+        assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
+    }
+}

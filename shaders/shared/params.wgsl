@@ -4,3 +4,45 @@ struct SiluMulParams {
     // Values.
     len: u32,
 }
+
+struct RmsNormParams {
+    rows: u32,
+    // Values in a row.
+    width: u32,
+    eps: f32,
+}
+
+struct RotateAppendParams {
+    // Place of the rows' slots and positions.
+    words: u32,
+    rows: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    // Positions of one slot.
+    capacity: u32,
+}
+
+struct AttentionParams {
+    // Place of the quads: slot, position and row of the span's first token, first query, queries of the span.
+    words: u32,
+    quads: u32,
+    // Workgroups that share the positions of a quad.
+    parts: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    // Positions of one slot.
+    capacity: u32,
+    // Tokens that a query sees.
+    window: u32,
+    // 1 / sqrt(head_dim)
+    scale: f32,
+}
+
+struct ChooseParams {
+    // Place of the rows' choices.
+    words: u32,
+    rows: u32,
+    vocab_size: u32,
+}

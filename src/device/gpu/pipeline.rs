@@ -21,7 +21,7 @@ macro_rules! shaders {
     };
 }
 
-shaders!["silu_mul"];
+shaders!["silu_mul", "rms_norm", "rotate_append", "attention", "choose"];
 
 /// A compiled shader with the layout of what it binds.
 pub(super) struct Pipeline {

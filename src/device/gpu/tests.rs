@@ -1,5 +1,6 @@
 //! The shaders: checked as text without a GPU, then run, on a software adapter if there is no other.
 
+mod attend;
 mod layout;
 
 use super::*;

@@ -1,14 +1,14 @@
-// Chooses a token from each row of logits, one workgroup a row. Twin: device/cpu/choose.rs.
+// Draws a token from each row of logits, one workgroup a row, where `likeliest` has been before. Twin: device/cpu/choose.rs.
 //
 // Tokens are ranked by `key`, the order of their logits as integers, and among equals by id. The tokens that top-k and
 // top-p keep are those with a key above `threshold`, and of those at it the ones up to id `last`. The threshold is found
 // by a search over keys that divides the range by 16 in a pass. Every sum is made in an order fixed by the vocabulary.
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
-// Of each row: the token, the lowest id whose logit is not finite (or 0xffffffff), that logit.
+// Of each row: the token (the likeliest one before), and two words that are left as they are.
 @group(0) @binding(1) var<storage, read_write> results: array<u32>;
 @group(1) @binding(0) var<uniform> params: ChooseParams;
-// Of each row: temperature, top-k (0: all), top-p (1: all), random number.
+// Of each row: temperature (0: the likeliest), top-k (0: all), top-p (1: all), random number.
 @group(1) @binding(1) var<storage, read> words: array<u32>;
 
 const THREADS = 256u;
@@ -21,9 +21,6 @@ const AT_THRESHOLD = 2u;
 var<workgroup> scratch: array<f32, 1024>;
 var<workgroup> sums: array<f32, 256>;
 var<workgroup> totals: array<f32, 16>;
-var<workgroup> keys: array<u32, 256>;
-var<workgroup> ids: array<u32, 256>;
-var<workgroup> bad: atomic<u32>;
 var<workgroup> picked: u32;
 
 var<private> t: u32;
@@ -184,41 +181,6 @@ fn pick(count: u32, amount: f32) -> vec2<f32> {
     return found;
 }
 
-// The likeliest token, and the lowest id of a logit that is not finite.
-fn look() {
-    var key = 0u;
-    var id = 0u;
-    var first_bad = NONE;
-    for (var i = t; i < params.vocab_size; i += THREADS) {
-        let here = key_of(logits[row + i]);
-        if (bitcast<u32>(logits[row + i]) & 0x7f800000u) == 0x7f800000u {
-            first_bad = min(first_bad, i);
-        } else if here > key {
-            key = here;
-            id = i;
-        }
-    }
-    if t == 0u {
-        atomicStore(&bad, NONE);
-    }
-    keys[t] = key;
-    ids[t] = id;
-    workgroupBarrier();
-    atomicMin(&bad, first_bad);
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-        if t < half {
-            let other = keys[t + half];
-            if other > keys[t] || (other == keys[t] && ids[t + half] < ids[t]) {
-                keys[t] = other;
-                ids[t] = ids[t + half];
-            }
-        }
-        workgroupBarrier();
-    }
-    best_key = keys[0];
-    best = logits[row + ids[0]];
-}
-
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -232,35 +194,33 @@ fn main(
     let at = params.words + 4u * index;
     let top_k = words[at + 1u];
     let top_p = bitcast<f32>(words[at + 2u]);
+    temperature = bitcast<f32>(words[at]);
+    if temperature == 0.0 {
+        return;
+    }
     t = invocation;
     row = index * params.vocab_size;
-    temperature = bitcast<f32>(words[at]);
+    best = logits[row + results[3u * index]];
+    best_key = key_of(best);
     threshold = 0u;
     last = NONE;
-    look();
-    var token = ids[0];
-    if words[at] != 0u {
-        if top_k != 0u {
-            let above = search(COUNT, f32(top_k));
-            last = walk(AT_THRESHOLD, 0.0, f32(top_k) - above - 0.5);
-        }
-        if top_p < 1.0 {
-            sum_from(WEIGHT, 0u, 0u);
-            let enough = top_p * totals[0];
-            let kept = threshold;
-            let kept_last = last;
-            let above = search(WEIGHT, enough);
-            last = select(NONE, kept_last, threshold == kept);
-            // Equals have one weight: so many of them are needed.
-            let each = summand(WEIGHT, 0u, logit_of(threshold), threshold);
-            last = walk(AT_THRESHOLD, 0.0, ceil((enough - above) / each) - 0.5);
-        }
-        token = walk(WEIGHT, bitcast<f32>(words[at + 3u]), 0.0);
+    if top_k != 0u {
+        let above = search(COUNT, f32(top_k));
+        last = walk(AT_THRESHOLD, 0.0, f32(top_k) - above - 0.5);
     }
+    if top_p < 1.0 {
+        sum_from(WEIGHT, 0u, 0u);
+        let enough = top_p * totals[0];
+        let kept = threshold;
+        let kept_last = last;
+        let above = search(WEIGHT, enough);
+        last = select(NONE, kept_last, threshold == kept);
+        // Equals have one weight: so many of them are needed.
+        let each = summand(WEIGHT, 0u, logit_of(threshold), threshold);
+        last = walk(AT_THRESHOLD, 0.0, ceil((enough - above) / each) - 0.5);
+    }
+    let token = walk(WEIGHT, bitcast<f32>(words[at + 3u]), 0.0);
     if t == 0u {
-        let first_bad = atomicLoad(&bad);
         results[3u * index] = token;
-        results[3u * index + 1u] = first_bad;
-        results[3u * index + 2u] = bitcast<u32>(logits[row + min(first_bad, params.vocab_size - 1u)]);
     }
 }

@@ -5,11 +5,10 @@
 
 use wgpu::BufferUsages;
 
-use super::compute::word;
 use super::context::Slice;
 use super::params::{AttentionParams, RotateAppendParams};
 use super::pipeline::Kernel;
-use super::{Gpu, lock};
+use super::{Gpu, lock, word};
 use crate::device::compute::{Attention, Heads, Span};
 use crate::{Error, Result};
 

@@ -1,14 +1,13 @@
-//! Choosing tokens where the logits are. Twin: `device/cpu/choose.rs`; shader `choose`.
+//! Choosing tokens where the logits are. Twin: `device/cpu/choose.rs`; shaders `likeliest` and `choose`.
 //!
 //! **Invariant:** a token comes from finite logits only, and no logit leaves the device.
 
 use wgpu::BufferUsages;
 
-use super::compute::word;
 use super::context::Slice;
 use super::params::ChooseParams;
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer};
+use super::{Gpu, GpuBuffer, word};
 use crate::device::Choice;
 use crate::{Error, Result};
 
@@ -40,7 +39,10 @@ impl Gpu {
                 ChooseParams { words: pending.words(&words), rows: word(choices.len()), vocab_size: word(vocab_size) };
             let grid = self.context.grid(choices.len());
             let buffers = [logits.slice(), results.clone()];
-            pending.dispatch(&self.context, &Kernel::new("choose"), buffers, &params, grid);
+            pending.dispatch(&self.context, &Kernel::new("likeliest"), buffers.clone(), &params, grid);
+            if choices.iter().any(|choice| choice.temperature != 0.0) {
+                pending.dispatch(&self.context, &Kernel::new("choose"), buffers, &params, grid);
+            }
         }
         let bytes = self.run_pending(&[results])?.bytes;
         let results: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);

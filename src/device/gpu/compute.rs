@@ -6,14 +6,9 @@ use super::attention::GpuKvLayer;
 use super::context::Slice;
 use super::params::{RmsNormParams, SiluMulParams};
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer, GpuMatrix};
+use super::{Gpu, GpuBuffer, GpuMatrix, embed, matmul, word};
 use crate::Result;
 use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
-
-/// A number that shaders count with.
-pub(super) fn word(n: usize) -> u32 {
-    u32::try_from(n).expect("a binding holds less than 2^32 values")
-}
 
 impl Compute for Gpu {
     type KvLayer = GpuKvLayer;
@@ -50,7 +45,9 @@ impl Compute for Gpu {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    fn embed(&self, _table: &GpuMatrix, _tokens: &[u32], _out: &mut GpuBuffer) {}
+    fn embed(&self, table: &GpuMatrix, tokens: &[u32], out: &mut GpuBuffer) {
+        embed::embed(self, table, tokens, out);
+    }
 
     fn rms_norm(&self, x: &GpuBuffer, weight: &GpuBuffer, eps: f32, rows: usize, out: &mut GpuBuffer) {
         let params = RmsNormParams { rows: word(rows), width: word(weight.len), eps };
@@ -58,7 +55,9 @@ impl Compute for Gpu {
         self.pending().dispatch(&self.context, &Kernel::new("rms_norm"), buffers, &params, self.context.grid(rows));
     }
 
-    fn matmul<const N: usize>(&self, _x: &GpuBuffer, _rows: usize, _products: [Product<'_, Self>; N]) {}
+    fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
+        matmul::matmul(self, &matmul::Tiling::of(rows), x, rows, &products);
+    }
 
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {
         self.attend(attention, spans);

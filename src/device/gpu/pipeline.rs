@@ -21,7 +21,19 @@ macro_rules! shaders {
     };
 }
 
-shaders!["silu_mul", "rms_norm", "rotate_append", "attention", "choose"];
+shaders![
+    "silu_mul",
+    "embed",
+    "matmul",
+    "matvec",
+    "naive/matmul",
+    "naive/matvec",
+    "rms_norm",
+    "rotate_append",
+    "attention",
+    "likeliest",
+    "choose",
+];
 
 /// A compiled shader with the layout of what it binds.
 pub(super) struct Pipeline {

@@ -1,5 +1,7 @@
 //! Every operation of a forward pass but the products, against the CPU's.
 
+#![allow(clippy::cast_possible_truncation, reason = "test code")]
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

@@ -62,7 +62,11 @@ impl Source {
 
     /// Whether it is compiled for tests alone.
     fn is_test(&self) -> bool {
-        !self.path.starts_with("src/") || self.path.ends_with("tests.rs") || self.path == "src/model/testing.rs"
+        let path = &self.path;
+        !path.starts_with("src/")
+            || path.ends_with("tests.rs")
+            || path.contains("/tests/")
+            || path == "src/model/testing.rs"
     }
 
     /// The library's module it belongs to; none for the crate's root and the command line.

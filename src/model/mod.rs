@@ -8,7 +8,7 @@ mod llama;
 mod rope;
 mod sampling;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::WeightName;
 use crate::base::{ModelConfig, RopeScaling};
-use crate::device::cpu::{Cpu, FloatBuffer};
+use crate::device::Device;
 use crate::lattice::LatticeMatrix;
 use crate::weights::Weights;
 
@@ -89,9 +89,11 @@ impl TinyModel {
         Self { config, matrices, vectors }
     }
 
-    pub(crate) fn weights(&self) -> Weights<Cpu> {
-        let matrices = self.matrices.iter().map(|(name, matrix)| (WeightName::new(name), matrix.clone()));
-        let vectors = self.vectors.iter().map(|(name, v)| (WeightName::new(name), FloatBuffer::from(&v[..])));
+    pub(crate) fn weights<D: Device>(&self, device: &D) -> Weights<D> {
+        let matrix = |matrix: &LatticeMatrix| device.upload_matrix(matrix.clone()).expect("room");
+        let vector = |vector: &Vec<f32>| device.upload_buffer(vector.clone()).expect("room");
+        let matrices = self.matrices.iter().map(|(name, values)| (WeightName::new(name), matrix(values)));
+        let vectors = self.vectors.iter().map(|(name, values)| (WeightName::new(name), vector(values)));
         Weights::from_parts(matrices, vectors)
     }
 

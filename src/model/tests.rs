@@ -19,7 +19,7 @@ struct Runner {
 
 impl Runner {
     fn new(model: &TinyModel, cpu: Cpu) -> Self {
-        let weights = model.weights();
+        let weights = model.weights(&cpu);
         let model = Llama::bind(&cpu, &model.config, &weights).expect("a whole model");
         Self { cpu, weights, model }
     }
@@ -213,7 +213,7 @@ fn incomplete_or_misshapen_weights_are_refused_by_name() {
     let bind = |change: &dyn Fn(&mut TinyModel)| {
         let mut model = TinyModel::random(tiny_config(), &["q_proj"], 1);
         change(&mut model);
-        Llama::bind(&cpu, &model.config, &model.weights()).err().expect("refused")
+        Llama::bind(&cpu, &model.config, &model.weights(&cpu)).err().expect("refused")
     };
     let name = "model.layers.1.mlp.down_proj.weight";
     let error = bind(&|m| drop(m.matrices.remove(name)));

@@ -2,15 +2,13 @@
 
 use std::ops::Range;
 
+use super::attention::GpuKvLayer;
 use super::context::Slice;
-use super::params::SiluMulParams;
+use super::params::{RmsNormParams, SiluMulParams};
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer, GpuMatrix};
+use super::{Gpu, GpuBuffer, GpuMatrix, embed, matmul, word};
 use crate::Result;
 use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
-
-/// Keys and values of one layer.
-pub struct GpuKvLayer {}
 
 impl Compute for Gpu {
     type KvLayer = GpuKvLayer;
@@ -29,11 +27,11 @@ impl Compute for Gpu {
 
     fn alloc(&self, len: usize) -> Result<GpuBuffer> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        Ok(GpuBuffer { buffer: self.context.buffer("activations", len as u64 * 4, usage)?, len })
+        Ok(GpuBuffer { buffer: self.context.bound_buffer("activations", len as u64 * 4, usage)?, len })
     }
 
-    fn alloc_kv(&self, _heads: Heads, _slots: usize, _capacity: usize) -> Result<GpuKvLayer> {
-        Ok(GpuKvLayer {})
+    fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<GpuKvLayer> {
+        GpuKvLayer::new(self, heads, slots, capacity)
     }
 
     fn write(&self, values: &[f32], out: &mut GpuBuffer) {
@@ -43,20 +41,30 @@ impl Compute for Gpu {
 
     fn read(&self, buffer: &GpuBuffer, range: Range<usize>) -> Result<Vec<f32>> {
         let slice = Slice::of(&buffer.buffer, range.start as u64 * 4..range.end as u64 * 4);
-        let bytes = self.context.run(self.take_pending(), &[slice])?.bytes;
+        let bytes = self.run_pending(&[slice])?.bytes;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    fn embed(&self, _table: &GpuMatrix, _tokens: &[u32], _out: &mut GpuBuffer) {}
+    fn embed(&self, table: &GpuMatrix, tokens: &[u32], out: &mut GpuBuffer) {
+        embed::embed(self, table, tokens, out);
+    }
 
-    fn rms_norm(&self, _x: &GpuBuffer, _weight: &GpuBuffer, _eps: f32, _rows: usize, _out: &mut GpuBuffer) {}
+    fn rms_norm(&self, x: &GpuBuffer, weight: &GpuBuffer, eps: f32, rows: usize, out: &mut GpuBuffer) {
+        let params = RmsNormParams { rows: word(rows), width: word(weight.len), eps };
+        let buffers = [x.slice(), weight.slice(), out.slice()];
+        self.pending().dispatch(&self.context, &Kernel::new("rms_norm"), buffers, &params, self.context.grid(rows));
+    }
 
-    fn matmul<const N: usize>(&self, _x: &GpuBuffer, _rows: usize, _products: [Product<'_, Self>; N]) {}
+    fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
+        matmul::matmul(self, &matmul::Tiling::of(rows), x, rows, &products);
+    }
 
-    fn attention(&self, _attention: Attention<'_, Self>, _spans: &[Span]) {}
+    fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {
+        self.attend(attention, spans);
+    }
 
     fn silu_mul(&self, gate: &mut GpuBuffer, up: &GpuBuffer, len: usize) {
-        let params = SiluMulParams { len: u32::try_from(len).expect("a buffer holds less than 2^32 values") };
+        let params = SiluMulParams { len: word(len) };
         let buffers = [gate.slice(), up.slice()];
         self.pending().dispatch(
             &self.context,
@@ -67,9 +75,18 @@ impl Compute for Gpu {
         );
     }
 
-    fn select_rows(&self, _x: &GpuBuffer, _rows: &[usize], _width: usize, _out: &mut GpuBuffer) {}
+    fn select_rows(&self, x: &GpuBuffer, rows: &[usize], width: usize, out: &mut GpuBuffer) {
+        let stretch = |row: usize, count: usize| (row * width * 4) as u64..((row + count) * width * 4) as u64;
+        let mut pending = self.pending();
+        let mut at = 0;
+        for rows in rows.chunk_by(|a, b| a + 1 == *b) {
+            let from = Slice::of(&x.buffer, stretch(rows[0], rows.len()));
+            pending.copy(from, Slice::of(&out.buffer, stretch(at, rows.len())));
+            at += rows.len();
+        }
+    }
 
-    fn choose(&self, _logits: &GpuBuffer, _vocab_size: usize, _choices: &[Choice]) -> Result<Vec<u32>> {
-        Ok(Vec::new())
+    fn choose(&self, logits: &GpuBuffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>> {
+        self.choose_tokens(logits, vocab_size, choices)
     }
 }

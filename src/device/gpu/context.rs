@@ -144,6 +144,18 @@ impl Context {
         }
     }
 
+    /// The same, for a buffer that a shader sees whole.
+    ///
+    /// # Errors
+    /// Besides, when one binding cannot reach so much.
+    pub(super) fn bound_buffer(&self, label: &str, bytes: u64, usage: BufferUsages) -> Result<wgpu::Buffer> {
+        let limit = self.device.limits().max_storage_buffer_binding_size;
+        if bytes > limit {
+            return Err(Error::DeviceLimit { what: label.to_owned(), bytes, limit });
+        }
+        self.buffer(label, bytes, usage)
+    }
+
     /// A buffer with the given contents that shaders read and write, and that can be copied from and to.
     pub(super) fn storage(&self, label: &str, contents: &[u8]) -> Result<wgpu::Buffer> {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;

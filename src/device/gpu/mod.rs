@@ -3,12 +3,18 @@
 //! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for bit.
 
 mod adapter;
+mod attention;
 mod ceiling;
+mod choose;
 mod compute;
 mod context;
 mod delta_apply;
+mod embed;
 mod fingerprint;
+mod matmul;
 mod matrix;
+#[doc(hidden)]
+pub mod naive;
 mod params;
 mod pipeline;
 mod steps;
@@ -27,7 +33,7 @@ use crate::Result;
 use crate::device::{Device, PassTimes};
 use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
 use context::{Context, Slice};
-use steps::Steps;
+use steps::{Finished, Steps};
 
 /// One GPU.
 pub struct Gpu {
@@ -35,6 +41,10 @@ pub struct Gpu {
     options: GpuOptions,
     /// What was asked for and not handed over yet: computing waits for the first read.
     pending: Mutex<Steps>,
+    /// Held while work is handed over: what is asked for first is done first, whichever thread asks.
+    turn: Mutex<()>,
+    /// What attention leaves between its two passes over long contexts, grown with the largest cache.
+    partials: Mutex<Option<wgpu::Buffer>>,
 }
 
 /// f32 values on a GPU.
@@ -49,6 +59,11 @@ impl GpuBuffer {
     }
 }
 
+/// A count as shaders take it.
+fn word(count: usize) -> u32 {
+    u32::try_from(count).expect("a buffer holds less than 2^32 values")
+}
+
 impl Gpu {
     /// Opens a GPU.
     ///
@@ -56,7 +71,13 @@ impl Gpu {
     /// [`NoSuchDevice`](crate::Error::NoSuchDevice) when there is none of that choice,
     /// [`DeviceFailed`](crate::Error::DeviceFailed) when it cannot be opened.
     pub fn open(options: &GpuOptions) -> Result<Self> {
-        Ok(Self { context: Context::open(options)?, options: options.clone(), pending: Mutex::default() })
+        Ok(Self {
+            context: Context::open(options)?,
+            options: options.clone(),
+            pending: Mutex::default(),
+            turn: Mutex::default(),
+            partials: Mutex::default(),
+        })
     }
 
     /// What the GPU calls itself.
@@ -76,13 +97,19 @@ impl Gpu {
     }
 
     fn pending(&self) -> MutexGuard<'_, Steps> {
-        self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.pending)
     }
 
-    /// Takes what is not handed over yet.
-    fn take_pending(&self) -> Steps {
-        std::mem::take(&mut *self.pending())
+    /// Hands over what is pending, waits, and copies `reads` back.
+    fn run_pending(&self, reads: &[Slice]) -> Result<Finished> {
+        let _turn = lock(&self.turn);
+        let steps = std::mem::take(&mut *self.pending());
+        self.context.run(steps, reads)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Drop for Gpu {
@@ -143,7 +170,7 @@ impl Device for Gpu {
     }
 
     fn delta_apply(&self, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
-        self.context.run(self.take_pending(), &[])?;
+        self.run_pending(&[])?;
         delta_apply::delta_apply(&self.context, matrices, terms)
     }
 

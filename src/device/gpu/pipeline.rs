@@ -21,7 +21,20 @@ macro_rules! shaders {
     };
 }
 
-shaders!["ceiling", "silu_mul"];
+shaders![
+    "ceiling",
+    "silu_mul",
+    "embed",
+    "matmul",
+    "matvec",
+    "naive/matmul",
+    "naive/matvec",
+    "rms_norm",
+    "rotate_append",
+    "attention",
+    "likeliest",
+    "choose",
+];
 
 /// A compiled shader with the layout of what it binds.
 pub(super) struct Pipeline {

@@ -21,6 +21,8 @@ pub(super) struct Steps {
     params: Vec<u8>,
     /// Words of the work: tokens, spans, segments.
     words: Vec<u32>,
+    /// Those of them that were last shared.
+    shared: std::ops::Range<usize>,
 }
 
 enum Step {
@@ -58,6 +60,15 @@ impl Steps {
         let at = self.words.len();
         self.words.extend_from_slice(words);
         u32::try_from(at).expect("less than 16 GiB of parameters")
+    }
+
+    /// The same, but words equal to those last shared are not appended again: the layers of one pass have the same spans.
+    pub(super) fn shared_words(&mut self, words: &[u32]) -> u32 {
+        if self.words[self.shared.clone()] != *words {
+            self.shared = self.words.len()..self.words.len() + words.len();
+            self.words.extend_from_slice(words);
+        }
+        u32::try_from(self.shared.start).expect("less than 16 GiB of parameters")
     }
 
     /// Appends a dispatch of `groups` workgroups: `buffers` are group 0 in order, `params` the uniform of group 1.

@@ -1,6 +1,9 @@
 //! The shaders: checked as text without a GPU, then run, on a software adapter if there is no other.
 
+mod attend;
+mod forward;
 mod layout;
+mod matmul;
 
 use super::*;
 use crate::device::Compute;

@@ -1,0 +1,108 @@
+//! The whole model on the GPU, against its textbook form and against the CPU.
+
+#![allow(clippy::cast_possible_truncation, reason = "test code")]
+
+use crate::base::{ModelConfig, RopeScaling};
+use crate::device::cpu::Cpu;
+use crate::device::gpu::GpuOptions;
+use crate::device::{Choice, Compute};
+use crate::model::testing::{TinyModel, tiny_config};
+use crate::model::{Batch, KvCache, Llama, Sequence, Want};
+use crate::testing::gpu;
+
+fn tokens(count: usize, seed: usize) -> Vec<u32> {
+    (0..count).map(|i| ((i * 17 + seed * 29 + i * i % 7) % 50) as u32).collect()
+}
+
+/// Logits of every token of two ragged sequences, by prefill and then token by token.
+fn logits<D: Compute>(device: &D, model: &TinyModel, inputs: [&[u32]; 2], ahead: [usize; 2]) -> [Vec<Vec<f32>>; 2] {
+    let weights = model.weights(device);
+    let llama = Llama::bind(device, &model.config, &weights).unwrap();
+    let mut cache = KvCache::new(device, &model.config, 3, 200, [7; 32]).unwrap();
+    let mut found = [Vec::new(), Vec::new()];
+    let mut fed = [0, 0];
+    let mut next = ahead;
+    while fed != next {
+        let picked: Vec<usize> = [0, 1].into_iter().filter(|&i| next[i] > fed[i]).collect();
+        let sequence = |&i: &usize| Sequence { slot: 2 * i, tokens: &inputs[i][fed[i]..next[i]], want: Want::All };
+        let sequences: Vec<Sequence<'_>> = picked.iter().map(sequence).collect();
+        let batch = Batch { sequences: &sequences, owner: [7; 32] };
+        let logits = llama.forward(device, &weights, &mut cache, &batch).unwrap();
+        for (at, &i) in picked.iter().enumerate() {
+            found[i].extend(logits.sequence(at).map(<[f32]>::to_vec));
+        }
+        fed = next;
+        next = [0, 1].map(|i| inputs[i].len().min(fed[i] + 1));
+    }
+    found
+}
+
+#[test]
+fn logits_equal_the_textbook_and_the_cpu_for_every_family() {
+    let base = ModelConfig { max_position_embeddings: 200, ..tiny_config() };
+    let qwen = ["q_proj", "k_proj", "v_proj"];
+    let cases: [(&str, ModelConfig, &[&str]); 5] = [
+        ("llama", base.clone(), &[]),
+        ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
+        ("mistral", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
+        ("qwen2", ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() }, &qwen),
+        ("all biases", ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base }, &["proj"]),
+    ];
+    // A device of the smallest limits whose matrices must be split, and one as it is.
+    for options in
+        [GpuOptions { minimal: true, max_binding_bytes: Some(1024), ..GpuOptions::default() }, GpuOptions::default()]
+    {
+        let (Some(gpu), cpu) = (gpu(&options), Cpu::new(Some(1)).unwrap()) else { return };
+        for (name, config, biased) in &cases {
+            let model = TinyModel::random(config.clone(), biased, 3);
+            let inputs = [tokens(150, 1), tokens(23, 2)];
+            let inputs = [&inputs[0][..], &inputs[1][..]];
+            let found = logits(&gpu, &model, inputs, [140, 20]);
+            let on_cpu = logits(&cpu, &model, inputs, [140, 20]);
+            for (i, input) in inputs.into_iter().enumerate() {
+                let expected = model.reference(input);
+                let size = expected.iter().flatten().fold(0f64, |size, x| size.max(x.abs()));
+                assert_eq!([found[i].len(), on_cpu[i].len()], [input.len(); 2]);
+                for (position, expected) in expected.iter().enumerate() {
+                    for (token, expected) in expected.iter().enumerate() {
+                        let [found, on_cpu] = [&found, &on_cpu].map(|logits| f64::from(logits[i][position][token]));
+                        let error = (found - expected).abs().max((found - on_cpu).abs()) / size;
+                        assert!(error < 2e-5, "{name} {i} position {position}: {found}, not {expected} or {on_cpu}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_generated_on_the_gpu_are_the_cpus() {
+    let Some(gpu) = gpu(&GpuOptions::default()) else { return };
+    let model = TinyModel::random(tiny_config(), &[], 1);
+    fn run<D: Compute>(device: &D, model: &TinyModel) -> Vec<Vec<u32>> {
+        let weights = model.weights(device);
+        let llama = Llama::bind(device, &model.config, &weights).unwrap();
+        let mut cache = KvCache::new(device, &model.config, 2, 100, [7; 32]).unwrap();
+        let mut texts = vec![tokens(9, 1), tokens(4, 2)];
+        // A prefill that wants no logits.
+        let ahead = Sequence { slot: 0, tokens: &texts[0][..5], want: Want::Nothing };
+        let batch = Batch { sequences: &[ahead], owner: [7; 32] };
+        assert_eq!(llama.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(), 0);
+        let mut fed = [5, 0];
+        for turn in 0..20 {
+            let sequence = |slot: usize| Sequence { slot, tokens: &texts[slot][fed[slot]..], want: Want::Last };
+            let sequences = [sequence(0), sequence(1)];
+            let batch = Batch { sequences: &sequences, owner: [7; 32] };
+            let greedy = Choice { temperature: 0.0, top_k: None, top_p: None, random: 0.0 };
+            let sampled =
+                Choice { temperature: 1.0, top_k: Some(20), top_p: Some(0.9), random: f64::from(turn) / 20.3 };
+            let next = llama.next_tokens(device, &weights, &mut cache, &batch, &[greedy, sampled]).unwrap();
+            for (slot, token) in next.into_iter().enumerate() {
+                fed[slot] = texts[slot].len();
+                texts[slot].push(token);
+            }
+        }
+        texts
+    }
+    assert_eq!(run(&gpu, &model), run(&Cpu::new(Some(1)).unwrap(), &model));
+}

@@ -6,8 +6,10 @@ mod adapter;
 mod compute;
 mod context;
 mod delta_apply;
+mod deltas;
 mod fingerprint;
 mod matrix;
+mod naive;
 mod params;
 mod pipeline;
 mod steps;
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use adapter::{GpuChoice, GpuInfo, list};
 pub use context::GpuOptions;
-pub use delta_apply::GpuDeltas;
+pub use deltas::GpuDeltas;
 pub use matrix::GpuMatrix;
 pub use pipeline::SHADERS;
 
@@ -26,6 +28,7 @@ use crate::Result;
 use crate::device::{Device, PassTimes};
 use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
 use context::{Context, Slice};
+use delta_apply::{Pass, delta_apply};
 use steps::Steps;
 
 /// One GPU.
@@ -126,7 +129,7 @@ impl Device for Gpu {
     }
 
     fn finish_uploads(&self, deltas: &[&GpuDeltas]) -> Result<()> {
-        delta_apply::finish_uploads(&self.context, deltas)
+        deltas::finish_uploads(&self.context, deltas)
     }
 
     fn read_matrix(&self, matrix: &GpuMatrix) -> Result<LatticeMatrix> {
@@ -138,8 +141,7 @@ impl Device for Gpu {
     }
 
     fn delta_apply(&self, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
-        self.context.run(self.take_pending(), &[])?;
-        delta_apply::delta_apply(&self.context, matrices, terms)
+        delta_apply(&self.context, self.take_pending(), matrices, terms, Pass::Fused)
     }
 
     fn fingerprint(&self, matrices: &[&GpuMatrix]) -> Result<Vec<blake3::Hash>> {

@@ -21,7 +21,7 @@ macro_rules! shaders {
     };
 }
 
-shaders!["silu_mul"];
+shaders!["silu_mul", "delta_apply", "delta_dense", "delta_sparse", "fingerprint", "naive/delta_apply",];
 
 /// A compiled shader with the layout of what it binds.
 pub(super) struct Pipeline {

@@ -34,6 +34,8 @@ enum Step {
         from: Slice,
         to: Slice,
     },
+    /// Says that a buffer will be read by dispatches from here on.
+    Ready(wgpu::Buffer),
     /// Copies words of the work.
     Words {
         first: usize,
@@ -88,6 +90,12 @@ impl Steps {
         if from.len() > 0 {
             self.steps.push(Step::Copy { from, to });
         }
+    }
+
+    /// Says that dispatches will read `buffer` from here on: those to come wait for the copies so far, and for none that
+    /// are appended between here and them.
+    pub(super) fn ready(&mut self, buffer: &wgpu::Buffer) {
+        self.steps.push(Step::Ready(buffer.clone()));
     }
 
     /// Appends a copy of host values to a buffer, in its place in the order.
@@ -182,6 +190,12 @@ impl Context {
                             Step::Words { first, to } => {
                                 let start = 4 * *first as u64;
                                 (Slice::of(&words, start..start + to.len()), to)
+                            }
+                            Step::Ready(buffer) => {
+                                let state = wgpu::BufferUses::STORAGE_READ_ONLY;
+                                let ready = wgpu::BufferTransition { buffer, state };
+                                encoder.transition_resources(std::iter::once(ready), std::iter::empty());
+                                continue;
                             }
                             Step::Dispatch { .. } => unreachable!("stretches are of one kind"),
                         };

@@ -36,8 +36,12 @@ fn every_shader_is_valid_without_any_optional_capability() {
 
 #[test]
 fn every_file_in_the_folder_is_a_known_shader() {
-    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut files: Vec<_> = files.filter_map(|name| Some(name.strip_suffix(".wgsl")?.to_owned())).collect();
+    let shaders_in = |prefix: &str| {
+        let entries = std::fs::read_dir(folder().join(prefix)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter_map(|name| Some(format!("{prefix}{}", name.strip_suffix(".wgsl")?))).collect::<Vec<_>>()
+    };
+    let mut files = [shaders_in(""), shaders_in("naive/")].concat();
     files.sort();
     let mut known: Vec<_> = SHADERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     known.sort();

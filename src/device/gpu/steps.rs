@@ -146,9 +146,11 @@ impl Context {
             let sender = sender.clone();
             buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         }
+        drop(sender);
         self.wait()?;
         for _ in &mapped {
-            let result = receiver.try_recv().map_err(|error| self.failed(error.to_string()))?;
+            // Another thread that waits may be the one that is told.
+            let result = receiver.recv().map_err(|error| self.failed(error.to_string()))?;
             result.map_err(|error| self.failed(error.to_string()))?;
         }
         let view = |buffer: &wgpu::Buffer| {

@@ -43,6 +43,8 @@ pub(super) struct Context {
     fault: Arc<Mutex<Option<String>>>,
     /// Largest binding that is used.
     pub(super) max_binding: u64,
+    /// Room for what a pass reads beside the weights.
+    scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
 }
 
 /// A stretch of a buffer.
@@ -104,7 +106,15 @@ impl Context {
         let max_binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let max_binding = options.max_binding_bytes.map_or(max_binding, |asked| asked.min(max_binding));
         let pipelines = Pipelines::new(&device, &adapter.get_info(), options.pipeline_cache.as_deref());
-        Ok(Self { device, queue, info, pipelines, fault, max_binding: max_binding / 256 * 256 })
+        Ok(Self {
+            device,
+            queue,
+            info,
+            pipelines,
+            fault,
+            max_binding: max_binding / 256 * 256,
+            scratch: Mutex::default(),
+        })
     }
 
     /// The device's first error, if there was one.
@@ -122,6 +132,26 @@ impl Context {
     /// # Errors
     /// When the device has no room, or cannot hold so much in one piece.
     pub(super) fn buffer(&self, label: &str, bytes: u64, usage: BufferUsages) -> Result<wgpu::Buffer> {
+        self.make(label, bytes, usage, false)
+    }
+
+    /// A buffer in memory that the host writes, mapped, to be copied from.
+    pub(super) fn staging(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+        self.make(label, bytes, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC, true)
+    }
+
+    /// One of two buffers that live as long as the device and grow: at least `bytes` of what nobody keeps.
+    pub(super) fn scratch(&self, which: usize, bytes: u64) -> Result<wgpu::Buffer> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(buffer) = scratch[which].as_ref().filter(|buffer| buffer.size() >= bytes) {
+            return Ok(buffer.clone());
+        }
+        scratch[which] = None;
+        let buffer = self.buffer("scratch", bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
+        Ok(scratch[which].insert(buffer).clone())
+    }
+
+    fn make(&self, label: &str, bytes: u64, usage: BufferUsages, mapped: bool) -> Result<wgpu::Buffer> {
         self.check()?;
         let limit = self.device.limits().max_buffer_size;
         if bytes > limit {
@@ -131,8 +161,8 @@ impl Context {
         let refused = self.device.push_error_scope(ErrorFilter::Validation);
         let full = self.device.push_error_scope(ErrorFilter::OutOfMemory);
         let size = bytes.next_multiple_of(4).max(4);
-        let buffer =
-            self.device.create_buffer(&BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false });
+        let descriptor = BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: mapped };
+        let buffer = self.device.create_buffer(&descriptor);
         let full = pollster::block_on(full.pop());
         let refused = pollster::block_on(refused.pop());
         if full.is_some() {

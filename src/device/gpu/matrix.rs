@@ -23,6 +23,12 @@ pub(super) struct Part {
     pub(super) integers: wgpu::Buffer,
 }
 
+/// Rows of a matrix that one binding holds.
+pub(super) fn rows_a_part(context: &Context, cols: usize) -> usize {
+    let row_bytes = cols.div_ceil(LANES) * size_of::<[i16; LANES]>();
+    (context.max_binding / row_bytes.max(1) as u64) as usize
+}
+
 impl GpuMatrix {
     /// u32 in one row.
     pub(super) fn row_words(&self) -> usize {
@@ -32,7 +38,7 @@ impl GpuMatrix {
     pub(super) fn upload(context: &Context, matrix: &LatticeMatrix) -> Result<Self> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let row_bytes = matrix.stride() * size_of::<i16>();
-        let rows_a_part = (context.max_binding / row_bytes.max(1) as u64) as usize;
+        let rows_a_part = rows_a_part(context, cols);
         if rows_a_part == 0 || rows as u64 * 4 > context.max_binding {
             let bytes = row_bytes.max(rows * 4) as u64;
             return Err(Error::DeviceLimit {

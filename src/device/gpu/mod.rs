@@ -9,6 +9,7 @@ mod choose;
 mod compute;
 mod context;
 mod delta_apply;
+mod deltas;
 mod embed;
 mod fingerprint;
 mod matmul;
@@ -25,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use adapter::{GpuChoice, GpuInfo, list};
 pub use context::GpuOptions;
-pub use delta_apply::GpuDeltas;
+pub use deltas::GpuDeltas;
 pub use matrix::GpuMatrix;
 pub use pipeline::SHADERS;
 
@@ -33,6 +34,7 @@ use crate::Result;
 use crate::device::{Device, PassTimes};
 use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
 use context::{Context, Slice};
+use delta_apply::{Pass, delta_apply};
 use steps::{Finished, Steps};
 
 /// One GPU.
@@ -100,6 +102,17 @@ impl Gpu {
         lock(&self.pending)
     }
 
+    fn delta_apply_by(
+        &self,
+        matrices: &mut [GpuMatrix],
+        terms: &[(&GpuDeltas, Sign)],
+        pass: Pass,
+    ) -> Result<PassTimes> {
+        let _turn = lock(&self.turn);
+        let before = std::mem::take(&mut *self.pending());
+        delta_apply(&self.context, before, matrices, terms, pass)
+    }
+
     /// Hands over what is pending, waits, and copies `reads` back.
     fn run_pending(&self, reads: &[Slice]) -> Result<Finished> {
         let _turn = lock(&self.turn);
@@ -158,7 +171,7 @@ impl Device for Gpu {
     }
 
     fn finish_uploads(&self, deltas: &[&GpuDeltas]) -> Result<()> {
-        delta_apply::finish_uploads(&self.context, deltas)
+        deltas::finish_uploads(&self.context, deltas)
     }
 
     fn read_matrix(&self, matrix: &GpuMatrix) -> Result<LatticeMatrix> {
@@ -170,8 +183,7 @@ impl Device for Gpu {
     }
 
     fn delta_apply(&self, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
-        self.run_pending(&[])?;
-        delta_apply::delta_apply(&self.context, matrices, terms)
+        self.delta_apply_by(matrices, terms, Pass::Fused)
     }
 
     fn fingerprint(&self, matrices: &[&GpuMatrix]) -> Result<Vec<blake3::Hash>> {

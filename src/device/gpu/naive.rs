@@ -1,9 +1,21 @@
 //! Every kernel as one would first write it, for benches to compare with.
 
+use super::delta_apply::Pass;
 use super::matmul::{self, Tiling};
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer};
-use crate::device::Product;
+use super::{Gpu, GpuBuffer, GpuDeltas, GpuMatrix};
+use crate::Result;
+use crate::device::{PassTimes, Product};
+use crate::lattice::Sign;
+
+/// [`crate::device::Device::delta_apply`], with one read and one write of the matrix for every chunk of every low-rank
+/// segment, and every factor read from memory.
+///
+/// # Errors
+/// When the device fails.
+pub fn delta_apply(gpu: &Gpu, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
+    gpu.delta_apply_by(matrices, terms, Pass::Naive)
+}
 
 /// [`crate::device::Compute::matmul`] with one thread for each output of each token.
 pub fn matvec(gpu: &Gpu, x: &GpuBuffer, rows: usize, product: Product<'_, Gpu>) {

@@ -34,6 +34,11 @@ shaders![
     "attention",
     "likeliest",
     "choose",
+    "delta_apply",
+    "delta_dense",
+    "delta_sparse",
+    "fingerprint",
+    "naive/delta_apply",
 ];
 
 /// A compiled shader with the layout of what it binds.

@@ -36,6 +36,8 @@ enum Step {
         from: Slice,
         to: Slice,
     },
+    /// Says that a buffer will be read by dispatches from here on.
+    Ready(wgpu::Buffer),
     /// Copies words of the work.
     Words {
         first: usize,
@@ -101,6 +103,12 @@ impl Steps {
         }
     }
 
+    /// Says that dispatches will read `buffer` from here on: those to come wait for the copies so far, and for none that
+    /// are appended between here and them.
+    pub(super) fn ready(&mut self, buffer: &wgpu::Buffer) {
+        self.steps.push(Step::Ready(buffer.clone()));
+    }
+
     /// Appends a copy of host values to a buffer, in its place in the order.
     pub(super) fn write(&mut self, values: &[u32], to: &wgpu::Buffer, at: u64) {
         if !values.is_empty() {
@@ -149,9 +157,11 @@ impl Context {
             let sender = sender.clone();
             buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         }
+        drop(sender);
         self.wait()?;
         for _ in &mapped {
-            let result = receiver.try_recv().map_err(|error| self.failed(error.to_string()))?;
+            // Another thread that waits may be the one that is told.
+            let result = receiver.recv().map_err(|error| self.failed(error.to_string()))?;
             result.map_err(|error| self.failed(error.to_string()))?;
         }
         let view = |buffer: &wgpu::Buffer| {
@@ -193,6 +203,12 @@ impl Context {
                             Step::Words { first, to } => {
                                 let start = 4 * *first as u64;
                                 (Slice::of(&words, start..start + to.len()), to)
+                            }
+                            Step::Ready(buffer) => {
+                                let state = wgpu::BufferUses::STORAGE_READ_ONLY;
+                                let ready = wgpu::BufferTransition { buffer, state };
+                                encoder.transition_resources(std::iter::once(ready), std::iter::empty());
+                                continue;
                             }
                             Step::Dispatch { .. } => unreachable!("stretches are of one kind"),
                         };

@@ -4,6 +4,7 @@ mod attend;
 mod forward;
 mod layout;
 mod matmul;
+mod switch;
 
 use super::*;
 use crate::device::Compute;

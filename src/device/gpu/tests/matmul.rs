@@ -4,10 +4,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::device::Product;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::matmul::{Tiling, matmul};
 use crate::device::gpu::naive;
-use crate::device::Product;
 
 fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
@@ -78,7 +78,8 @@ fn multiply<D: Compute, const N: usize>(
 fn check<const N: usize>(gpu: &Gpu, rng: &mut StdRng, outputs: [usize; N], inputs: usize, tokens: usize, by: Kernels) {
     let x = random(rng, tokens * inputs);
     let cases = outputs.map(|outputs| Case::random(rng, outputs, inputs, tokens));
-    let expected = multiply(&Cpu::new(Some(2)).unwrap(), &x, &cases, |cpu, x, products| cpu.matmul(x, tokens, products));
+    let expected =
+        multiply(&Cpu::new(Some(2)).unwrap(), &x, &cases, |cpu, x, products| cpu.matmul(x, tokens, products));
     let found = multiply(gpu, &x, &cases, |gpu, x, products| match by {
         Kernels::Chosen => gpu.matmul(x, tokens, products),
         Kernels::PlainMatvec => products.into_iter().for_each(|product| naive::matvec(gpu, x, tokens, product)),
@@ -189,7 +190,9 @@ fn a_token_does_not_depend_on_the_others_that_its_kernel_multiplies() {
 fn embedded_tokens_are_the_cpus_to_the_bit_however_the_table_is_split() {
     let mut rng = StdRng::seed_from_u64(6);
     let cpu = Cpu::new(Some(1)).unwrap();
-    for (max_binding_bytes, rows, cols) in [(None, 90, 37), (Some(4096), 90, 37), (Some(1024), 256, 1), (None, 300, 576)] {
+    for (max_binding_bytes, rows, cols) in
+        [(None, 90, 37), (Some(4096), 90, 37), (Some(1024), 256, 1), (None, 300, 576)]
+    {
         let Some(gpus) = devices(max_binding_bytes) else { return };
         let table = random_matrix(&mut rng, rows, cols);
         let tokens: Vec<u32> = (0..50).map(|_| rng.random_range(0..rows as u32)).collect();

@@ -1,0 +1,150 @@
+// N ← N ± Q for every low-rank segment at once, in one read and one write of the weights:
+//     Q = (Σ_r B'_ir · A'_rj + half_i) >> s_i,  half_i = (1 << s_i) >> 1.
+// Twin: device/cpu/delta_apply/.
+//
+// A workgroup owns 64 rows × 128 columns, a thread 4 × 8 of them. The factors of all segments go by as one list of rank
+// pairs, 8 at a time through workgroup memory; sums and net changes stay in registers. A slot is one pair in four words:
+//     address of its A' in panel 0 | address of its B' in row 0 | pairs of its chunk, and in bits 8, 9 what to do after it
+//     (1: the chunk ends here and is added, 2: and is subtracted) | address of its chunk's shifts
+// all in words of `factors`.
+
+@group(0) @binding(0) var<storage, read_write> weights: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> factors: array<u32>;
+@group(1) @binding(0) var<uniform> params: DeltaApplyParams;
+@group(1) @binding(1) var<storage, read> words: array<u32>;
+
+const ROWS = 64u;
+// In quads of columns.
+const QUADS = 32u;
+const PAIRS = 8u;
+
+// [rank][quad], even quads before odd ones, so that neighbouring threads read neighbouring quads.
+var<workgroup> a_tile: array<vec4<i32>, 2 * PAIRS * QUADS>;
+// [rank][four rows]
+var<workgroup> b_tile: array<vec4<i32>, 2 * PAIRS * ROWS / 4>;
+// [pair][four rows], where a chunk ends.
+var<workgroup> shift_tile: array<vec4<u32>, PAIRS * ROWS / 4>;
+
+// Four columns of one pair's A'.
+fn stage_a(slot: u32, k: u32, quad: u32, first_quad: u32) {
+    let column = first_quad + quad;
+    var even = vec2<u32>();
+    var odd = vec2<u32>();
+    if column < 2u * params.row_vecs {
+        let at = words[slot] + (column / 8u) * (words[slot + 2u] & 0xffu) * 32u + (column % 8u) * 2u;
+        even = vec2<u32>(factors[at], factors[at + 1u]);
+        odd = vec2<u32>(factors[at + 16u], factors[at + 17u]);
+    }
+    let to = 2u * k * QUADS + (quad & 1u) * (QUADS / 2u) + (quad >> 1u);
+    a_tile[to] = vec4<i32>(low(even.x), low(odd.x), low(even.y), low(odd.y));
+    a_tile[to + QUADS] = vec4<i32>(high(even.x), high(odd.x), high(even.y), high(odd.y));
+}
+
+// Four rows of one pair's B'.
+fn stage_b(slot: u32, k: u32, quad: u32, first_row: u32) {
+    let pairs = words[slot + 2u] & 0xffu;
+    var found = vec4<u32>();
+    for (var i = 0u; i < 4u; i++) {
+        let row = first_row + 4u * quad + i;
+        if row < params.rows {
+            found[i] = factors[words[slot + 1u] + (params.first_row + row) * pairs];
+        }
+    }
+    let to = 2u * k * (ROWS / 4u) + quad;
+    b_tile[to] = vec4<i32>(low(found.x), low(found.y), low(found.z), low(found.w));
+    b_tile[to + ROWS / 4u] = vec4<i32>(high(found.x), high(found.y), high(found.z), high(found.w));
+}
+
+// Shifts of four rows.
+fn stage_shifts(slot: u32, k: u32, quad: u32, first_row: u32) {
+    var found = vec4<u32>();
+    for (var i = 0u; i < 4u; i++) {
+        let row = first_row + 4u * quad + i;
+        if row < params.rows {
+            let byte = params.first_row + row;
+            found[i] = (factors[words[slot + 3u] + byte / 4u] >> (8u * (byte % 4u))) & 0xffu;
+        }
+    }
+    shift_tile[k * (ROWS / 4u) + quad] = found;
+}
+
+fn rounded(sum: vec4<i32>, shift: u32) -> vec4<i32> {
+    return (sum + vec4<i32>(i32((1u << shift) >> 1u))) >> vec4<u32>(shift);
+}
+
+fn store(row: u32, column: u32, left: vec4<i32>, right: vec4<i32>) {
+    if row < params.rows && column < params.row_vecs {
+        let at = row * params.row_vecs + column;
+        let n = weights[at];
+        weights[at] = vec4<u32>(
+            add_pairs(n.x, pack(left.x, left.y)),
+            add_pairs(n.y, pack(left.z, left.w)),
+            add_pairs(n.z, pack(right.x, right.y)),
+            add_pairs(n.w, pack(right.z, right.w)),
+        );
+    }
+}
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(local_invocation_index) thread: u32,
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+) {
+    let tile = group.y * groups.x + group.x;
+    let first_row = tile / params.column_tiles * ROWS;
+    let first_quad = tile % params.column_tiles * QUADS;
+    let tx = thread % 16u;
+    let ty = thread / 16u;
+    // Sums and net changes: row, and left or right four columns.
+    var s0 = vec4<i32>(); var t0 = vec4<i32>(); var n0 = vec4<i32>(); var m0 = vec4<i32>();
+    var s1 = vec4<i32>(); var t1 = vec4<i32>(); var n1 = vec4<i32>(); var m1 = vec4<i32>();
+    var s2 = vec4<i32>(); var t2 = vec4<i32>(); var n2 = vec4<i32>(); var m2 = vec4<i32>();
+    var s3 = vec4<i32>(); var t3 = vec4<i32>(); var n3 = vec4<i32>(); var m3 = vec4<i32>();
+    for (var done = 0u; done < params.slots; done += PAIRS) {
+        let count = min(PAIRS, params.slots - done);
+        let first = params.first_slot + 4u * done;
+        if thread / QUADS < count {
+            stage_a(first + 4u * (thread / QUADS), thread / QUADS, thread % QUADS, first_quad);
+        }
+        // Half the threads take B', the other half the shifts.
+        let k = ty % PAIRS;
+        if k < count {
+            if ty < PAIRS {
+                stage_b(first + 4u * k, k, tx, first_row);
+            } else if words[first + 4u * k + 2u] >> 8u != 0u {
+                stage_shifts(first + 4u * k, k, tx, first_row);
+            }
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < count; k++) {
+            for (var rank = 2u * k; rank < 2u * k + 2u; rank++) {
+                let a = a_tile[rank * QUADS + tx];
+                let c = a_tile[rank * QUADS + QUADS / 2u + tx];
+                let b = b_tile[rank * (ROWS / 4u) + ty];
+                s0 += b.x * a; t0 += b.x * c;
+                s1 += b.y * a; t1 += b.y * c;
+                s2 += b.z * a; t2 += b.z * c;
+                s3 += b.w * a; t3 += b.w * c;
+            }
+            let end = words[first + 4u * k + 2u] >> 8u;
+            if end != 0u {
+                let shift = shift_tile[k * (ROWS / 4u) + ty];
+                let sign = 3 - 2 * i32(end);
+                n0 += sign * rounded(s0, shift.x); m0 += sign * rounded(t0, shift.x);
+                n1 += sign * rounded(s1, shift.y); m1 += sign * rounded(t1, shift.y);
+                n2 += sign * rounded(s2, shift.z); m2 += sign * rounded(t2, shift.z);
+                n3 += sign * rounded(s3, shift.w); m3 += sign * rounded(t3, shift.w);
+                s0 = vec4<i32>(); s1 = vec4<i32>(); s2 = vec4<i32>(); s3 = vec4<i32>();
+                t0 = vec4<i32>(); t1 = vec4<i32>(); t2 = vec4<i32>(); t3 = vec4<i32>();
+            }
+        }
+        workgroupBarrier();
+    }
+    let row = first_row + 4u * ty;
+    let column = first_quad / 2u + tx;
+    store(row, column, n0, m0);
+    store(row + 1u, column, n1, m1);
+    store(row + 2u, column, n2, m2);
+    store(row + 3u, column, n3, m3);
+}

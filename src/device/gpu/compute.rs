@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::context::Slice;
 use super::params::SiluMulParams;
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer, GpuMatrix};
+use super::{Gpu, GpuBuffer, GpuMatrix, embed, matmul};
 use crate::Result;
 use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
 
@@ -47,11 +47,15 @@ impl Compute for Gpu {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    fn embed(&self, _table: &GpuMatrix, _tokens: &[u32], _out: &mut GpuBuffer) {}
+    fn embed(&self, table: &GpuMatrix, tokens: &[u32], out: &mut GpuBuffer) {
+        embed::embed(self, table, tokens, out);
+    }
 
     fn rms_norm(&self, _x: &GpuBuffer, _weight: &GpuBuffer, _eps: f32, _rows: usize, _out: &mut GpuBuffer) {}
 
-    fn matmul<const N: usize>(&self, _x: &GpuBuffer, _rows: usize, _products: [Product<'_, Self>; N]) {}
+    fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
+        matmul::products(self, x, rows, &products);
+    }
 
     fn attention(&self, _attention: Attention<'_, Self>, _spans: &[Span]) {}
 

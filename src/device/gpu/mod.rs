@@ -6,8 +6,12 @@ mod adapter;
 mod compute;
 mod context;
 mod delta_apply;
+mod embed;
 mod fingerprint;
+mod matmul;
 mod matrix;
+#[doc(hidden)]
+pub mod naive;
 mod params;
 mod pipeline;
 mod steps;
@@ -46,6 +50,11 @@ impl GpuBuffer {
     fn slice(&self) -> Slice {
         Slice::whole(&self.buffer)
     }
+}
+
+/// A count as shaders take it.
+fn word(count: usize) -> u32 {
+    u32::try_from(count).expect("a buffer holds less than 2^32 values")
 }
 
 impl Gpu {

@@ -21,7 +21,7 @@ macro_rules! shaders {
     };
 }
 
-shaders!["silu_mul"];
+shaders!["silu_mul", "embed", "matmul", "matvec", "naive/matmul", "naive/matvec"];
 
 /// A compiled shader with the layout of what it binds.
 pub(super) struct Pipeline {

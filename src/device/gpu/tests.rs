@@ -1,6 +1,7 @@
 //! The shaders: checked as text without a GPU, then run, on a software adapter if there is no other.
 
 mod layout;
+mod matmul;
 
 use super::*;
 use crate::device::Compute;

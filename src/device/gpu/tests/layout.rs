@@ -36,8 +36,12 @@ fn every_shader_is_valid_without_any_optional_capability() {
 
 #[test]
 fn every_file_in_the_folder_is_a_known_shader() {
-    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut files: Vec<_> = files.filter_map(|name| Some(name.strip_suffix(".wgsl")?.to_owned())).collect();
+    let files_of = |prefix: &'static str| {
+        let files = std::fs::read_dir(folder().join(prefix)).unwrap();
+        let files = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        files.filter_map(move |name| Some(format!("{prefix}{}", name.strip_suffix(".wgsl")?)))
+    };
+    let mut files: Vec<_> = ["", "naive/"].into_iter().flat_map(files_of).collect();
     files.sort();
     let mut known: Vec<_> = SHADERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     known.sort();

@@ -1,0 +1,32 @@
+// The plain version of matmul.wgsl, to compare with: one thread an element of the output, nothing shared.
+
+@group(0) @binding(0) var<storage, read> weights: array<u32>;
+@group(0) @binding(1) var<storage, read> steps: array<f32>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read> x: array<f32>;
+@group(0) @binding(4) var<storage, read> unused: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> params: MatmulParams;
+
+@compute @workgroup_size(16, 16)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_id) thread: vec3<u32>,
+) {
+    let i = (group.z * groups.y + group.y) * 16u + thread.x;
+    let token = group.x * 16u + thread.y;
+    if i >= params.part_outputs || token >= params.rows {
+        return;
+    }
+    let start = i * ((params.inputs + 31u) / 32u * 16u);
+    var sum = 0.0;
+    for (var j = 0u; j < params.inputs; j++) {
+        let pair = weights[start + j / 2u];
+        sum += f32(select(low(pair), high(pair), j % 2u == 1u)) * x[token * params.inputs + j];
+    }
+    let output = params.first_output + i;
+    let at = token * params.outputs + output;
+    out[at] = steps[output] * sum + select(0.0, bias[output], params.has_bias != 0u)
+        + select(0.0, out[at], params.accumulate != 0u);
+}

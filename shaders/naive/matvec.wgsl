@@ -1,0 +1,31 @@
+// The plain version of matvec.wgsl, to compare with: one thread an output and token, one word of the row after another.
+
+@group(0) @binding(0) var<storage, read> weights: array<u32>;
+@group(0) @binding(1) var<storage, read> steps: array<f32>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read> x: array<f32>;
+@group(0) @binding(4) var<storage, read> unused: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> params: MatmulParams;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = (group.z * groups.y + group.y) * 64u + thread;
+    if i >= params.part_outputs {
+        return;
+    }
+    let start = i * ((params.inputs + 31u) / 32u * 16u);
+    var sum = 0.0;
+    for (var j = 0u; j < params.inputs; j++) {
+        let pair = weights[start + j / 2u];
+        sum += f32(select(low(pair), high(pair), j % 2u == 1u)) * x[group.x * params.inputs + j];
+    }
+    let output = params.first_output + i;
+    let at = group.x * params.outputs + output;
+    out[at] = steps[output] * sum + select(0.0, bias[output], params.has_bias != 0u)
+        + select(0.0, out[at], params.accumulate != 0u);
+}

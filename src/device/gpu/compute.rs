@@ -56,7 +56,7 @@ impl Compute for Gpu {
     }
 
     fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
-        matmul::matmul(self, &matmul::Tiling::of(rows), x, rows, &products);
+        matmul::products(self, x, rows, &products);
     }
 
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {

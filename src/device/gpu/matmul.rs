@@ -16,18 +16,42 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// The kernel for so many tokens.
-    pub(super) fn of(tokens: usize) -> Self {
-        if tokens <= 8 {
-            let tokens = tokens.next_power_of_two();
-            Self { kernel: Kernel::new("matvec").constant("TOKENS", word(tokens)), outputs: 16, tokens }
-        } else {
-            Self { kernel: Kernel::new("matmul"), outputs: 64, tokens: 64 }
+    /// The kernel for so many tokens of so many inputs.
+    pub(super) fn of(tokens: usize, inputs: usize) -> Self {
+        if tokens > 8 {
+            let tokens = tokens.next_power_of_two().clamp(16, 64);
+            return Self { kernel: aligned("matmul", inputs).constant("TOKENS", word(tokens)), outputs: 64, tokens };
         }
+        let tokens = tokens.next_power_of_two();
+        // Sums of eight rows for more tokens do not fit the registers of every GPU.
+        let rows = if tokens <= 2 { 8 } else { 4 };
+        // A team that walks long over a wide row would keep too few reads under way.
+        let team = if inputs < 2048 { 16 } else { 32 };
+        let constants = [("TOKENS", tokens), ("ROWS", rows), ("TEAM", team)];
+        let kernel = aligned("matvec", inputs);
+        let kernel = constants.iter().fold(kernel, |kernel, &(name, value)| kernel.constant(name, word(value)));
+        Self { kernel, outputs: 64 / team * rows, tokens }
     }
 }
 
-/// [`crate::device::Compute::matmul`]: a dispatch for each part of each matrix.
+/// Whether x can be read by fours, for eight or sixteen inputs at a time.
+fn is_aligned(inputs: usize) -> bool {
+    inputs.is_multiple_of(16)
+}
+
+fn aligned(shader: &'static str, inputs: usize) -> Kernel {
+    Kernel::new(shader).constant("ALIGNED", is_aligned(inputs).into())
+}
+
+/// [`crate::device::Compute::matmul`].
+pub(super) fn products(gpu: &Gpu, x: &GpuBuffer, rows: usize, products: &[Product<'_, Gpu>]) {
+    let Some(first) = products.first() else { return };
+    let inputs = first.weight.cols;
+    assert!(products.iter().all(|product| product.weight.cols == inputs), "matrices of one product differ in inputs");
+    matmul(gpu, &Tiling::of(rows, inputs), x, rows, products);
+}
+
+/// A dispatch for each part of each matrix.
 pub(super) fn matmul(gpu: &Gpu, tiling: &Tiling, x: &GpuBuffer, rows: usize, products: &[Product<'_, Gpu>]) {
     let mut pending = gpu.pending();
     for Product { weight, bias, out, accumulate } in products {
@@ -41,7 +65,7 @@ pub(super) fn matmul(gpu: &Gpu, tiling: &Tiling, x: &GpuBuffer, rows: usize, pro
                 bias.map_or(steps.clone(), GpuBuffer::slice),
                 x.slice(),
                 // A binding by fours takes 16 bytes at least; what is not read may be anything.
-                if weight.cols.is_multiple_of(4) { x.slice() } else { weights },
+                if is_aligned(weight.cols) { x.slice() } else { weights },
                 out.slice(),
             ];
             let params = MatmulParams {

@@ -9,7 +9,7 @@ mod common;
 
 use common::golden::{Golden, GoldenNode, GoldenPrompt};
 use pleach::model::GenerateOptions;
-use pleach::runtime::Prompt;
+use pleach::runtime::{DeviceChoice, Prompt};
 use pleach::testing::smollm2_base;
 use pleach::{Runtime, WeightName};
 
@@ -19,12 +19,24 @@ const SHARE_OF_SHIFT: f64 = 0.005;
 const NEAR_TIE: f64 = 0.15;
 const CORNER: usize = 64;
 
-/// Goldens and a runtime on the real base, if it is there.
-fn open() -> Option<(Golden, Runtime)> {
-    let base = smollm2_base()?;
-    let golden = Golden::load();
-    let runtime = Runtime::builder().base(base).tree(&golden.tree).open().unwrap();
-    Some((golden, runtime))
+/// Goldens and a runtime on the real base for each kind of device, if base and device are there.
+fn open() -> impl Iterator<Item = (Golden, Runtime)> {
+    let devices = smollm2_base().into_iter().flat_map(|base| devices().into_iter().map(move |d| (base.clone(), d)));
+    devices.map(|(base, device)| {
+        let golden = Golden::load();
+        let runtime = Runtime::builder().base(base).tree(&golden.tree).device(device).open().unwrap();
+        println!("on {}", runtime.device());
+        (golden, runtime)
+    })
+}
+
+fn devices() -> Vec<DeviceChoice> {
+    let mut devices = vec![DeviceChoice::Cpu];
+    #[cfg(feature = "gpu")]
+    if pleach::testing::gpu(&Default::default()).is_some() {
+        devices.push(DeviceChoice::Gpu(Default::default()));
+    }
+    devices
 }
 
 /// Switches to every golden node, leaves first, so that the walk goes down, across and up, and then to the root.
@@ -50,86 +62,90 @@ fn best(logits: &[f32]) -> usize {
 
 #[test]
 fn prompts_become_the_golden_tokens() {
-    let Some((golden, runtime)) = open() else { return };
-    for prompt in golden.nodes.values().flat_map(|node| &node.prompts) {
-        assert_eq!(runtime.encode(&prompt.text.as_str().into()).unwrap(), prompt.ids, "{:?}", prompt.text);
+    for (golden, runtime) in open().take(1) {
+        for prompt in golden.nodes.values().flat_map(|node| &node.prompts) {
+            assert_eq!(runtime.encode(&prompt.text.as_str().into()).unwrap(), prompt.ids, "{:?}", prompt.text);
+        }
     }
 }
 
 #[test]
 fn logits_are_the_golden_ones_at_every_node() {
-    let Some((golden, mut runtime)) = open() else { return };
-    let base_prompts = &golden.nodes["base"].prompts;
-    // The base's answer to a prompt; the goldens lack some, and then this base gives it, which is itself tested below.
-    let base_logits = |prompt: &GoldenPrompt| match base_prompts.iter().position(|known| known.ids == prompt.ids) {
-        Some(index) => golden.logits("base", index),
-        None => runtime.score(&tokens(prompt)).unwrap().logits,
-    };
-    let mut shifts = std::collections::BTreeMap::new();
-    for (name, node) in golden.adapter_nodes() {
-        for (index, prompt) in node.prompts.iter().enumerate() {
-            let shift = distance(&golden.logits(name, index), &base_logits(prompt));
-            shifts.insert((name.clone(), index), shift);
-            let smallest = shifts.entry(("base".to_owned(), index)).or_insert(f64::INFINITY);
-            if base_prompts[index].ids == prompt.ids {
-                *smallest = smallest.min(shift);
+    for (golden, mut runtime) in open() {
+        let base_prompts = &golden.nodes["base"].prompts;
+        // The base's answer to a prompt; the goldens lack some, and then this base gives it, which is itself tested below.
+        let base_logits = |prompt: &GoldenPrompt| match base_prompts.iter().position(|known| known.ids == prompt.ids) {
+            Some(index) => golden.logits("base", index),
+            None => runtime.score(&tokens(prompt)).unwrap().logits,
+        };
+        let mut shifts = std::collections::BTreeMap::new();
+        for (name, node) in golden.adapter_nodes() {
+            for (index, prompt) in node.prompts.iter().enumerate() {
+                let shift = distance(&golden.logits(name, index), &base_logits(prompt));
+                shifts.insert((name.clone(), index), shift);
+                let smallest = shifts.entry(("base".to_owned(), index)).or_insert(f64::INFINITY);
+                if base_prompts[index].ids == prompt.ids {
+                    *smallest = smallest.min(shift);
+                }
             }
         }
+        let mut largest = (0.0, String::new());
+        walk(&golden, &mut runtime, |runtime, name, node| {
+            for (index, prompt) in node.prompts.iter().enumerate() {
+                let (expected, found) = (golden.logits(name, index), runtime.score(&tokens(prompt)).unwrap().logits);
+                let shift = shifts[&(name.to_owned(), index)];
+                let share = distance(&found, &expected) / shift;
+                println!("{name:<28} prompt {index}: {share:.6} of a shift of {shift:.1}");
+                assert!(share <= SHARE_OF_SHIFT, "{name} {:?}: off by {share} of the shift", prompt.text);
+                if prompt.greedy_top2_margins[0] > NEAR_TIE {
+                    assert_eq!(best(&found), best(&expected), "{name} {:?}", prompt.text);
+                }
+                if share > largest.0 {
+                    largest = (share, format!("{name}, prompt {index}"));
+                }
+            }
+        });
+        println!("largest: {:.6} of the shift ({})", largest.0, largest.1);
     }
-    let mut largest = (0.0, String::new());
-    walk(&golden, &mut runtime, |runtime, name, node| {
-        for (index, prompt) in node.prompts.iter().enumerate() {
-            let (expected, found) = (golden.logits(name, index), runtime.score(&tokens(prompt)).unwrap().logits);
-            let shift = shifts[&(name.to_owned(), index)];
-            let share = distance(&found, &expected) / shift;
-            println!("{name:<28} prompt {index}: {share:.6} of a shift of {shift:.1}");
-            assert!(share <= SHARE_OF_SHIFT, "{name} {:?}: off by {share} of the shift", prompt.text);
-            if prompt.greedy_top2_margins[0] > NEAR_TIE {
-                assert_eq!(best(&found), best(&expected), "{name} {:?}", prompt.text);
-            }
-            if share > largest.0 {
-                largest = (share, format!("{name}, prompt {index}"));
-            }
-        }
-    });
-    println!("largest: {:.6} of the shift ({})", largest.0, largest.1);
 }
 
 #[test]
 fn greedy_continuations_are_golden_up_to_the_first_near_tie() {
-    let Some((golden, mut runtime)) = open() else { return };
-    walk(&golden, &mut runtime, |runtime, name, node| {
-        for prompt in &node.prompts {
-            let length = prompt.greedy_ids.len();
-            // The goldens do not stop at the end of a text.
-            let options = GenerateOptions { max_tokens: length, ignore_eos: true, ..GenerateOptions::default() };
-            let found = runtime.generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| ()).unwrap().token_ids;
-            let sure = prompt.greedy_top2_margins.iter().position(|margin| *margin <= NEAR_TIE).unwrap_or(length);
-            let equal = found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
-            println!("{name:<28} {:?}: {equal} of {length} equal, {sure} before the first near-tie", prompt.text);
-            assert!(equal >= sure, "{name} {:?}: {found:?}, golden {:?}", prompt.text, prompt.greedy_ids);
-        }
-    });
+    for (golden, mut runtime) in open() {
+        walk(&golden, &mut runtime, |runtime, name, node| {
+            for prompt in &node.prompts {
+                let length = prompt.greedy_ids.len();
+                // The goldens do not stop at the end of a text.
+                let options = GenerateOptions { max_tokens: length, ignore_eos: true, ..GenerateOptions::default() };
+                let found = runtime.generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| ()).unwrap().token_ids;
+                let sure = prompt.greedy_top2_margins.iter().position(|margin| *margin <= NEAR_TIE).unwrap_or(length);
+                let equal = found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
+                println!("{name:<28} {:?}: {equal} of {length} equal, {sure} before the first near-tie", prompt.text);
+                assert!(equal >= sure, "{name} {:?}: {found:?}, golden {:?}", prompt.text, prompt.greedy_ids);
+            }
+        });
+    }
 }
 
 #[test]
 fn corners_of_merged_weights_lie_within_their_rounding() {
-    let Some((golden, mut runtime)) = open() else { return };
-    let mut largest = 0_f64;
-    walk(&golden, &mut runtime, |runtime, name, node| {
-        for tensor in node.tensors.keys() {
-            let (live, expected) = (runtime.matrix(&WeightName::new(tensor)).unwrap(), golden.corner(name, tensor));
-            // Half a step for the base and for every delta; factors are rounded far finer, so a tenth more is ample.
-            #[allow(clippy::cast_precision_loss, reason = "a short path")]
-            let allowed = 0.55 * (1 + node.path.len()) as f64;
-            for (at, expected) in expected.iter().enumerate() {
-                let (i, j) = (at / CORNER, at % CORNER);
-                let step = f64::from(live.steps()[i]);
-                let off = (f64::from(live.row(i)[j]) * step - expected).abs() / step;
-                assert!(off <= allowed, "{name} {tensor} [{i}, {j}]: {off} steps off, {allowed} allowed");
-                largest = largest.max(off);
+    for (golden, mut runtime) in open() {
+        let mut largest = 0_f64;
+        walk(&golden, &mut runtime, |runtime, name, node| {
+            for tensor in node.tensors.keys() {
+                let (live, expected) = (runtime.matrix(&WeightName::new(tensor)).unwrap(), golden.corner(name, tensor));
+                // Half a step for the base and for every delta; factors are rounded far finer, so a tenth more is ample.
+                #[allow(clippy::cast_precision_loss, reason = "a short path")]
+                let allowed = 0.55 * (1 + node.path.len()) as f64;
+                for (at, expected) in expected.iter().enumerate() {
+                    let (i, j) = (at / CORNER, at % CORNER);
+                    let step = f64::from(live.steps()[i]);
+                    let off = (f64::from(live.row(i)[j]) * step - expected).abs() / step;
+                    assert!(off <= allowed, "{name} {tensor} [{i}, {j}]: {off} steps off, {allowed} allowed");
+                    largest = largest.max(off);
+                }
             }
-        }
-    });
-    println!("largest: {largest:.3} steps");
+        });
+        println!("largest: {largest:.3} steps");
+    }
 }

@@ -60,7 +60,7 @@ fn the_smallest_gpu_there_can_be_has_the_same_bits() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let options = GpuOptions { minimal: true, max_binding_bytes: Some(4096), ..GpuOptions::default() };
+    let options = GpuOptions { minimal: true, max_binding_bytes: Some(20 << 10), ..GpuOptions::default() };
     let (mut runtime, _) = made_runtime(dir.path(), gpu(options));
     let report = runtime.verify(300, 1, 5, |_| ()).unwrap();
     assert!(report.is_clean(), "{report:?}");
@@ -81,6 +81,35 @@ fn a_walk_over_the_real_tree_leaves_no_trace_and_little_memory() {
     println!("{report:?}");
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(report.nodes_visited, runtime.tree().len());
+}
+
+fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = a.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt() / norm
+}
+
+#[test]
+fn logits_of_the_real_model_are_the_cpus() {
+    let Some(base) = smollm2_base().filter(|_| there_is_a_gpu()) else { return };
+    let golden = Golden::load();
+    let open = |device| Runtime::builder().base(&base).tree(&golden.tree).device(device).open().unwrap();
+    let (mut here, mut there) = (open(DeviceChoice::Cpu), open(gpu(GpuOptions::default())));
+    let mut largest = 0_f64;
+    for (name, node) in &golden.nodes {
+        let name = if name == "base" { "/" } else { name };
+        here.switch_to(name).unwrap();
+        there.switch_to(name).unwrap();
+        for prompt in &node.prompts {
+            let [a, b] =
+                [&here, &there].map(|runtime| runtime.score(&Prompt::Tokens(prompt.ids.clone())).unwrap().logits);
+            let off = relative_distance(&a, &b);
+            assert!(off <= 1e-3, "{name} {:?}: {off}", prompt.text);
+            largest = largest.max(off);
+        }
+        assert_eq!(there.fingerprint().unwrap(), here.fingerprint().unwrap(), "{name}");
+    }
+    println!("largest relative difference: {largest:.2e}");
 }
 
 /// Deltas that do not stay on the GPU are uploaded again, and are the same.
@@ -129,9 +158,8 @@ fn text_on_the_gpu_is_that_on_the_cpu() {
         here.switch_to_node(node).unwrap();
         there.switch_to_node(node).unwrap();
         let (a, b) = (here.score(&prompt).unwrap().logits, there.score(&prompt).unwrap().logits);
-        let norm = a.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        let off = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-        assert!(off <= 1e-4 * norm, "{}: {off} of {norm}", tree.name(node));
+        let off = relative_distance(&a, &b);
+        assert!(off <= 1e-4, "{}: {off}", tree.name(node));
         let options = GenerateOptions { max_tokens: 20, ignore_eos: true, ..GenerateOptions::default() };
         let [a, b] = [&here, &there].map(|runtime| runtime.generate(&prompt, &options, |_| ()).unwrap().token_ids);
         assert_eq!(a, b, "{}", tree.name(node));

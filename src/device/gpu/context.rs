@@ -3,6 +3,7 @@
 //! **Invariant:** an error of the device, whenever it comes, is kept and returned by every later call.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
@@ -11,8 +12,8 @@ use super::adapter::{self, GpuChoice, GpuInfo};
 use super::pipeline::Pipelines;
 use crate::{Error, Result};
 
-/// Bytes handed to the queue at a time: the staging memory that an upload takes.
-const UPLOAD_BYTES: usize = 16 << 20;
+/// Bytes handed to the queue at a time: about the staging memory that uploads take.
+const UPLOAD_BYTES: usize = 4 << 20;
 
 /// How to open a GPU.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +42,8 @@ pub(super) struct Context {
     pub(super) info: GpuInfo,
     pub(super) pipelines: Pipelines,
     fault: Arc<Mutex<Option<String>>>,
+    /// Bytes that lie in staging memory since the last submit.
+    staged: AtomicUsize,
     /// Largest binding that is used.
     pub(super) max_binding: u64,
     /// Room for what a pass reads beside the weights.
@@ -112,6 +115,7 @@ impl Context {
             info,
             pipelines,
             fault,
+            staged: AtomicUsize::new(0),
             max_binding: max_binding / 256 * 256,
             scratch: Mutex::default(),
         })
@@ -205,12 +209,18 @@ impl Context {
                 self.queue.write_buffer(buffer, at + whole.len() as u64, &word);
             }
             at += piece.len() as u64;
-            if contents.len() >= UPLOAD_BYTES {
-                self.queue.submit([]);
-                self.wait()?;
+            if self.staged.fetch_add(piece.len(), Ordering::Relaxed) + piece.len() >= UPLOAD_BYTES {
+                self.flush()?;
             }
         }
         Ok(())
+    }
+
+    /// Hands over what was written and waits, so that its staging memory is free again.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.staged.store(0, Ordering::Relaxed);
+        self.queue.submit([]);
+        self.wait()
     }
 
     /// Waits until all work handed over is done.

@@ -87,8 +87,9 @@ impl Gpu {
         &self.context.info
     }
 
-    /// Bytes of all live buffers by the allocator's own count, where the backend keeps one.
+    /// Bytes of all live buffers by the allocator's own count, where the backend keeps one and the device works.
     pub fn allocated_bytes(&self) -> Option<u64> {
+        self.context.flush().ok()?;
         self.context.allocated_bytes()
     }
 

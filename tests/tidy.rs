@@ -58,7 +58,10 @@ impl Source {
 
     /// Whether it is compiled for tests alone.
     fn is_test(&self) -> bool {
-        !self.path.starts_with("src/") || self.path.ends_with("tests.rs") || self.path == "src/model/testing.rs"
+        !self.path.starts_with("src/")
+            || self.path.ends_with("tests.rs")
+            || self.path.contains("/tests/")
+            || self.path == "src/model/testing.rs"
     }
 
     /// The library's module it belongs to; none for the crate's root and the command line.

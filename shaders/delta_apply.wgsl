@@ -18,10 +18,10 @@ const ROWS = 64u;
 const QUADS = 32u;
 const PAIRS = 8u;
 
-// [rank][quad], even quads before odd ones, so that neighbouring threads read neighbouring quads.
-var<workgroup> a_tile: array<vec4<i32>, 2 * PAIRS * QUADS>;
-// [rank][four rows]
-var<workgroup> b_tile: array<vec4<i32>, 2 * PAIRS * ROWS / 4>;
+// [pair][quad], even quads before odd ones, so that neighbouring threads read neighbouring quads.
+var<workgroup> a_tile: array<vec4<u32>, PAIRS * QUADS>;
+// [pair][four rows]
+var<workgroup> b_tile: array<vec4<u32>, PAIRS * ROWS / 4>;
 // [pair][four rows], where a chunk ends.
 var<workgroup> shift_tile: array<vec4<u32>, PAIRS * ROWS / 4>;
 
@@ -35,9 +35,7 @@ fn stage_a(slot: u32, k: u32, quad: u32, first_quad: u32) {
         even = vec2<u32>(factors[at], factors[at + 1u]);
         odd = vec2<u32>(factors[at + 16u], factors[at + 17u]);
     }
-    let to = 2u * k * QUADS + (quad & 1u) * (QUADS / 2u) + (quad >> 1u);
-    a_tile[to] = vec4<i32>(low(even.x), low(odd.x), low(even.y), low(odd.y));
-    a_tile[to + QUADS] = vec4<i32>(high(even.x), high(odd.x), high(even.y), high(odd.y));
+    a_tile[k * QUADS + (quad & 1u) * (QUADS / 2u) + (quad >> 1u)] = vec4<u32>(even.x, odd.x, even.y, odd.y);
 }
 
 // Four rows of one pair's B'.
@@ -50,9 +48,7 @@ fn stage_b(slot: u32, k: u32, quad: u32, first_row: u32) {
             found[i] = factors[words[slot + 1u] + (params.first_row + row) * pairs];
         }
     }
-    let to = 2u * k * (ROWS / 4u) + quad;
-    b_tile[to] = vec4<i32>(low(found.x), low(found.y), low(found.z), low(found.w));
-    b_tile[to + ROWS / 4u] = vec4<i32>(high(found.x), high(found.y), high(found.z), high(found.w));
+    b_tile[k * (ROWS / 4u) + quad] = found;
 }
 
 // Shifts of four rows.
@@ -66,6 +62,14 @@ fn stage_shifts(slot: u32, k: u32, quad: u32, first_row: u32) {
         }
     }
     shift_tile[k * (ROWS / 4u) + quad] = found;
+}
+
+fn lows(pairs: vec4<u32>) -> vec4<i32> {
+    return bitcast<vec4<i32>>(pairs << vec4<u32>(16u)) >> vec4<u32>(16u);
+}
+
+fn highs(pairs: vec4<u32>) -> vec4<i32> {
+    return bitcast<vec4<i32>>(pairs) >> vec4<u32>(16u);
 }
 
 fn rounded(sum: vec4<i32>, shift: u32) -> vec4<i32> {
@@ -118,15 +122,16 @@ fn main(
         }
         workgroupBarrier();
         for (var k = 0u; k < count; k++) {
-            for (var rank = 2u * k; rank < 2u * k + 2u; rank++) {
-                let a = a_tile[rank * QUADS + tx];
-                let c = a_tile[rank * QUADS + QUADS / 2u + tx];
-                let b = b_tile[rank * (ROWS / 4u) + ty];
-                s0 += b.x * a; t0 += b.x * c;
-                s1 += b.y * a; t1 += b.y * c;
-                s2 += b.z * a; t2 += b.z * c;
-                s3 += b.w * a; t3 += b.w * c;
-            }
+            let a = a_tile[k * QUADS + tx];
+            let c = a_tile[k * QUADS + QUADS / 2u + tx];
+            let b = b_tile[k * (ROWS / 4u) + ty];
+            let al = lows(a); let ah = highs(a);
+            let cl = lows(c); let ch = highs(c);
+            let bl = lows(b); let bh = highs(b);
+            s0 += bl.x * al + bh.x * ah; t0 += bl.x * cl + bh.x * ch;
+            s1 += bl.y * al + bh.y * ah; t1 += bl.y * cl + bh.y * ch;
+            s2 += bl.z * al + bh.z * ah; t2 += bl.z * cl + bh.z * ch;
+            s3 += bl.w * al + bh.w * ah; t3 += bl.w * cl + bh.w * ch;
             let end = words[first + 4u * k + 2u] >> 8u;
             if end != 0u {
                 let shift = shift_tile[k * (ROWS / 4u) + ty];

@@ -32,16 +32,8 @@ fn rotated(x: vec4<u32>, by: u32) -> vec4<u32> {
     return (x >> vec4<u32>(by)) | (x << vec4<u32>(32u - by));
 }
 
-// Sixteen words.
-struct Block {
-    a: vec4<u32>,
-    b: vec4<u32>,
-    c: vec4<u32>,
-    d: vec4<u32>,
-}
-
-// The state's four rows.
-struct State {
+// Sixteen words: a block, or the state's four rows.
+struct Sixteen {
     a: vec4<u32>,
     b: vec4<u32>,
     c: vec4<u32>,
@@ -49,7 +41,7 @@ struct State {
 }
 
 // Four G at once, one a column.
-fn mixed(state: State, x: vec4<u32>, y: vec4<u32>) -> State {
+fn mixed(state: Sixteen, x: vec4<u32>, y: vec4<u32>) -> Sixteen {
     var s = state;
     s.a += s.b + x;
     s.d = rotated(s.d ^ s.a, 16u);
@@ -63,16 +55,16 @@ fn mixed(state: State, x: vec4<u32>, y: vec4<u32>) -> State {
 }
 
 // The compression function: a value, a block of 16 words, the chunk's number, the block's length.
-fn compressed(value: Value, block: Block, counter: u32, len: u32, flags: u32) -> Value {
+fn compressed(value: Value, block: Sixteen, counter: u32, len: u32, flags: u32) -> Value {
     var m = block;
-    var s = State(value.low, value.high, IV_LOW, vec4<u32>(counter, 0u, len, flags));
+    var s = Sixteen(value.low, value.high, IV_LOW, vec4<u32>(counter, 0u, len, flags));
     for (var round = 0u; round < 7u; round++) {
         s = mixed(s, vec4<u32>(m.a.xz, m.b.xz), vec4<u32>(m.a.yw, m.b.yw));
-        s = State(s.a, s.b.yzwx, s.c.zwxy, s.d.wxyz);
+        s = Sixteen(s.a, s.b.yzwx, s.c.zwxy, s.d.wxyz);
         s = mixed(s, vec4<u32>(m.c.xz, m.d.xz), vec4<u32>(m.c.yw, m.d.yw));
-        s = State(s.a, s.b.wxyz, s.c.zwxy, s.d.yzwx);
+        s = Sixteen(s.a, s.b.wxyz, s.c.zwxy, s.d.yzwx);
         // 2 6 3 10 | 7 0 4 13 | 1 11 12 5 | 9 14 15 8
-        m = Block(
+        m = Sixteen(
             vec4<u32>(m.a.z, m.b.z, m.a.w, m.c.z),
             vec4<u32>(m.b.w, m.a.x, m.b.x, m.d.y),
             vec4<u32>(m.a.y, m.c.w, m.d.x, m.b.y),
@@ -83,7 +75,7 @@ fn compressed(value: Value, block: Block, counter: u32, len: u32, flags: u32) ->
 }
 
 fn parent(left: Value, right: Value, flags: u32) -> Value {
-    let block = Block(left.low, left.high, right.low, right.high);
+    let block = Sixteen(left.low, left.high, right.low, right.high);
     return compressed(Value(IV_LOW, IV_HIGH), block, 0u, 64u, PARENT | flags);
 }
 
@@ -115,13 +107,6 @@ fn piece(at: u32) -> u32 {
     return 0u;
 }
 
-fn step_of(row: u32) -> u32 {
-    if row < params.rows {
-        return steps[row];
-    }
-    return 0u;
-}
-
 // Sixteen bytes of the stream. Where a row is whole vectors, so is everything else.
 fn fetched(at: u32) -> vec4<u32> {
     if params.cols % 8u != 0u {
@@ -139,7 +124,11 @@ fn fetched(at: u32) -> vec4<u32> {
         return integers(i / row_vecs, i % row_vecs);
     }
     let row = 4u * (i - params.rows * row_vecs);
-    return vec4<u32>(step_of(row), step_of(row + 1u), step_of(row + 2u), step_of(row + 3u));
+    var found = vec4<u32>();
+    for (var k = 0u; k < 4u && row + k < params.rows; k++) {
+        found[k] = steps[row + k];
+    }
+    return found;
 }
 
 // Joins the first `count` of the workgroup's values, pair by pair.
@@ -183,7 +172,7 @@ fn chunks(
         var value = Value(IV_LOW, IV_HIGH);
         for (var block = 0u; block < blocks; block++) {
             let at = 64u * chunk + 4u * block;
-            let words = Block(fetched(at), fetched(at + 1u), fetched(at + 2u), fetched(at + 3u));
+            let words = Sixteen(fetched(at), fetched(at + 1u), fetched(at + 2u), fetched(at + 3u));
             let last = block == blocks - 1u;
             let flags = select(0u, CHUNK_START, block == 0u) | select(0u, CHUNK_END, last)
                 | select(0u, ROOT, last && params.count == 1u);

@@ -25,7 +25,6 @@ fn open() -> impl Iterator<Item = (Golden, Runtime)> {
     devices.map(|(base, device)| {
         let golden = Golden::load();
         let runtime = Runtime::builder().base(base).tree(&golden.tree).device(device).open().unwrap();
-        println!("on {}", runtime.device());
         (golden, runtime)
     })
 }
@@ -89,6 +88,7 @@ fn logits_are_the_golden_ones_at_every_node() {
                 }
             }
         }
+        println!("on {}", runtime.device());
         let mut largest = (0.0, String::new());
         walk(&golden, &mut runtime, |runtime, name, node| {
             for (index, prompt) in node.prompts.iter().enumerate() {

@@ -72,7 +72,7 @@ pub fn generate<D: Compute>(
     let mut forward = |tokens: &[u32]| {
         let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
         let batch = Batch { sequences, owner };
-        Ok::<u32, Error>(model.next_tokens(device, weights, cache, &batch, &[sampler.next()])?[0])
+        Ok::<u32, Error>(model.next_tokens(device, weights, cache, &batch, &[sampler.draw()])?[0])
     };
     let mut token = forward(rest)?;
     let prefill = started.elapsed();

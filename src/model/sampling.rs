@@ -55,7 +55,7 @@ impl Sampler {
     }
 
     /// How the next token is chosen.
-    pub fn next(&mut self) -> Choice {
+    pub fn draw(&mut self) -> Choice {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
         Choice { temperature, top_k, top_p, random: self.rng.random() }
     }
@@ -96,7 +96,7 @@ mod tests {
             let logits = [0.0, 1.0, bad];
             assert!(matches!(greedy(&logits), Err(Error::NonFiniteLogits { index: 2, .. })));
             assert!(matches!(log_softmax_top(&logits, 1), Err(Error::NonFiniteLogits { index: 2, .. })));
-            assert!(matches!(choose(&logits, &sampler(1.0, None, None, 0).next()), Err(Error::NonFiniteLogits { .. })));
+            assert!(matches!(choose(&logits, &sampler(1.0, None, None, 0).draw()), Err(Error::NonFiniteLogits { .. })));
         }
         assert!(greedy(&[]).is_err());
     }
@@ -134,7 +134,7 @@ mod tests {
         let count = |mut sampler: Sampler| {
             let mut counts = [0u32; 4];
             for _ in 0..8000 {
-                counts[choose(&logits, &sampler.next()).unwrap() as usize] += 1;
+                counts[choose(&logits, &sampler.draw()).unwrap() as usize] += 1;
             }
             counts.map(|count| f64::from(count) / 8000.0)
         };
@@ -154,16 +154,16 @@ mod tests {
     #[test]
     fn one_seed_gives_one_sequence() {
         let logits: Vec<f32> = (0..100).map(|i| (i * 37 % 11) as f32).collect();
-        let draw = |seed| -> Vec<u32> {
+        let tokens = |seed| -> Vec<u32> {
             let mut sampler = sampler(1.0, None, Some(0.95), seed);
-            (0..50).map(|_| choose(&logits, &sampler.next()).unwrap()).collect()
+            (0..50).map(|_| choose(&logits, &sampler.draw()).unwrap()).collect()
         };
-        assert_eq!(draw(7), draw(7));
-        assert_ne!(draw(7), draw(8));
+        assert_eq!(tokens(7), tokens(7));
+        assert_ne!(tokens(7), tokens(8));
     }
 
     #[test]
     fn tiny_temperature_is_greedy() {
-        assert_eq!(choose(&[0.0, 1.0, 0.5], &sampler(1e-30, None, None, 0).next()).unwrap(), 1);
+        assert_eq!(choose(&[0.0, 1.0, 0.5], &sampler(1e-30, None, None, 0).draw()).unwrap(), 1);
     }
 }

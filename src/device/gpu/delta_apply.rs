@@ -21,7 +21,7 @@ use crate::lattice::{MatrixId, Sign};
 /// Bytes of factors in one scratch buffer: small beside an upload that shall overlap with passes, large beside a start.
 const SCRATCH_BYTES: u64 = 8 << 20;
 
-/// Rows and vectors of eight weights in a workgroup's tile.
+/// Rows and vectors of eight weights in a workgroup's tile: `ROWS` and half of `QUADS` of the shader.
 const TILE: (usize, usize) = (64, 16);
 
 /// How the low-rank segments are applied.

@@ -114,7 +114,7 @@ impl GpuDeltas {
                 }
                 DeltaKind::Dense(lanes) => {
                     let row_lanes = delta.cols.div_ceil(LANES);
-                    let parts = lanes.chunks((rows_a_part(context, delta.cols) * row_lanes).max(1));
+                    let parts = lanes.chunks(rows_a_part(context, delta.cols).saturating_mul(row_lanes).max(1));
                     Kind::Dense(parts.map(|lanes| contents.own(bytemuck::cast_slice(lanes).into())).collect())
                 }
                 DeltaKind::Sparse(sparse) => Kind::Sparse(contents.sparse(context, delta, sparse)),

@@ -24,15 +24,24 @@ pub(super) fn fingerprint(context: &Context, matrices: &[&GpuMatrix]) -> Result<
     let room = plans.iter().map(|plan| plan.groups + plan.groups.div_ceil(GROUP)).max().unwrap_or(0);
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
     let values = context.buffer("hashes", u64::from(first + room) * VALUE, usage)?;
-    // Bound where a matrix has no part.
     let nothing = context.buffer("nothing", 16, usage)?;
+    let room = Room { values: &values, free: first, nothing: &nothing };
     let mut steps = Steps::default();
     for (result, (matrix, plan)) in (0..).zip(matrices.iter().zip(&plans)) {
-        plan.hash(context, &mut steps, matrix, &nothing, &values, result, first);
+        plan.hash(context, &mut steps, matrix, &room, result);
     }
     let bytes = context.run(steps, &[Slice::of(&values, 0..matrices.len() as u64 * VALUE)])?.bytes;
     let hash = |bytes: &[u8]| blake3::Hash::from_bytes(bytes.try_into().expect("32 bytes"));
-    Ok(bytes.chunks_exact(VALUE as usize).map(hash).collect())
+    Ok(bytes.chunks_exact(size_of::<[u32; 8]>()).map(hash).collect())
+}
+
+/// What the dispatches of one matrix after the other use.
+struct Room<'a> {
+    values: &'a wgpu::Buffer,
+    /// The first value that is not a result.
+    free: u32,
+    /// Bound where a matrix has no part.
+    nothing: &'a wgpu::Buffer,
 }
 
 /// How a matrix is cut.
@@ -70,18 +79,9 @@ impl Plan {
         if row == 0 { 0 } else { word_of(stream_bytes(row, matrix.cols).div_ceil(CHUNK * u64::from(self.group))) }
     }
 
-    /// Leaves the hash at `result`; uses the values from `free` on.
-    #[allow(clippy::too_many_arguments, reason = "a matrix, and five places")]
-    fn hash(
-        &self,
-        context: &Context,
-        steps: &mut Steps,
-        matrix: &GpuMatrix,
-        nothing: &wgpu::Buffer,
-        values: &wgpu::Buffer,
-        result: u32,
-        free: u32,
-    ) {
+    /// Leaves the hash at `result` of the room's values.
+    fn hash(&self, context: &Context, steps: &mut Steps, matrix: &GpuMatrix, room: &Room, result: u32) {
+        let Room { values, free, nothing } = *room;
         let part = |index: usize| matrix.parts.get(index).map_or(nothing, |part| &part.integers);
         let end = if matrix.parts.is_empty() { 0 } else { matrix.rows };
         let row = |index: usize| matrix.parts.get(index).map_or(end, |part| part.first_row);

@@ -26,7 +26,7 @@ pub(super) struct Part {
 /// Rows of a matrix that one binding holds.
 pub(super) fn rows_a_part(context: &Context, cols: usize) -> usize {
     let row_bytes = cols.div_ceil(LANES) * size_of::<[i16; LANES]>();
-    (context.max_binding / row_bytes.max(1) as u64) as usize
+    usize::try_from(context.max_binding / row_bytes.max(1) as u64).unwrap_or(usize::MAX)
 }
 
 impl GpuMatrix {
@@ -54,7 +54,7 @@ impl GpuMatrix {
             context.write(&buffer, 0, bytes)?;
             Ok(Part { first_row: index * rows_a_part, rows: bytes.len() / row_bytes, integers: buffer })
         };
-        let parts = matrix.integers().chunks((rows_a_part * matrix.stride()).max(1)).enumerate().map(part);
+        let parts = matrix.integers().chunks(rows_a_part.saturating_mul(matrix.stride()).max(1)).enumerate().map(part);
         let parts = parts.collect::<Result<_>>()?;
         let steps = context.storage("steps", bytemuck::cast_slice(matrix.steps()))?;
         Ok(Self { rows, cols, parts, steps })

@@ -10,6 +10,7 @@ use wgpu::{BindGroupDescriptor, BindGroupEntry, BindingResource, BufferBinding, 
 
 use super::context::{Context, Slice};
 use super::pipeline::{Kernel, Pipeline};
+use super::word;
 use crate::Result;
 use crate::device::PassTimes;
 
@@ -269,7 +270,7 @@ impl Context {
     /// A clock for so many stretches, if the device has one.
     fn clock(&self, stretches: usize) -> Result<Option<Timestamps>> {
         let needed = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
-        let count = 2 * stretches as u32;
+        let count = word(2 * stretches);
         if !self.device.features().contains(needed) || count == 0 || count > wgpu::QUERY_SET_MAX_QUERIES {
             return Ok(None);
         }
@@ -305,14 +306,14 @@ struct Timestamps {
 
 impl Timestamps {
     fn mark(&self, encoder: &mut wgpu::CommandEncoder, index: usize) {
-        encoder.write_timestamp(&self.queries, index as u32);
+        encoder.write_timestamp(&self.queries, word(index));
     }
 
     fn around(&self, index: usize) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.queries,
-            beginning_of_pass_write_index: Some(index as u32),
-            end_of_pass_write_index: Some(index as u32 + 1),
+            beginning_of_pass_write_index: Some(word(index)),
+            end_of_pass_write_index: Some(word(index + 1)),
         }
     }
 

@@ -1,4 +1,5 @@
 //! The shaders: checked as text without a GPU, then run, on a software adapter if there is no other.
+#![allow(clippy::cast_possible_truncation, reason = "made numbers")]
 
 mod attend;
 mod forward;

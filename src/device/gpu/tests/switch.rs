@@ -61,7 +61,7 @@ fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest
         let room = (i64::from(largest - 1) << shift).min(1 << 30) / (pairs as i64 * 2 * i64::from(a_largest));
         let b_largest = room.min(32767) as i16;
         for (r, b) in row.iter_mut().enumerate().filter(|(r, _)| used(*r)) {
-            *b = if (r + rows) % 5 == 0 { b_largest } else { rng.random_range(-b_largest..=b_largest) };
+            *b = if (r + rows).is_multiple_of(5) { b_largest } else { rng.random_range(-b_largest..=b_largest) };
         }
     }
     factors
@@ -169,7 +169,7 @@ fn check(gpu: &Gpu, shapes: &[(usize, usize)], terms: &[Term], seed: u64) -> Tes
     same(gpu, &there, &expected, "forth")?;
     gpu.delta_apply(&mut there, &back).unwrap();
     same(gpu, &there, &base, "back")?;
-    crate::device::gpu::naive::delta_apply(&gpu, &mut there, &forth).unwrap();
+    crate::device::gpu::naive::delta_apply(gpu, &mut there, &forth).unwrap();
     same(gpu, &there, &expected, "forth by the naive kernel")
 }
 

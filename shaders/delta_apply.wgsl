@@ -64,14 +64,6 @@ fn stage_shifts(slot: u32, k: u32, quad: u32, first_row: u32) {
     shift_tile[k * (ROWS / 4u) + quad] = found;
 }
 
-fn lows(pairs: vec4<u32>) -> vec4<i32> {
-    return bitcast<vec4<i32>>(pairs << vec4<u32>(16u)) >> vec4<u32>(16u);
-}
-
-fn highs(pairs: vec4<u32>) -> vec4<i32> {
-    return bitcast<vec4<i32>>(pairs) >> vec4<u32>(16u);
-}
-
 fn rounded(sum: vec4<i32>, shift: u32) -> vec4<i32> {
     return (sum + vec4<i32>(i32((1u << shift) >> 1u))) >> vec4<u32>(shift);
 }

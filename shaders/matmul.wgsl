@@ -62,8 +62,8 @@ fn main(
         for (var k = thread; k < OUTPUTS * 2u; k += THREADS) {
             let row = k / 2u;
             let w = weights[min(first_output + row, params.part_outputs - 1u) * stride + j / 8u + k % 2u];
-            let even = lows(w);
-            let odd = highs(w);
+            let even = vec4<f32>(lows(w));
+            let odd = vec4<f32>(highs(w));
             w_tile[place(row, k % 2u * 2u)] = vec4<f32>(even.x, odd.x, even.y, odd.y);
             w_tile[place(row, k % 2u * 2u + 1u)] = vec4<f32>(even.z, odd.z, even.w, odd.w);
         }

@@ -67,7 +67,7 @@ fn main(
             let even = vec4<f32>(a.xz, b.xz);
             let odd = vec4<f32>(a.yw, b.yw);
             for (var r = 0u; r < ROWS; r++) {
-                sums[t][r] += dot(lows(w[r]), even) + dot(highs(w[r]), odd);
+                sums[t][r] += dot(vec4<f32>(lows(w[r])), even) + dot(vec4<f32>(highs(w[r])), odd);
             }
         }
     }

@@ -8,13 +8,13 @@ fn high(pair: u32) -> i32 {
     return bitcast<i32>(pair) >> 16u;
 }
 
-// The even columns of four pairs as f32, and the odd ones.
-fn lows(pairs: vec4<u32>) -> vec4<f32> {
-    return vec4<f32>(bitcast<vec4<i32>>(pairs << vec4<u32>(16u)) >> vec4<u32>(16u));
+// The even columns of four pairs, and the odd ones.
+fn lows(pairs: vec4<u32>) -> vec4<i32> {
+    return bitcast<vec4<i32>>(pairs << vec4<u32>(16u)) >> vec4<u32>(16u);
 }
 
-fn highs(pairs: vec4<u32>) -> vec4<f32> {
-    return vec4<f32>(bitcast<vec4<i32>>(pairs) >> vec4<u32>(16u));
+fn highs(pairs: vec4<u32>) -> vec4<i32> {
+    return bitcast<vec4<i32>>(pairs) >> vec4<u32>(16u);
 }
 
 // Both halves, each modulo 2^16.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use wgpu::naga;
@@ -81,7 +82,21 @@ impl Kernel {
 pub(super) struct Pipelines {
     device: wgpu::Device,
     made: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
-    cache: Option<(wgpu::PipelineCache, Option<PathBuf>)>,
+    kept: Option<Kept>,
+}
+
+/// Compiled shaders as the driver keeps them.
+struct Kept {
+    cache: wgpu::PipelineCache,
+    file: Option<PathBuf>,
+    /// Of what was in the file.
+    hash: Option<blake3::Hash>,
+}
+
+/// What stands behind its own hash, if it does.
+fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+    let (hash, data) = bytes.split_at_checked(blake3::OUT_LEN)?;
+    (blake3::hash(data).as_bytes() == hash).then_some(data)
 }
 
 /// The source of a shader with its shared parts.
@@ -94,18 +109,19 @@ pub(super) fn source(name: &str) -> &'static str {
 
 impl Pipelines {
     pub(super) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, file: Option<&Path>) -> Self {
-        let cache = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| {
+        let kept = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| {
             // One file for each adapter and driver.
             let file = file.and_then(|folder| Some(folder.join(wgpu::util::pipeline_cache_key(info)?)));
-            let data = file.as_deref().and_then(|file| std::fs::read(file).ok());
-            let descriptor = wgpu::PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
-            // SAFETY: the data is what `get_data` gave for this adapter: the file's name is the adapter's key, and it is
-            // only ever replaced whole. The driver checks its header besides.
+            let kept = file.as_deref().and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
+            let data = unsealed(&kept);
+            let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
+            // SAFETY: the data is what `get_data` gave for this adapter, the key of which is the file's name: its hash,
+            // kept before it, still fits.
             #[allow(unsafe_code, reason = "the only way to keep compiled shaders")]
             let cache = unsafe { device.create_pipeline_cache(&descriptor) };
-            (cache, file)
+            Kept { cache, file, hash: data.map(blake3::hash) }
         });
-        Self { device: device.clone(), made: Mutex::default(), cache }
+        Self { device: device.clone(), made: Mutex::default(), kept }
     }
 
     /// The pipeline of a kernel, compiled now if it is used for the first time. What the driver refuses becomes the
@@ -122,13 +138,16 @@ impl Pipelines {
 
     /// Keeps what was compiled for the next run.
     pub(super) fn save(&self) -> std::io::Result<()> {
-        if let Some((cache, Some(file))) = &self.cache
+        if let Some(Kept { cache, file: Some(file), hash: before }) = &self.kept
             && let Some(data) = cache.get_data()
             && let Some(folder) = file.parent()
+            && *before != Some(blake3::hash(&data))
         {
+            static COUNT: AtomicU32 = AtomicU32::new(0);
             std::fs::create_dir_all(folder)?;
-            let fresh = file.with_extension(std::process::id().to_string());
-            std::fs::write(&fresh, data)?;
+            let ours = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let fresh = file.with_extension(ours);
+            std::fs::write(&fresh, [blake3::hash(&data).as_bytes(), &data[..]].concat())?;
             std::fs::rename(&fresh, file)?;
         }
         Ok(())
@@ -167,7 +186,7 @@ impl Pipelines {
                 constants: &constants,
                 zero_initialize_workgroup_memory: false,
             },
-            cache: self.cache.as_ref().map(|(cache, _)| cache),
+            cache: self.kept.as_ref().map(|kept| &kept.cache),
         });
         let find = |binding| bindings.iter().find(|found| (found.group, found.binding) == (1, binding));
         let params_bytes = find(0).map_or(0, |params| params.bytes.into());

@@ -44,3 +44,53 @@ fn matrices_come_back_whole_and_by_rows_however_they_are_split() {
         assert_eq!(rows, [[matrix.row(0), matrix.row(99), matrix.row(21)].concat(), matrix.row(20).to_vec()]);
     }
 }
+
+#[test]
+fn compiled_shaders_are_kept_and_damaged_ones_are_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = GpuOptions { pipeline_cache: Some(folder.path().to_owned()), ..GpuOptions::default() };
+    let use_it = || {
+        let gpu = gpu(&options)?;
+        let keeps = gpu.context.device.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let mut values = gpu.upload_buffer(vec![1.0; 4]).unwrap();
+        gpu.silu_mul(&mut values, &gpu.upload_buffer(vec![2.0; 4]).unwrap(), 4);
+        assert!(gpu.read(&values, 0..4).unwrap().iter().all(|x| (x - 1.462_117).abs() < 1e-5));
+        Some(keeps)
+    };
+    let files = || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let Some(keeps) = use_it() else { return };
+    assert_eq!(files().len(), usize::from(keeps));
+    for damage in [|bytes: &mut Vec<u8>| bytes.truncate(20), |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1] {
+        for file in files() {
+            let mut bytes = std::fs::read(&file).unwrap();
+            let whole = bytes.clone();
+            damage(&mut bytes);
+            std::fs::write(&file, &bytes).unwrap();
+            use_it();
+            assert_eq!(files(), [file.clone()], "only this one, replaced whole");
+            assert_eq!(std::fs::read(&file).unwrap().len(), whole.len());
+        }
+    }
+}
+
+#[test]
+fn what_the_device_refuses_is_an_error_from_then_on() {
+    let Some(gpu) = gpu(&GpuOptions::default()) else { return };
+    let buffer = gpu.upload_buffer(vec![1.0; 4]).unwrap();
+    gpu.check().unwrap();
+    gpu.context.queue.write_buffer(&buffer.buffer, 1 << 20, &[0; 4]);
+    let refused = gpu.read(&buffer, 0..4).map(drop).unwrap_err();
+    assert!(matches!(refused, crate::Error::DeviceFailed { .. }), "{refused}");
+    assert!(gpu.check().is_err() && gpu.alloc(1).is_err());
+}
+
+#[test]
+fn more_than_the_device_holds_is_refused_and_it_goes_on() {
+    let Some(gpu) = gpu(&GpuOptions { minimal: true, ..GpuOptions::default() }) else { return };
+    for len in [1 << 26, 1 << 40] {
+        let refused = gpu.alloc(len).map(drop).unwrap_err();
+        assert!(matches!(refused, crate::Error::DeviceLimit { .. }), "{refused}");
+    }
+    gpu.alloc(1 << 10).unwrap();
+    gpu.check().unwrap();
+}

@@ -30,12 +30,11 @@ fn open() -> impl Iterator<Item = (Golden, Runtime)> {
 }
 
 fn devices() -> Vec<DeviceChoice> {
-    let mut devices = vec![DeviceChoice::Cpu];
     #[cfg(feature = "gpu")]
     if pleach::testing::gpu(&Default::default()).is_some() {
-        devices.push(DeviceChoice::Gpu(Default::default()));
+        return vec![DeviceChoice::Cpu, DeviceChoice::Gpu(Default::default())];
     }
-    devices
+    vec![DeviceChoice::Cpu]
 }
 
 /// Switches to every golden node, leaves first, so that the walk goes down, across and up, and then to the root.

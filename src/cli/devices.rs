@@ -17,29 +17,27 @@ Give --device gpu:N or gpu:NAME to choose a GPU. A software adapter computes on 
 pub(crate) struct Devices {}
 
 #[derive(Serialize)]
-struct Answer {
+struct Answer<'a, G> {
     cpu: String,
-    gpus: Vec<serde_json::Value>,
+    gpus: &'a [G],
 }
 
 impl Devices {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
         let cpu = Cpu::new(console.threads)?.describe();
         let mut text = format!("cpu      {cpu}\n");
-        let mut gpus = Vec::new();
         #[cfg(feature = "gpu")]
-        for gpu in pleach::device::gpu::list() {
+        let (gpus, none) = (pleach::device::gpu::list(), "none that Vulkan, Metal or DirectX 12 reaches");
+        #[cfg(not(feature = "gpu"))]
+        let (gpus, none) = ([(); 0], "this build was made without the feature `gpu`");
+        #[cfg(feature = "gpu")]
+        for gpu in &gpus {
             text += &format!("gpu:{:<4} {gpu}, {}\n", gpu.index, gpu.driver);
-            gpus.push(serde_json::to_value(&gpu)?);
         }
         if gpus.is_empty() {
-            text += if cfg!(feature = "gpu") {
-                "no GPU  (none that Vulkan, Metal or DirectX 12 reaches)\n"
-            } else {
-                "no GPU  (this build was made without the feature `gpu`)\n"
-            };
+            text += &format!("no GPU   ({none})\n");
         }
-        console.answer(&Answer { cpu, gpus }, || text)?;
+        console.answer(&Answer { cpu, gpus: &gpus[..] }, || text)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -4,7 +4,8 @@
 //! A buffer used as a matrix is row-major; a *row* is one token of one sequence. A buffer may be longer than a call needs.
 //!
 //! **Invariant:** a row's result depends on that row and its own sequence alone, bit for bit, whatever else is in the
-//! batch.
+//! batch. (A device may have several kernels for different numbers of rows; between them results agree to rounding. The CPU's
+//! agree to the bit.)
 
 use std::ops::Range;
 

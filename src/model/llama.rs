@@ -3,7 +3,8 @@
 //! Per layer: `x += O · attention(rope(Q·n), rope(K·n), V·n)` with `n = norm(x)`, then
 //! `x += Down · (silu(Gate·m) ⊙ Up·m)` with `m = norm(x)`; at the end `logits = Head · norm(x)` of the wanted rows.
 //!
-//! **Invariant:** a sequence's logits depend on its own tokens alone, bit for bit, however it is batched or split.
+//! **Invariant:** a sequence's logits depend on its own tokens alone, however it is batched or split: bit for bit on the CPU,
+//! to rounding on a device whose kernels differ by the number of rows.
 
 use std::ops::Range;
 

@@ -67,7 +67,7 @@ fn compiled_shaders_are_kept_and_damaged_ones_are_made_anew() {
             damage(&mut bytes);
             std::fs::write(&file, &bytes).unwrap();
             use_it();
-            assert_eq!(files(), [file.clone()], "only this one, replaced whole");
+            assert_eq!(files(), std::slice::from_ref(&file), "only this one, replaced whole");
             assert_eq!(std::fs::read(&file).unwrap().len(), whole.len());
         }
     }

@@ -295,3 +295,20 @@ fn a_hash_over_parts_of_less_than_a_chunk_is_refused() {
     let there = gpu.upload_matrix(LatticeMatrix::zeros(200, 3)).unwrap();
     assert!(matches!(gpu.fingerprint(&[&there]), Err(Error::DeviceLimit { bytes: 1024, .. })));
 }
+
+/// The embedding of a large model is beyond the 128 MiB that a binding holds by default.
+#[test]
+fn a_matrix_beyond_the_default_binding_limit_has_the_cpus_bits() {
+    let Some(gpu) = gpu(&GpuOptions { minimal: true, ..GpuOptions::default() }) else { return };
+    let mut rng = StdRng::seed_from_u64(4);
+    let (rows, cols) = (67_000, 1024);
+    let mut here = vec![made_matrix(&mut rng, rows, cols)];
+    let mut there = vec![gpu.upload_matrix(here[0].clone()).unwrap()];
+    assert_eq!(there[0].parts.len(), 2);
+    let delta = made_delta(&mut rng, rows, cols, &Made::LowRank(1), 5000).unwrap();
+    let node = Arc::new(NodeDeltas::new([(MatrixId(0), delta)]));
+    let on_gpu = gpu.upload_deltas(&node).unwrap();
+    gpu.delta_apply(&mut there, &[(&on_gpu, Sign::Add)]).unwrap();
+    CPU.delta_apply(&mut here, &[(&node, Sign::Add)]).unwrap();
+    assert_eq!(gpu.fingerprint(&[&there[0]]).unwrap(), CPU.fingerprint(&[&here[0]]).unwrap());
+}

@@ -23,6 +23,7 @@ var<workgroup> sums: array<f32, 256>;
 var<workgroup> totals: array<f32, 16>;
 var<workgroup> picked: u32;
 
+var<private> likeliest: u32;
 var<private> t: u32;
 var<private> row: u32;
 var<private> temperature: f32;
@@ -120,6 +121,9 @@ fn walk(what: u32, share: f32, more: f32) -> u32 {
     // Of 64 segments, each read by 16 neighbours side by side, the one it happens in.
     let segment_len = (params.vocab_size + 1023u) / 1024u * 16u;
     workgroupBarrier();
+    if t == 0u {
+        picked = likeliest;
+    }
     for (var segment = t / 16u; segment < 64u; segment += 16u) {
         let end = min((segment + 1u) * segment_len, params.vocab_size);
         var sum = 0.0;
@@ -200,7 +204,8 @@ fn main(
     }
     t = invocation;
     row = index * params.vocab_size;
-    best = logits[row + results[3u * index]];
+    likeliest = results[3u * index];
+    best = logits[row + likeliest];
     best_key = key_of(best);
     threshold = 0u;
     last = NONE;

@@ -242,7 +242,9 @@ pub enum Error {
     },
 
     /// Something is larger than the device can hold in one piece.
-    #[error("{what} takes {bytes} bytes, but the device holds at most {limit} in one piece")]
+    #[error(
+        "{what} takes {bytes} bytes, but the device holds at most {limit} in one piece; compute on the CPU (--device cpu)"
+    )]
     DeviceLimit {
         /// What is too large.
         what: String,
@@ -325,7 +327,7 @@ pub enum Error {
 
     /// A device has no room for a buffer.
     #[error(
-        "the device has no room for {bytes} bytes more; ask for a shorter context, fewer sequences or a smaller delta budget"
+        "the device has no room for {bytes} bytes more; ask for a shorter context, fewer sequences or a smaller delta budget, or compute on the CPU"
     )]
     DeviceMemory {
         /// Bytes asked for.

@@ -152,10 +152,27 @@ impl<D: Device> Weights<D> {
         &self.matrices[id.0]
     }
 
-    /// Some matrices, for measurements that leave every bit as it was.
-    pub(crate) fn matrices_mut(&mut self, ids: &[MatrixId]) -> Vec<&mut D::Matrix> {
-        let chosen = self.matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
-        chosen.map(|(_, matrix)| matrix).collect()
+    /// Hands some matrices to a measurement that leaves every bit as it was, if it does not fail.
+    ///
+    /// # Errors
+    /// What `work` returns; the copy is then unusable.
+    pub(crate) fn measure<R>(
+        &mut self,
+        ids: &[MatrixId],
+        work: impl FnOnce(&mut [&mut D::Matrix]) -> Result<R>,
+    ) -> Result<R> {
+        self.changing(|matrices| {
+            let chosen = matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
+            work(&mut chosen.map(|(_, matrix)| matrix).collect::<Vec<_>>())
+        })
+    }
+
+    /// Changes matrices. The copy is usable again only when that has ended: a panic or an error inside leaves it unusable.
+    fn changing<R>(&mut self, work: impl FnOnce(&mut [D::Matrix]) -> Result<R>) -> Result<R> {
+        self.usable = false;
+        let result = work(&mut self.matrices)?;
+        self.usable = true;
+        Ok(result)
     }
 
     /// Steps and largest integers of the base matrix.
@@ -198,7 +215,7 @@ impl<D: Device> Weights<D> {
     /// When the device has no room.
     pub(crate) fn untie(&mut self, device: &D) -> Result<()> {
         let MatrixId(source) = self.names[&WeightName::new(EMBEDDING)];
-        let copy = device.upload_matrix(device.read_matrix(&self.matrices[source])?)?;
+        let copy = device.copy_matrix(&self.matrices[source])?;
         self.names.insert(WeightName::new(HEAD), MatrixId(self.matrices.len()));
         self.matrices.push(copy);
         self.grids.push(self.grids[source].clone());
@@ -301,10 +318,8 @@ impl<D: Device> Weights<D> {
                 hashes[k] = None;
             }
         }
-        // Set back only when the pass has ended: a panic or an error inside leaves the copy unusable.
-        self.usable = false;
-        touched.times = device.delta_apply(&mut self.matrices, resident)?;
-        self.usable = true;
+        let pass = device.prepare_pass(&self.matrices, resident)?;
+        touched.times = self.changing(|matrices| device.delta_apply(matrices, resident, pass))?;
         Ok(touched)
     }
 

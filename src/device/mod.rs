@@ -27,6 +27,8 @@ pub trait Device: Send + Sync {
     type Matrix: Send + Sync;
     /// The compiled deltas of one node, resident.
     type Deltas: Send + Sync;
+    /// A switch that is prepared, so that nothing but the device's failure can break it off.
+    type Pass: Send;
     /// A resident array of f32: activations, norms, biases.
     type Buffer: Send + Sync;
 
@@ -75,7 +77,13 @@ pub trait Device: Send + Sync {
     /// When the device fails.
     fn finish_uploads(&self, deltas: &[&Self::Deltas]) -> Result<()>;
 
-    /// Copies a matrix as it now is.
+    /// Makes a second matrix of the same bits.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn copy_matrix(&self, matrix: &Self::Matrix) -> Result<Self::Matrix>;
+
+    /// Copies a matrix, as it now is, to the host.
     ///
     /// # Errors
     /// When the device fails.
@@ -87,12 +95,24 @@ pub trait Device: Send + Sync {
     /// When the device fails.
     fn read_rows(&self, wanted: &[(&Self::Matrix, &[usize])]) -> Result<Vec<Vec<i16>>>;
 
+    /// Makes ready what [`Self::delta_apply`] needs for these terms.
+    ///
+    /// # Errors
+    /// When the device has no room; the matrices are as before.
+    fn prepare_pass(&self, matrices: &[Self::Matrix], terms: &[(&Self::Deltas, Sign)]) -> Result<Self::Pass>;
+
     /// Adds and subtracts every delta of every term in one read and write of each matrix it touches; a
-    /// [`MatrixId`](crate::lattice::MatrixId) counts in `matrices`. Returns when the pass is over.
+    /// [`MatrixId`](crate::lattice::MatrixId) counts in `matrices`. Returns when the pass is over. `pass` was prepared for the
+    /// same matrices and terms.
     ///
     /// # Errors
     /// When the device fails; the matrices are then in no known state.
-    fn delta_apply(&self, matrices: &mut [Self::Matrix], terms: &[(&Self::Deltas, Sign)]) -> Result<PassTimes>;
+    fn delta_apply(
+        &self,
+        matrices: &mut [Self::Matrix],
+        terms: &[(&Self::Deltas, Sign)],
+        pass: Self::Pass,
+    ) -> Result<PassTimes>;
 
     /// BLAKE3 of each matrix: rows, columns (u64), integers row by row without padding (i16), steps (f32), all
     /// little-endian.

@@ -3,15 +3,13 @@
 use std::str::FromStr;
 
 #[cfg(feature = "gpu")]
-use crate::device::gpu::GpuOptions;
-#[cfg(feature = "gpu")]
-pub use crate::device::gpu::{GpuChoice, GpuInfo};
+use crate::device::gpu::{GpuChoice, GpuOptions};
 use crate::{Error, Result};
 
 /// What to compute on. Parsed from `auto`, `cpu`, `gpu`, `gpu:NUMBER` or `gpu:NAME`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum DeviceChoice {
-    /// A GPU, but no software adapter; the CPU where there is none.
+    /// A GPU, but no software adapter; the CPU where there is none, or, with a warning, where it does not hold the model.
     Auto,
     /// The CPU.
     #[default]

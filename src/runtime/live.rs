@@ -1,7 +1,7 @@
 //! What lives on one device: the weights, the model bound to them, and the deltas at hand.
 //!
-//! **Invariant:** deltas of the current path are in both caches, or in the one there is: what was added is what will be
-//! subtracted.
+//! **Invariant:** the compiled deltas of the current path stay in the host's memory: what was added is what will be subtracted.
+//! What is on the device is a copy of them, and can be made again.
 
 use std::sync::Arc;
 
@@ -124,11 +124,21 @@ impl<D: Compute> Live<D> {
         if !uploaded.contains(node) {
             report.uploaded.push(name.into());
         }
-        let on_device = uploaded.get(node, || {
-            let deltas = device.upload_deltas(&compiled)?;
-            let bytes = device.deltas_bytes(&deltas);
-            Ok((Arc::new(deltas), bytes))
-        })?;
+        let upload = |uploaded: &mut DeltaCache<D::Deltas>| {
+            uploaded.get(node, || {
+                let deltas = device.upload_deltas(&compiled)?;
+                let bytes = device.deltas_bytes(&deltas);
+                Ok((Arc::new(deltas), bytes))
+            })
+        };
+        let on_device = match upload(uploaded) {
+            // The budget is more than the device has: what is not in use makes room.
+            Err(Error::DeviceMemory { .. }) => {
+                uploaded.evict_to(0, &[]);
+                upload(uploaded)?
+            }
+            result => result?,
+        };
         Ok(Resident { node, compiled, on_device })
     }
 
@@ -156,6 +166,15 @@ impl<D: Compute> Live<D> {
     pub(super) fn evict(&mut self, path: &[NodeId]) {
         self.compiled.evict(path);
         self.uploaded.evict(path);
+    }
+
+    /// The same after something broke off. What was uploaded for it may still hold staging memory, so of that nothing stays
+    /// but `path`.
+    pub(super) fn give_up(&mut self, path: &[NodeId], report: &SwitchReport) {
+        self.evict(path);
+        if !report.uploaded.is_empty() {
+            self.uploaded.evict_to(0, path);
+        }
     }
 
     /// A tied head gets its own copy of the embedding the first time an adapter touches one of the two.

@@ -67,7 +67,8 @@ impl Runtime {
         let mut pairs = Vec::with_capacity(repeats);
         for k in 0..repeats {
             let ceiling = on_device!(&mut self.live, live => {
-                let memory = live.device.read_modify_write_ms(&mut live.weights.matrices_mut(&touched))?;
+                let Live { device, weights, .. } = &mut **live;
+                let memory = weights.measure(&touched, |matrices| device.read_modify_write_ms(matrices))?;
                 memory.max(live.device.integer_products_ms(products)?)
             });
             let report = self.switch_to(if k % 2 == 0 { b } else { a })?;

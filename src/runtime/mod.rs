@@ -17,9 +17,9 @@ mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub use choice::DeviceChoice;
 #[cfg(feature = "gpu")]
-pub use choice::{GpuChoice, GpuInfo};
+pub use crate::device::gpu::{GpuChoice, GpuInfo, GpuOptions};
+pub use choice::DeviceChoice;
 pub use measure::{Measured, median};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
@@ -30,7 +30,7 @@ use crate::base::{BaseModel, WeightInfo};
 use crate::device::Device;
 use crate::device::cpu::{Cpu, SimdLevel};
 #[cfg(feature = "gpu")]
-use crate::device::gpu::{Gpu, GpuOptions};
+use crate::device::gpu::Gpu;
 use crate::lattice::{DEFAULT_HEADROOM, LatticeMatrix};
 use crate::model::{chat::ChatTemplate, tokenizer::Tokenizer};
 use crate::store::CacheStats;
@@ -164,7 +164,7 @@ impl RuntimeBuilder {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(self, progress: impl FnMut(usize, usize) + Send) -> Result<Runtime> {
+    pub fn open_with(self, mut progress: impl FnMut(usize, usize) + Send) -> Result<Runtime> {
         let host = Cpu::with_simd(self.threads, self.simd.unwrap_or_else(SimdLevel::detect))?;
         #[cfg(feature = "gpu")]
         let gpu = open_gpu(self.device)?;
@@ -189,16 +189,26 @@ impl RuntimeBuilder {
         }
         let (shapes, current) = (shapes(&base), tree.root());
         let sources = Sources { base, shapes, tree, limits: self.limits, headroom: self.headroom };
-        let on_cpu = |progress| {
-            Live::load(host.clone(), &sources, &host, self.budgets, progress).map(|live| AnyLive::Cpu(Box::new(live)))
-        };
         #[cfg(feature = "gpu")]
         let live = match gpu {
-            Some(gpu) => AnyLive::Gpu(Box::new(Live::load(gpu, &sources, &host, self.budgets, progress)?)),
-            None => on_cpu(progress)?,
+            Some((gpu, or_cpu)) => match Live::load(gpu, &sources, &host, self.budgets, &mut progress) {
+                Ok(live) => Some(AnyLive::Gpu(Box::new(live))),
+                Err(error @ (Error::DeviceMemory { .. } | Error::DeviceLimit { .. } | Error::DeviceFailed { .. }))
+                    if or_cpu =>
+                {
+                    tracing::warn!("the GPU does not hold the model, so the CPU computes: {error}");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+            None => None,
         };
         #[cfg(not(feature = "gpu"))]
-        let live = on_cpu(progress)?;
+        let live = None;
+        let live = match live {
+            Some(live) => live,
+            None => AnyLive::Cpu(Box::new(Live::load(host.clone(), &sources, &host, self.budgets, &mut progress)?)),
+        };
         Ok(Runtime {
             sources,
             host,
@@ -212,16 +222,19 @@ impl RuntimeBuilder {
     }
 }
 
-/// The GPU that `device` means, if it means one.
+/// The GPU that `device` means, if it means one, and whether the CPU would do as well.
 #[cfg(feature = "gpu")]
-fn open_gpu(device: DeviceChoice) -> Result<Option<Gpu>> {
+fn open_gpu(device: DeviceChoice) -> Result<Option<(Gpu, bool)>> {
     match device {
         DeviceChoice::Cpu => Ok(None),
-        DeviceChoice::Gpu(options) => Gpu::open(&options).map(Some),
+        DeviceChoice::Gpu(options) => Ok(Some((Gpu::open(&options)?, false))),
         DeviceChoice::Auto => match Gpu::open(&GpuOptions { choice: GpuChoice::Hardware, ..GpuOptions::default() }) {
-            Ok(gpu) => Ok(Some(gpu)),
+            Ok(gpu) => Ok(Some((gpu, true))),
             Err(Error::NoSuchDevice { .. }) => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => {
+                tracing::warn!("the GPU cannot be used, so the CPU computes: {error}");
+                Ok(None)
+            }
         },
     }
 }

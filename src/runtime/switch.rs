@@ -32,13 +32,13 @@ pub struct SwitchReport {
     pub touched_weights: u64,
     /// Bytes of weights read and written: four for every touched weight.
     pub touched_bytes: u64,
-    /// Nodes whose deltas were in memory but had to be copied to the GPU.
+    /// Nodes whose deltas were not on the GPU and had to be copied there.
     pub uploaded: Vec<String>,
     /// Time to read, compile and check, in milliseconds.
     pub prepare_ms: f64,
     /// Time of the pass over the weights, in milliseconds.
     pub pass_ms: f64,
-    /// Time of the copies to the GPU by its own clock, in milliseconds; they run beside the pass.
+    /// Time of all copies of deltas, to the GPU and on it, by its own clock, in milliseconds; they may run beside the pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_upload_ms: Option<f64>,
     /// Time of the pass by the GPU's own clock, in milliseconds.
@@ -82,13 +82,19 @@ impl Runtime {
             let resident = match prepare(live, sources, host, &plan, &mut report) {
                 Ok(resident) => resident,
                 Err(error) => {
-                    live.evict(&before);
+                    live.give_up(&before, &report);
                     return Err(error);
                 }
             };
             report.prepare_ms = milliseconds(start);
             let pass = Instant::now();
-            let touched = live.apply(&plan, &resident)?;
+            let touched = match live.apply(&plan, &resident) {
+                Ok(touched) => touched,
+                Err(error) => {
+                    live.give_up(&before, &report);
+                    return Err(error);
+                }
+            };
             report.pass_ms = milliseconds(pass);
             live.evict(&sources.tree.path_from_root(target));
             touched
@@ -104,7 +110,8 @@ impl Runtime {
         Ok(report)
     }
 
-    /// Reads, compiles and uploads what a switch to `node` would need, so that the switch itself need not. What is over a
+    /// Reads, compiles and uploads what a switch to `node` would need, so that the switch itself need not. Returns when all of
+    /// it is on the device. What is over a
     /// budget is dropped again, the least recently used first.
     ///
     /// # Errors
@@ -115,12 +122,14 @@ impl Runtime {
         let Self { sources, host, live, .. } = self;
         on_device!(live, live => {
             live.usable()?;
-            let path = sources.tree.path_from_root(target);
+            let (path, current) = (sources.tree.path_from_root(target), sources.tree.path_from_root(self.current));
             let resident = path.iter().map(|&node| live.resident(sources, host, node, &mut report));
-            let resident = resident.collect::<Result<Vec<_>>>()?;
-            live.finish_uploads(&resident)?;
-            live.evict(&sources.tree.path_from_root(self.current));
-            Ok(())
+            let uploaded = resident.collect::<Result<Vec<_>>>().and_then(|resident| live.finish_uploads(&resident));
+            match &uploaded {
+                Ok(()) => live.evict(&current),
+                Err(_) => live.give_up(&current, &report),
+            }
+            uploaded
         })
     }
 }

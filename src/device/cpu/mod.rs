@@ -90,6 +90,7 @@ impl Cpu {
 impl Device for Cpu {
     type Matrix = LatticeMatrix;
     type Deltas = Arc<NodeDeltas>;
+    type Pass = ();
     type Buffer = FloatBuffer;
 
     const HOST_MEMORY: bool = true;
@@ -126,6 +127,10 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn copy_matrix(&self, matrix: &LatticeMatrix) -> Result<LatticeMatrix> {
+        Ok(matrix.clone())
+    }
+
     fn read_matrix(&self, matrix: &LatticeMatrix) -> Result<LatticeMatrix> {
         Ok(matrix.clone())
     }
@@ -137,7 +142,16 @@ impl Device for Cpu {
         Ok(wanted.iter().map(rows).collect())
     }
 
-    fn delta_apply(&self, matrices: &mut [LatticeMatrix], terms: &[(&Arc<NodeDeltas>, Sign)]) -> Result<PassTimes> {
+    fn prepare_pass(&self, _: &[LatticeMatrix], _: &[(&Arc<NodeDeltas>, Sign)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn delta_apply(
+        &self,
+        matrices: &mut [LatticeMatrix],
+        terms: &[(&Arc<NodeDeltas>, Sign)],
+        (): (),
+    ) -> Result<PassTimes> {
         let segments = |id| terms.iter().filter_map(move |(deltas, sign)| Some((deltas.delta(id)?, *sign)));
         let segments = |id| segments(id).map(|(delta, sign)| Segment { delta, sign }).collect();
         let work = matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, segments(MatrixId(k))));

@@ -3,7 +3,7 @@
 //! **Invariant:** a software adapter is taken only when it is asked for, by `gpu` or by its own name or number.
 
 use serde::Serialize;
-use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor, MemoryBudgetThresholds};
+use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor};
 
 use crate::{Error, Result};
 
@@ -96,11 +96,20 @@ pub(super) fn find(choice: &GpuChoice) -> Result<(GpuInfo, wgpu::Adapter)> {
     }
 }
 
+/// The adapter that was `known` before, the next in the list of those that look the same.
+pub(super) fn find_again(known: &GpuInfo) -> Result<(GpuInfo, wgpu::Adapter)> {
+    let same = |info: &GpuInfo| (&info.name, &info.backend) == (&known.name, &known.backend);
+    let same = adapters().into_iter().filter(|(info, _)| same(info));
+    let found = same.min_by_key(|(info, _)| info.index.abs_diff(known.index));
+    found.ok_or_else(|| Error::NoSuchDevice {
+        asked: known.to_string(),
+        found: list().iter().map(GpuInfo::to_string).collect(),
+    })
+}
+
 fn adapters() -> Vec<(GpuInfo, wgpu::Adapter)> {
     let descriptor = InstanceDescriptor {
         backends: Backends::VULKAN | Backends::METAL | Backends::DX12,
-        // Refuse a buffer while the machine still stands, where the driver says how full it is.
-        memory_budget_thresholds: MemoryBudgetThresholds { for_resource_creation: Some(97), for_device_loss: None },
         ..InstanceDescriptor::new_without_display_handle()
     };
     let instance = Instance::new(descriptor);

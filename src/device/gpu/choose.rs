@@ -30,7 +30,7 @@ impl Gpu {
             // −0 is 0 too.
             let temperature = if temperature == 0.0 { 0 } else { temperature.to_bits() };
             let top_k = top_k.filter(|k| *k < vocab_size).map_or(0, word);
-            [temperature, top_k, top_p.unwrap_or(1.0).to_bits(), random.to_bits()]
+            [temperature, top_k, top_p.map_or(1.0, |p| p.max(f32::MIN_POSITIVE)).to_bits(), random.to_bits()]
         });
         let words: Vec<u32> = words.collect();
         if !choices.is_empty() {

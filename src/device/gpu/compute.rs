@@ -6,7 +6,7 @@ use super::attention::GpuKvLayer;
 use super::context::Slice;
 use super::params::{RmsNormParams, SiluMulParams};
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer, GpuMatrix, embed, matmul, word};
+use super::{Gpu, GpuBuffer, GpuMatrix, embed, lock, matmul, word};
 use crate::Result;
 use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
 
@@ -14,7 +14,11 @@ impl Compute for Gpu {
     type KvLayer = GpuKvLayer;
 
     fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        work()
+        let _turn = lock(&self.turn);
+        let result = work();
+        // What is left was not waited for: the work broke off before.
+        drop(self.take_pending());
+        result
     }
 
     fn shape(&self, matrix: &GpuMatrix) -> (usize, usize) {

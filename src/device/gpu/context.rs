@@ -3,12 +3,12 @@
 //! **Invariant:** an error of the device, whenever it comes, is kept and returned by every later call.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 
-use super::adapter::{self, GpuChoice, GpuInfo};
+use super::adapter::{GpuChoice, GpuInfo};
 use super::pipeline::Pipelines;
 use crate::{Error, Result};
 
@@ -24,6 +24,8 @@ pub struct GpuOptions {
     pub minimal: bool,
     /// Largest binding in bytes, if it shall be smaller than the device allows: matrices are split into parts of this.
     pub max_binding_bytes: Option<u64>,
+    /// Whether the peak of the allocator's count is kept: it is asked at every allocation.
+    pub count_peak: bool,
     /// The folder that keeps compiled shaders between runs, where the backend can (default: `shaders` in the cache folder).
     pub pipeline_cache: Option<std::path::PathBuf>,
 }
@@ -31,7 +33,7 @@ pub struct GpuOptions {
 impl Default for GpuOptions {
     fn default() -> Self {
         let pipeline_cache = crate::file::cache_folder().map(|folder| folder.join("shaders"));
-        Self { choice: GpuChoice::Any, minimal: false, max_binding_bytes: None, pipeline_cache }
+        Self { choice: GpuChoice::Any, minimal: false, max_binding_bytes: None, count_peak: false, pipeline_cache }
     }
 }
 
@@ -44,6 +46,11 @@ pub(super) struct Context {
     fault: Arc<Mutex<Option<String>>>,
     /// Bytes that lie in staging memory since the last submit.
     staged: AtomicUsize,
+    /// The allocator's largest count, if it is kept.
+    peak: Option<AtomicU64>,
+    /// Allocations and submits until one is made to fail, for tests.
+    countdown: AtomicU64,
+    nonce: AtomicU32,
     /// Largest binding that is used.
     pub(super) max_binding: u64,
     /// Room for what a pass reads beside the weights.
@@ -74,8 +81,7 @@ impl Slice {
 }
 
 impl Context {
-    pub(super) fn open(options: &GpuOptions) -> Result<Self> {
-        let (info, adapter) = adapter::find(&options.choice)?;
+    pub(super) fn open((info, adapter): (GpuInfo, wgpu::Adapter), options: &GpuOptions) -> Result<Self> {
         if info.is_software() {
             tracing::warn!("{} is a software adapter: it computes on the CPU, slowly", info.name);
         }
@@ -116,6 +122,9 @@ impl Context {
             pipelines,
             fault,
             staged: AtomicUsize::new(0),
+            peak: options.count_peak.then(AtomicU64::default),
+            countdown: AtomicU64::new(u64::MAX),
+            nonce: AtomicU32::new(1),
             max_binding: max_binding / 256 * 256,
             scratch: Mutex::default(),
         })
@@ -127,8 +136,29 @@ impl Context {
         fault.as_ref().map_or(Ok(()), |problem| Err(self.failed(problem.clone())))
     }
 
-    pub(super) fn failed(&self, problem: String) -> Error {
+    fn failed(&self, problem: String) -> Error {
         Error::DeviceFailed { device: self.info.to_string(), problem }
+    }
+
+    /// Keeps a problem, as the device's error from now on, and gives it.
+    pub(super) fn fault(&self, problem: impl std::fmt::Display) -> Error {
+        let mut fault = self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.failed(fault.get_or_insert(problem.to_string()).clone())
+    }
+
+    /// Lets the `after`th allocation or submit from now fail.
+    pub(super) fn fail_after(&self, after: u64) {
+        self.countdown.store(after, Ordering::Relaxed);
+    }
+
+    /// Whether this allocation or submit is the one to fail.
+    pub(super) fn fails_now(&self) -> bool {
+        self.countdown.load(Ordering::Relaxed) != u64::MAX && self.countdown.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    /// A number that no other submit has.
+    pub(super) fn nonce(&self) -> u32 {
+        self.nonce.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A buffer of `bytes` zeros (rounded up to 4).
@@ -169,11 +199,14 @@ impl Context {
         let buffer = self.device.create_buffer(&descriptor);
         let full = pollster::block_on(full.pop());
         let refused = pollster::block_on(refused.pop());
-        if full.is_some() {
+        if let Some(peak) = &self.peak {
+            peak.fetch_max(self.allocated_bytes().unwrap_or(0), Ordering::Relaxed);
+        }
+        if full.is_some() || self.fails_now() {
             return Err(Error::DeviceMemory { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) });
         }
         match refused {
-            Some(error) => Err(self.failed(error.to_string())),
+            Some(error) => Err(self.fault(error)),
             None => Ok(buffer),
         }
     }
@@ -225,8 +258,13 @@ impl Context {
 
     /// Waits until all work handed over is done.
     pub(super) fn wait(&self) -> Result<()> {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| self.failed(error.to_string()))?;
-        self.check()
+        // A device that is lost while it is waited for makes wgpu panic.
+        let waited = std::panic::AssertUnwindSafe(|| self.device.poll(wgpu::PollType::wait_indefinitely()));
+        match std::panic::catch_unwind(waited) {
+            Ok(Ok(_)) => self.check(),
+            Ok(Err(error)) => Err(self.fault(error)),
+            Err(_) => Err(self.fault("lost while it was waited for")),
+        }
     }
 
     /// Workgroups in two dimensions, at least `count`: one dimension holds 65,535. A shader counts them as `y · X + x`.
@@ -240,5 +278,10 @@ impl Context {
     /// Bytes of all live buffers by the allocator's own count, where the backend keeps one.
     pub(super) fn allocated_bytes(&self) -> Option<u64> {
         self.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    }
+
+    /// The largest that count has been, if it is kept.
+    pub(super) fn peak_bytes(&self) -> Option<u64> {
+        self.peak.as_ref().map(|peak| peak.load(Ordering::Relaxed)).filter(|&peak| peak > 0)
     }
 }

@@ -13,9 +13,9 @@ use super::deltas::{Chunk, GpuDeltas, Kind, Store};
 use super::matrix::GpuMatrix;
 use super::params::{DeltaApplyParams, DeltaDenseParams, DeltaSparseParams};
 use super::pipeline::Kernel;
-use super::steps::Steps;
+use super::steps::{Prepared, Steps};
+use super::word;
 use crate::Result;
-use crate::device::PassTimes;
 use crate::lattice::{MatrixId, Sign};
 
 /// Bytes of factors in one scratch buffer: small beside an upload that shall overlap with passes, large beside a start.
@@ -55,14 +55,18 @@ struct Group<'a> {
     bytes: u64,
 }
 
-/// Applies every term, after `steps`.
-pub(super) fn delta_apply(
+/// Everything that applies every term, after `steps`, ready to be handed over.
+///
+/// # Errors
+/// When there is no room for what that needs.
+pub(super) fn prepare(
     context: &Context,
     mut steps: Steps,
     matrices: &[GpuMatrix],
     terms: &[(&GpuDeltas, Sign)],
     pass: Pass,
-) -> Result<PassTimes> {
+) -> Result<Prepared> {
+    steps.timed = true;
     for (deltas, _) in terms {
         for (id, entry) in &deltas.entries {
             let matrix = &matrices[id.0];
@@ -87,9 +91,7 @@ pub(super) fn delta_apply(
         }
     }
     others(context, &mut steps, matrices, terms);
-    let times = context.run(steps, &[])?.times;
-    terms.iter().for_each(|(deltas, _)| deltas.arrived());
-    Ok(times)
+    context.prepare(steps, &[])
 }
 
 /// The low-rank segments by matrix, in groups of at most `room` bytes of factors (a single chunk may take more). A matrix
@@ -237,10 +239,6 @@ fn others(context: &Context, steps: &mut Steps, matrices: &[GpuMatrix], terms: &
             }
         }
     }
-}
-
-fn word(n: usize) -> u32 {
-    u32::try_from(n).expect("a part and a scratch buffer hold less than 2^32 words")
 }
 
 fn index(n: u64) -> usize {

@@ -66,7 +66,7 @@ impl Store {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let buffer = context.buffer("delta", bytes as u64, usage)?;
         let staged = context.staging("delta on its way", bytes as u64)?;
-        let mut view = staged.get_mapped_range_mut(..).map_err(|error| context.failed(error.to_string()))?;
+        let mut view = staged.get_mapped_range_mut(..).map_err(|error| context.fault(error))?;
         let mut at = 0;
         for piece in pieces {
             view.slice(at..at + piece.len()).copy_from_slice(piece);
@@ -104,6 +104,8 @@ fn whole_words(bytes: usize) -> usize {
 }
 
 impl GpuDeltas {
+    /// # Panics
+    /// When a chunk has more than 255 pairs of ranks, or entries of a sparse row do not ascend: compiling makes neither.
     pub(super) fn upload(context: &Context, deltas: &NodeDeltas) -> Result<Self> {
         let mut contents = Contents { limit: context.max_binding, stores: Vec::new(), factors: None };
         let mut entries = BTreeMap::new();
@@ -164,6 +166,7 @@ impl<'a> Contents<'a> {
     }
 
     fn chunk(&mut self, factors: &'a Factors) -> Result<Chunk> {
+        assert!(factors.pairs <= 255, "a chunk of {} pairs", factors.pairs);
         let pieces = [bytemuck::cast_slice(&factors.a), bytemuck::cast_slice(&factors.b), &factors.shift[..]];
         let bytes = pieces.iter().map(|piece| whole_words(piece.len()) as u64).sum();
         if bytes > self.limit {
@@ -190,6 +193,7 @@ impl<'a> Contents<'a> {
             let mut words: Vec<[u32; 2]> = Vec::new();
             for row in first..delta.rows.min(first + part_rows) {
                 let range = sparse.row_start[row] as usize..sparse.row_start[row + 1] as usize;
+                assert!(sparse.cols[range.clone()].is_sorted_by(|a, b| a < b), "entries of row {row} do not ascend");
                 for (&column, &value) in sparse.cols[range.clone()].iter().zip(&sparse.values[range]) {
                     let place = u32::try_from((row - first) * row_words + column as usize / 2).expect("a part's words");
                     let moved = u32::from(value.cast_unsigned()) << (16 * (column % 2));

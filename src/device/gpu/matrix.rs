@@ -7,6 +7,9 @@ use super::steps::Steps;
 use crate::lattice::{LANES, LatticeMatrix};
 use crate::{Error, Result};
 
+/// Bytes that come back in one submit.
+const READ_BYTES: usize = 4 << 20;
+
 /// A resident matrix. Rows are padded with zeros to a multiple of 32 columns, two integers to a u32, as on the CPU.
 pub struct GpuMatrix {
     pub(super) rows: usize,
@@ -60,18 +63,37 @@ impl GpuMatrix {
         Ok(Self { rows, cols, parts, steps })
     }
 
+    /// Another matrix with the same bits, made where this one lies.
+    pub(super) fn copy(&self, context: &Context) -> Result<Self> {
+        let mut copies = Steps::default();
+        let mut twin = |buffer: &wgpu::Buffer| {
+            let copy = context.buffer("weights", buffer.size(), buffer.usage())?;
+            copies.copy(Slice::whole(buffer), Slice::whole(&copy));
+            Ok::<_, Error>(copy)
+        };
+        let steps = twin(&self.steps)?;
+        let part = |part: &Part| {
+            Ok::<_, Error>(Part { integers: twin(&part.integers)?, first_row: part.first_row, rows: part.rows })
+        };
+        let parts = self.parts.iter().map(part).collect::<Result<_>>()?;
+        context.run(copies, &[])?;
+        Ok(Self { rows: self.rows, cols: self.cols, parts, steps })
+    }
+
     pub(super) fn read(&self, context: &Context) -> Result<LatticeMatrix> {
         let mut matrix = LatticeMatrix::zeros(self.rows, self.cols);
         let (lanes, steps) = matrix.parts_mut();
-        let mut integers: &mut [u8] = bytemuck::cast_slice_mut(lanes);
+        let integers: &mut [u8] = bytemuck::cast_slice_mut(lanes);
+        let row_bytes = self.row_words() * 4;
         for part in &self.parts {
-            let bytes = part.rows * self.row_words() * 4;
-            let (here, rest) = integers.split_at_mut(bytes);
-            here.copy_from_slice(&context.run(Steps::default(), &[Slice::whole(&part.integers)])?.bytes[..bytes]);
-            integers = rest;
+            let here = &mut integers[part.first_row * row_bytes..][..part.rows * row_bytes];
+            for (at, piece) in (0..).step_by(READ_BYTES).zip(here.chunks_mut(READ_BYTES)) {
+                let read = Slice::of(&part.integers, at..at + piece.len() as u64);
+                piece.copy_from_slice(&context.run(Steps::default(), &[read])?.bytes);
+            }
         }
         let bytes = context.run(Steps::default(), &[Slice::whole(&self.steps)])?.bytes;
-        steps.copy_from_slice(bytemuck::cast_slice(&bytes[..self.rows * 4]));
+        steps.copy_from_slice(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)[..self.rows]);
         Ok(matrix)
     }
 
@@ -82,22 +104,35 @@ impl GpuMatrix {
     }
 }
 
-/// Copies rows of several matrices, without padding, all in one submit.
+/// Copies rows of several matrices, without padding.
 pub(super) fn read_rows(context: &Context, wanted: &[(&GpuMatrix, &[usize])]) -> Result<Vec<Vec<i16>>> {
-    let slices = wanted.iter().flat_map(|(matrix, rows)| {
+    let mut found: Vec<Vec<i16>> =
+        wanted.iter().map(|(matrix, rows)| Vec::with_capacity(rows.len() * matrix.cols)).collect();
+    let slices = wanted.iter().enumerate().flat_map(|(index, (matrix, rows))| {
         let bytes = matrix.row_words() as u64 * 4;
         rows.iter().map(move |&row| {
             let (part, row) = matrix.place(row);
-            Slice::of(&part.integers, row as u64 * bytes..(row as u64 + 1) * bytes)
+            (index, Slice::of(&part.integers, row as u64 * bytes..(row as u64 + 1) * bytes))
         })
     });
-    let bytes = context.run(Steps::default(), &slices.collect::<Vec<_>>())?.bytes;
-    let mut rest: &[i16] = bytemuck::cast_slice(&bytes);
-    let rows_of = |(matrix, rows): &(&GpuMatrix, &[usize])| {
-        let (here, after) = rest.split_at(rows.len() * matrix.row_words() * 2);
-        rest = after;
-        let row = |row: &[i16]| row[..matrix.cols].to_vec();
-        here.chunks_exact((matrix.row_words() * 2).max(1)).flat_map(row).collect()
-    };
-    Ok(wanted.iter().map(rows_of).collect())
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    let mut slices = slices.peekable();
+    while let Some((index, slice)) = slices.next() {
+        bytes += slice.len();
+        batch.push((index, slice));
+        if bytes < READ_BYTES as u64 && slices.peek().is_some() {
+            continue;
+        }
+        let reads: Vec<_> = batch.iter().map(|(_, slice)| slice.clone()).collect();
+        let read = context.run(Steps::default(), &reads)?.bytes;
+        let mut rest: &[i16] = bytemuck::cast_slice(&read);
+        for (index, _) in batch.drain(..) {
+            let matrix = wanted[index].0;
+            let (row, after) = rest.split_at(matrix.row_words() * 2);
+            found[index].extend_from_slice(&row[..matrix.cols]);
+            rest = after;
+        }
+        bytes = 0;
+    }
+    Ok(found)
 }

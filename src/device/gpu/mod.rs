@@ -28,14 +28,13 @@ pub use adapter::{GpuChoice, GpuInfo, list};
 pub use context::GpuOptions;
 pub use deltas::GpuDeltas;
 pub use matrix::GpuMatrix;
-pub use pipeline::SHADERS;
 
 use crate::Result;
 use crate::device::{Device, PassTimes};
 use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
 use context::{Context, Slice};
-use delta_apply::{Pass, delta_apply};
-use steps::{Finished, Steps};
+use delta_apply::Pass;
+use steps::{Finished, Prepared, Steps};
 
 /// One GPU.
 pub struct Gpu {
@@ -43,11 +42,14 @@ pub struct Gpu {
     options: GpuOptions,
     /// What was asked for and not handed over yet: computing waits for the first read.
     pending: Mutex<Steps>,
-    /// Held while work is handed over: what is asked for first is done first, whichever thread asks.
+    /// Held by the thread whose sequence of calls is pending.
     turn: Mutex<()>,
     /// What attention leaves between its two passes over long contexts, grown with the largest cache.
     partials: Mutex<Option<wgpu::Buffer>>,
 }
+
+/// A switch that only has to be handed over.
+pub struct GpuPass(Prepared);
 
 /// f32 values on a GPU.
 pub struct GpuBuffer {
@@ -73,8 +75,12 @@ impl Gpu {
     /// [`NoSuchDevice`](crate::Error::NoSuchDevice) when there is none of that choice,
     /// [`DeviceFailed`](crate::Error::DeviceFailed) when it cannot be opened.
     pub fn open(options: &GpuOptions) -> Result<Self> {
+        Self::on(adapter::find(&options.choice)?, options)
+    }
+
+    fn on(adapter: (GpuInfo, wgpu::Adapter), options: &GpuOptions) -> Result<Self> {
         Ok(Self {
-            context: Context::open(options)?,
+            context: Context::open(adapter, options)?,
             options: options.clone(),
             pending: Mutex::default(),
             turn: Mutex::default(),
@@ -93,6 +99,17 @@ impl Gpu {
         self.context.allocated_bytes()
     }
 
+    /// The largest that count has been, if [`GpuOptions::count_peak`] is set.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        self.context.peak_bytes()
+    }
+
+    /// Lets the `after`th allocation from now want for room, or, if it is a submit, the device be lost.
+    #[doc(hidden)]
+    pub fn fail_after(&self, after: u64) {
+        self.context.fail_after(after);
+    }
+
     /// Cuts the connection, as when a driver resets: every later call fails until [`Device::reopen`].
     #[doc(hidden)]
     pub fn lose(&self) {
@@ -103,22 +120,13 @@ impl Gpu {
         lock(&self.pending)
     }
 
-    fn delta_apply_by(
-        &self,
-        matrices: &mut [GpuMatrix],
-        terms: &[(&GpuDeltas, Sign)],
-        pass: Pass,
-    ) -> Result<PassTimes> {
-        let _turn = lock(&self.turn);
-        let before = std::mem::take(&mut *self.pending());
-        delta_apply(&self.context, before, matrices, terms, pass)
-    }
-
     /// Hands over what is pending, waits, and copies `reads` back.
     fn run_pending(&self, reads: &[Slice]) -> Result<Finished> {
-        let _turn = lock(&self.turn);
-        let steps = std::mem::take(&mut *self.pending());
-        self.context.run(steps, reads)
+        self.context.run(self.take_pending(), reads)
+    }
+
+    fn take_pending(&self) -> Steps {
+        std::mem::take(&mut *self.pending())
     }
 }
 
@@ -137,6 +145,7 @@ impl Drop for Gpu {
 impl Device for Gpu {
     type Matrix = GpuMatrix;
     type Deltas = GpuDeltas;
+    type Pass = GpuPass;
     type Buffer = GpuBuffer;
 
     const HOST_MEMORY: bool = false;
@@ -150,8 +159,13 @@ impl Device for Gpu {
     }
 
     fn reopen(&mut self) -> Result<()> {
-        *self = Self::open(&self.options)?;
+        // The same card, whatever has come or gone beside it.
+        *self = Self::on(adapter::find_again(&self.context.info)?, &self.options)?;
         Ok(())
+    }
+
+    fn copy_matrix(&self, matrix: &GpuMatrix) -> Result<GpuMatrix> {
+        matrix.copy(&self.context)
     }
 
     fn upload_matrix(&self, matrix: LatticeMatrix) -> Result<GpuMatrix> {
@@ -183,8 +197,15 @@ impl Device for Gpu {
         matrix::read_rows(&self.context, wanted)
     }
 
-    fn delta_apply(&self, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
-        self.delta_apply_by(matrices, terms, Pass::Fused)
+    fn prepare_pass(&self, matrices: &[GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<GpuPass> {
+        let _turn = lock(&self.turn);
+        delta_apply::prepare(&self.context, self.take_pending(), matrices, terms, Pass::Fused).map(GpuPass)
+    }
+
+    fn delta_apply(&self, _: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)], pass: GpuPass) -> Result<PassTimes> {
+        let times = self.context.submit(pass.0)?.times;
+        terms.iter().for_each(|(deltas, _)| deltas.arrived());
+        Ok(times)
     }
 
     fn fingerprint(&self, matrices: &[&GpuMatrix]) -> Result<Vec<blake3::Hash>> {

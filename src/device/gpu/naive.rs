@@ -14,7 +14,11 @@ use crate::lattice::Sign;
 /// # Errors
 /// When the device fails.
 pub fn delta_apply(gpu: &Gpu, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
-    gpu.delta_apply_by(matrices, terms, Pass::Naive)
+    let steps = gpu.take_pending();
+    let times =
+        gpu.context.submit(super::delta_apply::prepare(&gpu.context, steps, matrices, terms, Pass::Naive)?)?.times;
+    terms.iter().for_each(|(deltas, _)| deltas.arrived());
+    Ok(times)
 }
 
 /// [`crate::device::Compute::matmul`] with one thread for each output of each token.

@@ -11,7 +11,7 @@ use wgpu::naga;
 macro_rules! shaders {
     ($($name:literal),* $(,)?) => {
         /// Every shader with its shared parts in front.
-        pub const SHADERS: &[(&str, &str)] = &[$((
+        pub(super) const SHADERS: &[(&str, &str)] = &[$((
             $name,
             concat!(
                 include_str!("../../../shaders/shared/params.wgsl"),

@@ -24,6 +24,8 @@ pub(super) struct Steps {
     words: Vec<u32>,
     /// Those of them that were last shared.
     shared: std::ops::Range<usize>,
+    /// Whether the device's clock is asked.
+    pub(super) timed: bool,
 }
 
 enum Step {
@@ -128,62 +130,33 @@ pub(super) struct Finished {
     pub(super) times: PassTimes,
 }
 
+/// Steps with every buffer that they need beside their own: nothing is left that can want for room.
+pub(super) struct Prepared {
+    steps: Steps,
+    stretches: Vec<(Clock, std::ops::Range<usize>)>,
+    params: wgpu::Buffer,
+    words: wgpu::Buffer,
+    reads: Vec<Slice>,
+    /// What is read, and then the nonce.
+    results: wgpu::Buffer,
+    nonce: u32,
+    clock: Option<Timestamps>,
+}
+
 impl Context {
     /// Hands the steps over in one command buffer and one submit, then waits and copies `reads` back.
     pub(super) fn run(&self, steps: Steps, reads: &[Slice]) -> Result<Finished> {
-        self.check()?;
-        let total: u64 = reads.iter().map(Slice::len).sum();
-        let staging = match total {
-            0 => None,
-            _ => Some(self.buffer("results", total, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?),
-        };
-        let stretches = stretches(&steps.steps);
-        let clock = self.clock(stretches.len())?;
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
-        self.encode(&mut encoder, &steps, &stretches, clock.as_ref())?;
-        let mut at = 0;
-        if let Some(staging) = &staging {
-            for Slice { buffer, bytes } in reads {
-                encoder.copy_buffer_to_buffer(buffer, bytes.start, staging, at, bytes.end - bytes.start);
-                at += bytes.end - bytes.start;
-            }
-        }
-        if let Some(clock) = &clock {
-            clock.resolve(&mut encoder);
-        }
-        self.queue.submit([encoder.finish()]);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let mapped: Vec<_> = staging.iter().chain(clock.as_ref().map(|clock| &clock.staging)).collect();
-        for buffer in &mapped {
-            let sender = sender.clone();
-            buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
-        }
-        drop(sender);
-        self.wait()?;
-        for _ in &mapped {
-            // Another thread that waits may be the one that is told.
-            let result = receiver.recv().map_err(|error| self.failed(error.to_string()))?;
-            result.map_err(|error| self.failed(error.to_string()))?;
-        }
-        let view = |buffer: &wgpu::Buffer| {
-            let view = buffer.get_mapped_range(..).map_err(|error| self.failed(error.to_string()))?;
-            Ok::<Vec<u8>, crate::Error>(view.to_vec())
-        };
-        let bytes = staging.as_ref().map(view).transpose()?.unwrap_or_default();
-        let times = match &clock {
-            Some(clock) => clock.times(&stretches, &view(&clock.staging)?, self.queue.get_timestamp_period()),
-            None => PassTimes::default(),
-        };
-        Ok(Finished { bytes, times })
+        self.submit(self.prepare(steps, reads)?)
     }
 
-    fn encode(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        steps: &Steps,
-        stretches: &[(Clock, std::ops::Range<usize>)],
-        clock: Option<&Timestamps>,
-    ) -> Result<()> {
+    /// Makes every buffer that the steps need.
+    ///
+    /// # Errors
+    /// When there is no room; nothing was handed over.
+    pub(super) fn prepare(&self, mut steps: Steps, reads: &[Slice]) -> Result<Prepared> {
+        self.check()?;
+        let nonce = self.nonce();
+        steps.words.push(nonce);
         let upload = |label: &str, bytes: &[u8], usage| {
             let buffer = self.buffer(label, bytes.len() as u64, usage | BufferUsages::COPY_DST)?;
             self.write(&buffer, 0, bytes)?;
@@ -192,6 +165,65 @@ impl Context {
         let params = upload("parameters", &steps.params, BufferUsages::UNIFORM)?;
         let words = bytemuck::cast_slice(&steps.words);
         let words = upload("words", words, BufferUsages::STORAGE | BufferUsages::COPY_SRC)?;
+        let bytes = reads.iter().map(Slice::len).sum::<u64>() + 4;
+        let results = self.buffer("results", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+        let stretches = stretches(&steps.steps);
+        let clock = if steps.timed { self.clock(stretches.len())? } else { None };
+        Ok(Prepared { steps, stretches, params, words, reads: reads.to_vec(), results, nonce, clock })
+    }
+
+    /// Hands prepared steps over in one command buffer and one submit, waits, and brings back what is to be read.
+    ///
+    /// # Errors
+    /// When the device failed. Some drivers call work done that was given up; so the last step copies a number that no
+    /// other submit has, and work that does not bring it back was not done.
+    pub(super) fn submit(&self, prepared: Prepared) -> Result<Finished> {
+        if self.fails_now() {
+            self.device.destroy();
+        }
+        let Prepared { reads, results, clock, .. } = &prepared;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        self.encode(&mut encoder, &prepared);
+        let mut at = 0;
+        let nonce = Slice::of(&prepared.words, 4 * (prepared.steps.words.len() as u64 - 1)..prepared.words.size());
+        for Slice { buffer, bytes } in reads.iter().chain([&nonce]) {
+            encoder.copy_buffer_to_buffer(buffer, bytes.start, results, at, bytes.end - bytes.start);
+            at += bytes.end - bytes.start;
+        }
+        if let Some(clock) = clock {
+            clock.resolve(&mut encoder);
+        }
+        self.queue.submit([encoder.finish()]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mapped: Vec<_> = [results].into_iter().chain(clock.as_ref().map(|clock| &clock.staging)).collect();
+        for buffer in &mapped {
+            let sender = sender.clone();
+            buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        }
+        drop(sender);
+        self.wait()?;
+        for _ in &mapped {
+            // Another thread that waits may be the one that is told.
+            receiver.recv().map_err(|error| self.fault(error))?.map_err(|error| self.fault(error))?;
+        }
+        let view = |buffer: &wgpu::Buffer| {
+            let view = buffer.get_mapped_range(..).map_err(|error| self.fault(error))?;
+            Ok::<Vec<u8>, crate::Error>(view.to_vec())
+        };
+        let mut bytes = view(results)?;
+        if bytes.split_off(bytes.len() - 4) != prepared.nonce.to_ne_bytes() {
+            return Err(self.fault("work that was handed over was not done"));
+        }
+        let times = match clock {
+            Some(clock) => clock.times(&prepared.stretches, &view(&clock.staging)?, self.queue.get_timestamp_period()),
+            None => PassTimes::default(),
+        };
+        Ok(Finished { bytes, times })
+    }
+
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, prepared: &Prepared) {
+        let Prepared { steps, stretches, params, words, clock, .. } = prepared;
+        let clock = clock.as_ref();
         for (index, (kind, range)) in stretches.iter().enumerate() {
             match kind {
                 Clock::Copies => {
@@ -203,7 +235,7 @@ impl Context {
                             Step::Copy { from, to } => (from.clone(), to),
                             Step::Words { first, to } => {
                                 let start = 4 * *first as u64;
-                                (Slice::of(&words, start..start + to.len()), to)
+                                (Slice::of(words, start..start + to.len()), to)
                             }
                             Step::Ready(buffer) => {
                                 let state = wgpu::BufferUses::STORAGE_READ_ONLY;
@@ -235,7 +267,7 @@ impl Context {
                         let Step::Dispatch { pipeline, buffers, params: offset, groups } = step else {
                             unreachable!("stretches are of one kind")
                         };
-                        let [buffers, work] = self.bind(pipeline, buffers, &params, &words);
+                        let [buffers, work] = self.bind(pipeline, buffers, params, words);
                         pass.set_pipeline(&pipeline.compute);
                         pass.set_bind_group(0, &buffers, &[]);
                         pass.set_bind_group(1, &work, &[*offset]);
@@ -244,7 +276,6 @@ impl Context {
                 }
             }
         }
-        Ok(())
     }
 
     fn bind(

@@ -301,7 +301,7 @@ fn two_threads_on_one_gpu_do_not_disturb_each_other() {
         let mut rng = StdRng::seed_from_u64(seed);
         let tokens = Tokens::random(&mut rng, heads, 180);
         let mut layer = Layer::new(&gpu, heads, None, 1, 180);
-        (0..180).step_by(6).flat_map(|at| layer.feed(&[(0, &tokens, at..at + 6)])).collect::<Vec<_>>()
+        (0..180).step_by(6).flat_map(|at| gpu.submit(|| layer.feed(&[(0, &tokens, at..at + 6)]))).collect::<Vec<_>>()
     };
     let alone = [1, 2].map(run);
     std::thread::scope(|scope| {

@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use wgpu::naga;
 use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
 
-use crate::device::gpu::SHADERS;
 use crate::device::gpu::params::LAYOUTS;
+use crate::device::gpu::pipeline::SHADERS;
 
 fn folder() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")

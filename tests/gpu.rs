@@ -215,7 +215,7 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
     let mut runtime = builder.device(gpu(GpuOptions::default())).device_delta_budget_bytes(0).open().unwrap();
     let leaf = tree.leaves().max_by_key(|&leaf| tree.depth(leaf)).unwrap();
     let other = tree.leaves().find(|&other| other != leaf).unwrap();
-    let mut fingerprint = |node| {
+    let fingerprint = |node| {
         let (mut cpu, _) = made_runtime(dir.path(), DeviceChoice::Cpu);
         cpu.switch_to_node(node).unwrap();
         cpu.fingerprint().unwrap()

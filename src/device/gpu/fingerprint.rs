@@ -7,6 +7,7 @@ use super::matrix::GpuMatrix;
 use super::params::FingerprintParams;
 use super::pipeline::Kernel;
 use super::steps::Steps;
+use super::word;
 use crate::{Error, Result};
 
 /// Bytes that BLAKE3 hashes on their own.
@@ -126,10 +127,6 @@ impl Plan {
 /// Bytes of the stream before row `row`: rows, columns, and the rows before.
 fn stream_bytes(row: usize, cols: usize) -> u64 {
     16 + 2 * (row * cols) as u64
-}
-
-fn word(n: usize) -> u32 {
-    word_of(n as u64)
 }
 
 fn word_of(n: u64) -> u32 {

@@ -19,7 +19,7 @@ const MIB: usize = 1 << 20;
 #[derive(Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct Loading {
-    /// Room above every row's largest weight, from 1 to 1024: more holds larger deltas, more coarsely
+    /// Room above every row's largest weight, 1 to 1024: more holds larger deltas, more coarsely
     #[arg(long, value_name = "FACTOR", default_value_t = pleach::lattice::DEFAULT_HEADROOM)]
     headroom: f32,
     /// Memory for compiled deltas beside those applied

@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 pub use choice::DeviceChoice;
 #[cfg(feature = "gpu")]
 pub use choice::{GpuChoice, GpuInfo};
-pub use measure::{Measured, median};
+pub use measure::{Measured, MeasuredSwitch, median};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;

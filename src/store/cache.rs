@@ -74,6 +74,11 @@ impl<T> DeltaCache<T> {
 
     /// Drops the least recently used nodes until the rest fits the budget; pinned nodes stay and do not count.
     pub(crate) fn evict(&mut self, pinned_nodes: &[NodeId]) {
+        self.evict_to(self.budget_bytes, pinned_nodes);
+    }
+
+    /// The same for another budget.
+    pub(crate) fn evict_to(&mut self, budget_bytes: usize, pinned_nodes: &[NodeId]) {
         let pinned: BTreeSet<_> = pinned_nodes.iter().collect();
         let mut order: Vec<_> = self.entries.iter().filter(|(node, _)| !pinned.contains(node)).collect();
         order.sort_by_key(|(_, held)| held.used);
@@ -81,7 +86,7 @@ impl<T> DeltaCache<T> {
         let mut bytes = self.stats.bytes - pinned_bytes;
         let mut dropped = Vec::new();
         for (&node, held) in order {
-            if bytes <= self.budget_bytes {
+            if bytes <= budget_bytes {
                 break;
             }
             bytes -= held.bytes;

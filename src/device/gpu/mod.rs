@@ -93,6 +93,14 @@ impl Gpu {
         self.context.allocated_bytes()
     }
 
+    /// Hands over what was asked for and not yet read, waits, and tells its times by the GPU's own clock.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn finish(&self) -> Result<PassTimes> {
+        Ok(self.run_pending(&[])?.times)
+    }
+
     /// Cuts the connection, as when a driver resets: every later call fails until [`Device::reopen`].
     #[doc(hidden)]
     pub fn lose(&self) {

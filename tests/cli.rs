@@ -380,6 +380,55 @@ fn demo_of_the_shipped_tree_shows_every_users_style() {
     assert_eq!(answer["bit_for_bit"], json!(true));
 }
 
+/// The names of all figures, and the figures.
+fn figures(answer: &Value) -> (Vec<&str>, &Vec<Value>) {
+    let figures = answer["figures"].as_array().unwrap();
+    (figures.iter().map(|figure| figure["name"].as_str().unwrap()).collect(), figures)
+}
+
+fn bench_fits_the_base(device: &str, own_memory: bool) {
+    let made = Made::new();
+    let config = made.base().join("config.json");
+    let mut short: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    short["max_position_embeddings"] = json!(40);
+    std::fs::write(&config, short.to_string()).unwrap();
+    let arguments = ["--ranks", "2", "--repeats", "1", "--device", device, "--quiet"];
+    let answer = made.run("bench", &[&arguments[..], &["--json"]].concat()).json();
+    assert_eq!(keys(&answer), ["base", "device", "figures"]);
+    let (names, figures) = figures(&answer);
+    for name in ["switch_leaf_ms", "switch_path_ms", "switch_all_r2_ms", "switch_qv_r2_ms", "prefill_tok_s_base_40"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    assert!(names.iter().all(|name| !name.ends_with("_512")), "{names:?}");
+    assert_eq!(names.contains(&"switch_leaf_uploading_ms"), own_memory, "{names:?}");
+    for figure in figures {
+        let number = |field: &str| figure.get(field).and_then(Value::as_f64);
+        assert!(number("value").is_some_and(|value| value.is_finite()), "{figure}");
+        // A switch: from leaf to leaf, four bytes of each weight touched.
+        if figure["unit"] == json!("ms") {
+            assert!(number("gb_s").is_some_and(|speed| speed > 0.0), "{figure}");
+            assert_eq!(figure.get("device_pass_ms").is_some(), figure.get("device_upload_ms").is_some(), "{figure}");
+        }
+    }
+    let text = made.run("bench", &arguments).text();
+    assert!(text.starts_with(made.base().to_str().unwrap()) && text.contains("GB/s"), "{text}");
+    let refusal = made.run("bench", &[&arguments[..], &["--delta-budget", "0"]].concat()).refusal();
+    assert!(refusal.contains("--delta-budget has no room for the deltas of both fr/alice and fr/bob"), "{refusal}");
+}
+
+#[test]
+fn bench_measures_what_the_base_holds_and_refuses_to_time_compiling() {
+    bench_fits_the_base("cpu", false);
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn bench_measures_uploads_on_a_gpu_too() {
+    if pleach::testing::gpu(&pleach::device::gpu::GpuOptions::default()).is_some() {
+        bench_fits_the_base("gpu", true);
+    }
+}
+
 #[test]
 fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
@@ -401,7 +450,7 @@ fn help_of_every_command_names_its_options() {
         ("generate", &[&place[..], &sampling, &["--ignore-eos"]].concat()),
         ("score", &[&place[..], &["--top", "--logits"]].concat()),
         ("verify", &["--base", "--tree", "--switches", "--seed", "--every", "--headroom", "--delta-budget"]),
-        ("bench", &["--base", "--tree", "--shapes", "--headroom", "--delta-budget"]),
+        ("bench", &["--base", "--tree", "--shapes", "--headroom", "--delta-budget", "--gpu-delta-budget"]),
         ("devices", &[]),
         ("completions", &["<SHELL>"]),
     ] {

@@ -141,6 +141,13 @@ fn a_small_budget_costs_uploads_and_no_bit() {
     large.prefetch(tree.name(leaf)).unwrap();
     let report = large.switch_to_node(leaf).unwrap();
     assert!(report.compiled.is_empty() && report.uploaded.is_empty(), "{report:?}");
+    let misses = large.device_cache_stats().misses;
+    large.measure_switch(tree.name(leaf), "/", 4).unwrap();
+    assert_eq!(large.device_cache_stats().misses, misses, "everything was there");
+    let nodes_there = tree.depth(leaf) as u64;
+    large.measure_uploading_switch(tree.name(leaf), "/", 4).unwrap().unwrap();
+    assert_eq!(large.device_cache_stats().misses, misses + 2 * nodes_there, "two of four switches enter them");
+    large.switch_to_node(leaf).unwrap();
     cpu.switch_to_node(leaf).unwrap();
     assert_eq!(large.fingerprint().unwrap(), cpu.fingerprint().unwrap());
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::{BaseModel, SHAPES};
-use pleach::runtime::{Measured, median, open_base};
+use pleach::runtime::{Measured, MeasuredSwitch, median, open_base};
 use pleach::tree::{AdapterTree, NodeId, NodeSource};
 use pleach::{Runtime, WeightName};
 use rand::rngs::StdRng;
@@ -19,6 +19,8 @@ use super::model::Loading;
 
 /// Tokens of context before the decoded ones.
 const CONTEXT: usize = 16;
+/// Tokens decoded in one turn of a comparison.
+const DECODED: usize = 16;
 
 /// Measure switches, decode and prefill beside what this machine's memory and multipliers allow
 #[derive(Args)]
@@ -27,6 +29,9 @@ Every ceiling is measured beside the figure, in turns, and a ratio is the median
 switch is the larger of two times: reading, changing and writing the touched weights, and as many integer products from
 registers as the adapters' factors need. That of a decoded token is reading its weights; that of a prompt, its float
 products from registers. Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf.
+GB/s are the touched weights, read and written, over the time of the call. On a GPU the times of pass and copies by its
+own clock stand beside it, and *_uploading_ms is a switch whose target's deltas are in RAM but not on the GPU. On a software
+adapter the longest prompt is left out, and the walk that ends a measurement is a tenth as long.
 Answers are checked first: weights at visited nodes against a fresh load, the root's bits against the base.")]
 pub(crate) struct Bench {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
@@ -41,12 +46,15 @@ pub(crate) struct Bench {
     /// Ranks of the made adapters
     #[arg(long, value_name = "R,…", value_delimiter = ',', default_values_t = [2, 4, 8, 16, 64])]
     ranks: Vec<usize>,
-    /// Turns of every measurement
+    /// Turns of every measurement; on a GPU no further one after two seconds
     #[arg(long, value_name = "N", default_value_t = 9)]
     repeats: usize,
     #[command(flatten)]
     loading: Loading,
 }
+
+/// Switches of the walk that ends a measurement.
+const DRIFT_SWITCHES: usize = 1000;
 
 /// The answer as JSON.
 #[derive(Serialize)]
@@ -66,6 +74,15 @@ struct Figure {
     ceiling: Option<f64>,
     /// `value / ceiling`.
     ratio: Option<f64>,
+    /// Of a switch: bytes of weights read and written over the time of the call, in 10⁹ a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gb_s: Option<f64>,
+    /// Of a switch on a GPU: the pass, by its own clock, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_pass_ms: Option<f64>,
+    /// Of a switch on a GPU: the copies of deltas, by its own clock, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_upload_ms: Option<f64>,
 }
 
 impl Bench {
@@ -73,9 +90,16 @@ impl Bench {
         anyhow::ensure!(self.repeats > 0, "--repeats 0: at least one turn is needed");
         let unfit = self.ranks.iter().find(|rank| !(1..=512).contains(*rank));
         anyhow::ensure!(unfit.is_none(), "--ranks: every rank lies between 1 and 512, not {}", unfit.unwrap_or(&0));
+        let base = self.base()?;
+        let held = base.config().max_position_embeddings;
+        let needed = CONTEXT + 1 + DECODED;
+        anyhow::ensure!(
+            held >= needed,
+            "the base holds {held} tokens of context, and decoding is measured in {needed}"
+        );
         let mut figures = Figures::default();
         if let Some(folder) = &self.tree {
-            let mut runtime = self.open(AdapterTree::open(folder)?, console)?;
+            let mut runtime = self.loading.open_model(base, AdapterTree::open(folder)?, console)?;
             self.measure_tree(&mut runtime, &mut figures, console)?;
         }
         let base = self.base()?;
@@ -95,36 +119,45 @@ impl Bench {
         }
     }
 
-    fn open(&self, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
-        self.loading.open_model(self.base()?, tree, console)
-    }
-
     /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the root.
     fn measure_tree(&self, runtime: &mut Runtime, figures: &mut Figures, console: &Console) -> anyhow::Result<()> {
-        console.note("checking the tree's weights at every node");
+        memory(runtime, figures, "loaded");
+        console.note(&format!("checking the tree's weights at every node, on {}", runtime.device()));
         let nodes = runtime.tree().len();
         let check = runtime.verify(4 * nodes, 1, 1, |_| ())?;
         anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; nothing was measured");
         let (a, b) = siblings(runtime.tree());
         let [a, b] = [a, b].map(|node| runtime.tree().name(node).to_owned());
         console.note(&format!("measuring {a} ↔ {b}"));
+        deltas_at_hand(runtime, &a, &b)?;
         let leaf = runtime.measure_switch(&a, &b, 4 * self.repeats)?;
-        figures.time("switch_leaf_ms", leaf);
-        figures.time("switch_path_ms", runtime.measure_switch("/", &a, self.repeats)?);
+        figures.switch("switch_leaf_ms", leaf);
+        if let Some(uploading) = runtime.measure_uploading_switch(&a, &b, 4 * self.repeats)? {
+            figures.switch("switch_leaf_uploading_ms", uploading);
+        }
+        deltas_at_hand(runtime, "/", &a)?;
+        figures.switch("switch_path_ms", runtime.measure_switch("/", &a, self.repeats)?);
 
         runtime.switch_to("/")?;
         self.speeds(runtime, figures, "base")?;
         runtime.switch_to(&a)?;
         let there = self.speeds(runtime, figures, "leaf")?;
-        figures.ratio("switch_leaf_over_token", leaf.ms / there);
+        figures.ratio("switch_leaf_over_token", leaf.time.ms / there);
         figures.ratio("decode_leaf_over_base", self.leaf_over_base(runtime, &a)?);
 
-        let drift = runtime.verify(1000, 50, 2, |_| ())?;
-        figures.plain("drift_switches", 1000.0, "switches");
+        let switches = if is_software(runtime) { DRIFT_SWITCHES / 10 } else { DRIFT_SWITCHES };
+        console.note(&format!("checking the weights on a walk of {switches} switches"));
+        let drift = runtime.verify(switches, 50, 2, |_| ())?;
+        figures.plain("drift_switches", switches as f64, "switches");
         figures.plain("drift_bits", drift.differing_bits as f64, "bits");
         figures.plain("drift_mismatched_nodes", drift.mismatched_nodes.len() as f64, "nodes");
         resident(runtime, figures);
+        memory(runtime, figures, "used");
+        let uploaded = runtime.device_cache_stats().bytes;
         figures.plain("delta_bytes", runtime.cache_stats().bytes as f64, "bytes");
+        if uploaded > 0 {
+            figures.plain("gpu_delta_bytes", uploaded as f64, "bytes");
+        }
         if let Some(bytes) = peak_memory_bytes() {
             figures.plain("peak_memory_bytes", bytes, "bytes");
         }
@@ -134,36 +167,50 @@ impl Bench {
     /// Decode speed at `leaf` against the root's, in turns: a machine whose speed drifts then drifts for both.
     fn leaf_over_base(&self, runtime: &mut Runtime, leaf: &str) -> anyhow::Result<f64> {
         let mut ratios = Vec::new();
-        for _ in 0..self.repeats {
+        for _ in runtime.turns(self.repeats) {
             let mut token = |node| -> pleach::Result<f64> {
                 runtime.switch_to(node)?;
-                Ok(runtime.measure_decode(CONTEXT, 16)?.ms)
+                Ok(runtime.measure_decode(CONTEXT, DECODED)?.ms)
             };
             ratios.push(token("/")? / token(leaf)?);
         }
         Ok(median(ratios.into_iter()))
     }
 
-    /// Decode and prefill at the current node; gives the milliseconds of a token.
+    /// Decode and prefill at the current node, as long as the base's context is; gives the milliseconds of a token.
     fn speeds(&self, runtime: &Runtime, figures: &mut Figures, place: &str) -> anyhow::Result<f64> {
-        let token = runtime.measure_decode(CONTEXT, 8 * self.repeats)?;
+        let token = self.decode(runtime)?;
         figures.speed(&format!("decode_tok_s_{place}"), 1.0, token);
-        for (tokens, suffix) in [(64, "_64"), (256, ""), (512, "_512")] {
+        let held = runtime.base().config().max_position_embeddings;
+        let longest = held.min(if is_software(runtime) { 256 } else { 512 });
+        let mut lengths = [64, 256, 512].map(|tokens| tokens.min(longest)).to_vec();
+        lengths.dedup();
+        for tokens in lengths {
             let prompt = runtime.measure_prefill(tokens, self.repeats)?;
+            let suffix = if tokens == 256 { String::new() } else { format!("_{tokens}") };
             figures.speed(&format!("prefill_tok_s_{place}{suffix}"), tokens as f64, prompt);
         }
         Ok(token.ms)
     }
 
+    fn decode(&self, runtime: &Runtime) -> pleach::Result<Measured> {
+        let room = runtime.base().config().max_position_embeddings - CONTEXT - 1;
+        runtime.measure_decode(CONTEXT, (8 * self.repeats).min(room))
+    }
+
     /// The figures of made adapters of every rank, on all linears and on q and v.
     fn measure_made(&self, runtime: &mut Runtime, figures: &mut Figures, console: &Console) -> anyhow::Result<()> {
         let token = match self.tree {
-            Some(_) => runtime.measure_decode(CONTEXT, 8 * self.repeats)?.ms,
-            None => self.speeds(runtime, figures, "base")?,
+            Some(_) => self.decode(runtime)?.ms,
+            None => {
+                memory(runtime, figures, "loaded");
+                resident(runtime, figures);
+                self.speeds(runtime, figures, "base")?
+            }
         };
-        if self.tree.is_none() {
-            resident(runtime, figures);
-        }
+        let largest = self.ranks.iter().max().copied().unwrap_or_default();
+        let [a, b] = made_pair(SETS[0].0, largest);
+        deltas_at_hand(runtime, &a, &b)?;
         console.note("checking the made adapters' weights");
         let check = runtime.verify(runtime.tree().len().min(12), 1, 1, |_| ())?;
         anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; no figure holds");
@@ -171,18 +218,60 @@ impl Bench {
         for (set, _) in SETS {
             for rank in &self.ranks {
                 console.note(&format!("measuring made adapters of rank {rank} on {set}"));
-                let [a, b] = ["a", "b"].map(|leaf| format!("{set}-r{rank}-{leaf}"));
+                let [a, b] = made_pair(set, *rank);
                 let measured = runtime.measure_switch(&a, &b, self.repeats)?;
-                figures.time(&format!("switch_{set}_r{rank}_ms"), measured);
-                figures.ratio(&format!("switch_{set}_r{rank}_over_token"), measured.ms / token);
-                let tokens = (2 * rank).max(32);
+                let name = format!("switch_{set}_r{rank}");
+                figures.switch(&format!("{name}_ms"), measured);
+                if let Some(uploading) = runtime.measure_uploading_switch(&a, &b, self.repeats)? {
+                    figures.switch(&format!("{name}_uploading_ms"), uploading);
+                }
+                figures.ratio(&format!("{name}_over_token"), measured.time.ms / token);
+                let tokens = (2 * rank).max(32).min(runtime.base().config().max_position_embeddings);
                 let forward = runtime.measure_prefill(tokens, 3)?;
-                figures.ratio(&format!("switch_{set}_r{rank}_over_prompt_of_{tokens}"), measured.ms / forward.ms);
+                figures.ratio(&format!("{name}_over_prompt_of_{tokens}"), measured.time.ms / forward.ms);
             }
+        }
+        if self.tree.is_none() {
+            memory(runtime, figures, "used");
         }
         runtime.switch_to("/")?;
         anyhow::ensure!(runtime.fingerprint()? == before, "the root's bits changed; no figure of this run holds");
         Ok(())
+    }
+}
+
+/// Fails if a switch between the two has to compile or upload: that is no measure of a switch.
+fn deltas_at_hand(runtime: &mut Runtime, a: &str, b: &str) -> anyhow::Result<()> {
+    runtime.switch_to(a)?;
+    runtime.switch_to(b)?;
+    let report = runtime.switch_to(a)?;
+    let after = runtime.switch_to(b)?;
+    let short = |option: &str| format!("{option} has no room for the deltas of both {a} and {b}: give more MiB");
+    anyhow::ensure!(report.compiled.is_empty() && after.compiled.is_empty(), short("--delta-budget"));
+    anyhow::ensure!(report.uploaded.is_empty() && after.uploaded.is_empty(), short("--gpu-delta-budget"));
+    Ok(())
+}
+
+/// Whether a software adapter plays the GPU: it cannot do as much in minutes.
+#[cfg(feature = "gpu")]
+fn is_software(runtime: &Runtime) -> bool {
+    runtime.gpu().is_some_and(|gpu| gpu.info().is_software())
+}
+
+#[cfg(not(feature = "gpu"))]
+fn is_software(_: &Runtime) -> bool {
+    false
+}
+
+/// A GPU's memory by its allocator's own count, where it keeps one.
+fn memory(runtime: &Runtime, figures: &mut Figures, when: &str) {
+    #[cfg(feature = "gpu")]
+    let bytes = runtime.gpu().and_then(|gpu| gpu.allocated_bytes());
+    #[cfg(not(feature = "gpu"))]
+    let bytes = None::<u64>;
+    if let Some(bytes) = bytes {
+        let per_weight = bytes as f64 / runtime.resident_parameters() as f64;
+        figures.plain(&format!("gpu_bytes_per_weight_{when}"), per_weight, "bytes");
     }
 }
 
@@ -216,14 +305,19 @@ fn siblings(tree: &AdapterTree) -> (NodeId, NodeId) {
 /// Which modules the made adapters change.
 const SETS: [(&str, &[&str]); 2] = [("all", &["proj"]), ("qv", &["q_proj", "v_proj"])];
 
+/// The names of two made siblings.
+fn made_pair(set: &str, rank: usize) -> [String; 2] {
+    ["a", "b"].map(|leaf| format!("{set}-r{rank}-{leaf}"))
+}
+
 /// Two sibling leaves for every rank and set, random, their deltas about a hundredth of the weights.
 fn made_tree(base: &BaseModel, ranks: &[usize]) -> anyhow::Result<AdapterTree> {
     let mut builder = AdapterTree::builder();
     for (set, modules) in SETS {
         for &rank in ranks {
-            for (seed, leaf) in ["a", "b"].into_iter().enumerate() {
+            for (seed, leaf) in made_pair(set, rank).into_iter().enumerate() {
                 let deltas = made_adapter(base, modules, rank, seed as u64);
-                builder = builder.node(format!("{set}-r{rank}-{leaf}"), "/", NodeSource::Memory(Arc::new(deltas)));
+                builder = builder.node(leaf, "/", NodeSource::Memory(Arc::new(deltas)));
             }
         }
     }
@@ -249,43 +343,59 @@ fn made_adapter(base: &BaseModel, modules: &[&str], rank: usize, seed: u64) -> A
 struct Figures(Vec<Figure>);
 
 impl Figures {
-    fn time(&mut self, name: &str, measured: Measured) {
-        let Measured { ms, ceiling_ms, ratio } = measured;
-        self.push(name, ms, "ms", Some(ceiling_ms), Some(ratio));
+    fn switch(&mut self, name: &str, measured: MeasuredSwitch) {
+        let MeasuredSwitch { time: Measured { ms, ceiling_ms, ratio }, .. } = measured;
+        self.0.push(Figure {
+            gb_s: Some(measured.touched_bytes as f64 / ms / 1e6),
+            device_pass_ms: measured.device_pass_ms,
+            device_upload_ms: measured.device_upload_ms,
+            ..Figure::new(name, ms, "ms", Some((ceiling_ms, ratio)))
+        });
     }
 
     fn speed(&mut self, name: &str, tokens: f64, measured: Measured) {
         let speed = |ms: f64| tokens / ms * 1e3;
-        self.push(name, speed(measured.ms), "tok/s", Some(speed(measured.ceiling_ms)), Some(1.0 / measured.ratio));
+        let ceiling = Some((speed(measured.ceiling_ms), 1.0 / measured.ratio));
+        self.0.push(Figure::new(name, speed(measured.ms), "tok/s", ceiling));
     }
 
     fn ratio(&mut self, name: &str, value: f64) {
-        self.push(name, value, "×", None, None);
+        self.plain(name, value, "×");
     }
 
     fn plain(&mut self, name: &str, value: f64, unit: &'static str) {
-        self.push(name, value, unit, None, None);
+        self.0.push(Figure::new(name, value, unit, None));
     }
+}
 
-    fn push(&mut self, name: &str, value: f64, unit: &'static str, ceiling: Option<f64>, ratio: Option<f64>) {
-        self.0.push(Figure { name: name.to_owned(), value, unit, ceiling, ratio });
+impl Figure {
+    /// A figure, beside its ceiling and the ratio to it if it has one.
+    fn new(name: &str, value: f64, unit: &'static str, ceiling: Option<(f64, f64)>) -> Self {
+        let (name, none) = (name.to_owned(), None);
+        let (ceiling, ratio) = ceiling.unzip();
+        Self { name, value, unit, ceiling, ratio, gb_s: none, device_pass_ms: none, device_upload_ms: none }
     }
 }
 
 impl Answer {
     fn text(&self) -> String {
         let mut text = format!(
-            "{} on {}\n\n{:<36}{:>14} {:<9}{:>14}{:>8}\n",
-            self.base, self.device, "figure", "value", "", "ceiling", "ratio"
+            "{} on {}\n\n{:<36}{:>14} {:<9}{:>14}{:>8}{:>9}{:>11}{:>11}\n",
+            self.base, self.device, "figure", "value", "", "ceiling", "ratio", "GB/s", "pass ms", "upload ms"
         );
-        for Figure { name, value, unit, ceiling, ratio } in &self.figures {
+        let or_blank = |value: Option<f64>, decimals| value.map_or(String::new(), |v| format!("{v:.decimals$}"));
+        for figure in &self.figures {
+            let Figure { name, value, unit, .. } = figure;
             let decimals = if value.fract() == 0.0 { 0 } else { 3 };
-            let or_blank = |value: &Option<f64>, decimals| value.map_or(String::new(), |v| format!("{v:.decimals$}"));
-            text += &format!(
-                "{name:<36}{value:>14.decimals$} {unit:<9}{:>14}{:>8}\n",
-                or_blank(ceiling, 3),
-                or_blank(ratio, 2)
+            let line = format!(
+                "{name:<36}{value:>14.decimals$} {unit:<9}{:>14}{:>8}{:>9}{:>11}{:>11}",
+                or_blank(figure.ceiling, 3),
+                or_blank(figure.ratio, 2),
+                or_blank(figure.gb_s, 2),
+                or_blank(figure.device_pass_ms, 3),
+                or_blank(figure.device_upload_ms, 3),
             );
+            text += &format!("{}\n", line.trim_end());
         }
         text
     }

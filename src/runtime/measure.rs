@@ -3,12 +3,12 @@
 //! Every repetition times the ceiling and the thing itself one after the other, and the ratio is the median of the pairs'
 //! ratios: a machine whose speed drifts then drifts for both.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Runtime;
 use super::live::{Live, on_device};
+use super::{Runtime, SwitchReport};
 use crate::device::{Ceilings, Choice, Compute};
 use crate::model::{Batch, KvCache, Sequence, Want};
 use crate::tree::SwitchPlan;
@@ -16,6 +16,9 @@ use crate::weights::{EMBEDDING, HEAD, MatrixId};
 use crate::{Result, WeightName};
 
 const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, random: 0.0 };
+
+/// How long a measurement takes further turns where the device is not the CPU: a GPU may be software.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A measured time beside its ceiling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -38,6 +41,20 @@ impl Measured {
     }
 }
 
+/// A measured switch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MeasuredSwitch {
+    /// The whole call beside its ceiling.
+    #[serde(flatten)]
+    pub time: Measured,
+    /// Bytes of weights read and written: four for every touched weight.
+    pub touched_bytes: u64,
+    /// Median time of the pass by the device's own clock, in milliseconds, where it has one.
+    pub device_pass_ms: Option<f64>,
+    /// Median time of the copies to the device by its own clock, in milliseconds.
+    pub device_upload_ms: Option<f64>,
+}
+
 /// The median; of an even number of values, the upper of the two in the middle.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
@@ -52,12 +69,33 @@ fn time<R>(work: impl FnOnce() -> R) -> (f64, R) {
 }
 
 impl Runtime {
+    /// Counts `most` turns of a measurement. On a GPU it takes no further one after two seconds.
+    pub fn turns(&self, most: usize) -> impl Iterator<Item = usize> + use<> {
+        let (start, patient) = (Instant::now(), on_device!(&self.live, live => live.is_host()));
+        (0..most).take_while(move |&turn| patient || turn == 0 || start.elapsed() < PATIENCE)
+    }
+
     /// Switches to and fro between two nodes. The ceiling is the larger of two: reading, changing and writing the touched
     /// weights, and as many integer products from registers as the factors need.
     ///
     /// # Errors
     /// As [`Runtime::switch_to`].
-    pub fn measure_switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<Measured> {
+    pub fn measure_switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<MeasuredSwitch> {
+        self.measure_switches(a, b, repeats, false)
+    }
+
+    /// The same with the target's deltas in the host's memory alone, so that every switch uploads them; none on the CPU.
+    ///
+    /// # Errors
+    /// As [`Runtime::switch_to`].
+    pub fn measure_uploading_switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<Option<MeasuredSwitch>> {
+        if on_device!(&self.live, live => live.is_host()) {
+            return Ok(None);
+        }
+        self.measure_switches(a, b, repeats, true).map(Some)
+    }
+
+    fn measure_switches(&mut self, a: &str, b: &str, repeats: usize, upload: bool) -> Result<MeasuredSwitch> {
         self.switch_to(a)?;
         self.switch_to(b)?;
         self.switch_to(a)?;
@@ -65,16 +103,31 @@ impl Runtime {
         let plan = tree.plan(tree.node(a)?, tree.node(b)?);
         let (touched, products) = on_device!(&self.live, live => live.work_of(&plan));
         let mut pairs = Vec::with_capacity(repeats);
-        for k in 0..repeats {
+        let mut reports = Vec::with_capacity(repeats);
+        for k in self.turns(repeats) {
+            let path = self.sources.tree.path_from_root(self.current);
             let ceiling = on_device!(&mut self.live, live => {
+                if upload {
+                    live.uploaded.evict_to(0, &path);
+                }
                 let Live { device, weights, .. } = &mut **live;
                 let memory = weights.measure(&touched, |matrices| device.read_modify_write_ms(matrices))?;
                 memory.max(live.device.integer_products_ms(products)?)
             });
             let report = self.switch_to(if k % 2 == 0 { b } else { a })?;
             pairs.push((report.total_ms, ceiling));
+            reports.push(report);
         }
-        Ok(Measured::of(&pairs))
+        let by_device = |time: fn(&SwitchReport) -> Option<f64>| {
+            let times: Option<Vec<f64>> = reports.iter().map(time).collect();
+            times.map(|times| median(times.into_iter()))
+        };
+        Ok(MeasuredSwitch {
+            time: Measured::of(&pairs),
+            touched_bytes: reports.first().map_or(0, |report| report.touched_bytes),
+            device_pass_ms: by_device(|report| report.device_pass_ms),
+            device_upload_ms: by_device(|report| report.device_upload_ms),
+        })
     }
 
     /// Decodes tokens one at a time after a prompt of `context` tokens, taking the likeliest each time. The ceiling is
@@ -89,7 +142,7 @@ impl Runtime {
             let read: Vec<_> = live.decoded_matrices().map(|id| live.weights.matrix(id)).collect();
             let mut pairs = Vec::with_capacity(repeats);
             self.step(live, &mut cache, &[1])?;
-            for _ in 0..repeats {
+            for _ in self.turns(repeats) {
                 let ceiling = live.device.read_ms(&read)?;
                 let (ms, done) = time(|| self.step(live, &mut cache, &[1]));
                 done?;
@@ -110,15 +163,16 @@ impl Runtime {
             let mut cache = self.filled_cache(live, 0, tokens)?;
             let products = live.prefill_products(tokens as u64);
             let mut pairs = Vec::with_capacity(repeats);
-            for k in 0..=repeats {
-                let ceiling = live.device.float_products_ms(products)?;
+            let mut run = || {
                 cache.clear();
                 let (ms, done) = time(|| self.step(live, &mut cache, &prompt));
-                done?;
-                // The first run warms up.
-                if k > 0 {
-                    pairs.push((ms, ceiling));
-                }
+                done.map(|()| ms)
+            };
+            // The first run warms up.
+            run()?;
+            for _ in self.turns(repeats) {
+                let ceiling = live.device.float_products_ms(products)?;
+                pairs.push((run()?, ceiling));
             }
             Ok(Measured::of(&pairs))
         })
@@ -141,6 +195,11 @@ impl Runtime {
 }
 
 impl<D: Compute> Live<D> {
+    /// Whether the device is the CPU.
+    fn is_host(&self) -> bool {
+        D::HOST_MEMORY
+    }
+
     /// The matrices a switch touches, and the integer products its factors need.
     fn work_of(&self, plan: &SwitchPlan) -> (Vec<MatrixId>, u64) {
         let moved = || plan.subtract.iter().chain(&plan.add).filter_map(|&node| self.compiled.peek(node));

@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 #[cfg(feature = "gpu")]
 pub use crate::device::gpu::{GpuChoice, GpuInfo, GpuOptions};
 pub use choice::DeviceChoice;
-pub use measure::{Measured, median};
+pub use measure::{Measured, MeasuredSwitch, median};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;

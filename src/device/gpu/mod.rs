@@ -110,6 +110,16 @@ impl Gpu {
         self.context.fail_after(after);
     }
 
+    /// Hands over what was asked for and not yet read, waits, and tells its times by the GPU's own clock.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn finish(&self) -> Result<PassTimes> {
+        let mut steps = self.take_pending();
+        steps.timed = true;
+        Ok(self.context.run(steps, &[])?.times)
+    }
+
     /// Cuts the connection, as when a driver resets: every later call fails until [`Device::reopen`].
     #[doc(hidden)]
     pub fn lose(&self) {

@@ -122,9 +122,9 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
         time(&mut group, &format!("cpu/r{rank}"), || {
             let terms = [(hosts[0], Sign::Subtract), (hosts[1], Sign::Add)];
             hosts.swap(0, 1);
-            milliseconds(|| cpu.delta_apply(&mut layers.host, &terms).expect("the CPU works").pass_ms)
+            milliseconds(|| cpu.prepare_and_apply(&mut layers.host, &terms).expect("the CPU works").pass_ms)
         });
-        let ways: [(&str, Apply); 2] = [("fused", Gpu::delta_apply), ("naive", naive::delta_apply)];
+        let ways: [(&str, Apply); 2] = [("fused", Gpu::prepare_and_apply), ("naive", naive::delta_apply)];
         // On a software adapter the last would take as long as all others together.
         let naive = usize::from(!gpu.info().is_software() || rank <= 16);
         for (name, apply) in ways.into_iter().take(1 + naive) {
@@ -152,7 +152,8 @@ fn check_switch(
     layers.upload(gpu);
     for (left, entered) in [(a, b), (b, a)] {
         switch(&mut layers.there);
-        cpu.delta_apply(&mut layers.host, &[(left, Sign::Subtract), (entered, Sign::Add)]).expect("the CPU works");
+        cpu.prepare_and_apply(&mut layers.host, &[(left, Sign::Subtract), (entered, Sign::Add)])
+            .expect("the CPU works");
         check_bits(gpu, cpu, layers);
     }
 }

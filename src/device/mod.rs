@@ -114,6 +114,15 @@ pub trait Device: Send + Sync {
         pass: Self::Pass,
     ) -> Result<PassTimes>;
 
+    /// [`Self::prepare_pass`] and [`Self::delta_apply`] at once.
+    ///
+    /// # Errors
+    /// As these; the matrices are then in no known state.
+    fn prepare_and_apply(&self, matrices: &mut [Self::Matrix], terms: &[(&Self::Deltas, Sign)]) -> Result<PassTimes> {
+        let pass = self.prepare_pass(matrices, terms)?;
+        self.delta_apply(matrices, terms, pass)
+    }
+
     /// BLAKE3 of each matrix: rows, columns (u64), integers row by row without padding (i16), steps (f32), all
     /// little-endian.
     ///

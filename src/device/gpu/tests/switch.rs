@@ -27,12 +27,6 @@ static SMALL: LazyLock<Option<Gpu>> =
 
 static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(Some(2)).unwrap());
 
-/// A whole switch.
-fn apply<D: Device>(device: &D, matrices: &mut [D::Matrix], terms: &[(&D::Deltas, Sign)]) -> Result<()> {
-    let pass = device.prepare_pass(matrices, terms)?;
-    device.delta_apply(matrices, terms, pass).map(drop)
-}
-
 /// Weights start below this, and deltas share what is left.
 const BASE: i16 = 8000;
 
@@ -171,9 +165,9 @@ fn check(gpu: &Gpu, shapes: &[(usize, usize)], terms: &[Term], seed: u64) -> Tes
     gpu.finish_uploads(&early.collect::<Vec<_>>()).unwrap();
     let forth: Vec<_> = deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(*add))).collect();
     let back: Vec<_> = deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(!add))).rev().collect();
-    apply(gpu, &mut there, &forth).unwrap();
+    gpu.prepare_and_apply(&mut there, &forth).unwrap();
     same(gpu, &there, &expected, "forth")?;
-    apply(gpu, &mut there, &back).unwrap();
+    gpu.prepare_and_apply(&mut there, &back).unwrap();
     same(gpu, &there, &base, "back")?;
     crate::device::gpu::naive::delta_apply(gpu, &mut there, &forth).unwrap();
     same(gpu, &there, &expected, "forth by the naive kernel")
@@ -232,8 +226,8 @@ fn a_node_taken_twice_counts_twice() {
         reference::apply(&mut expected, &[Segment { delta: &delta, sign: Sign::Add }; 3]);
         let deltas = gpu.upload_deltas(&Arc::new(NodeDeltas::new([(MatrixId(0), delta)]))).unwrap();
         let mut there = [gpu.upload_matrix(base.clone()).unwrap()];
-        apply(gpu, &mut there, &[(&deltas, Sign::Add), (&deltas, Sign::Add)]).unwrap();
-        apply(gpu, &mut there, &[(&deltas, Sign::Add)]).unwrap();
+        gpu.prepare_and_apply(&mut there, &[(&deltas, Sign::Add), (&deltas, Sign::Add)]).unwrap();
+        gpu.prepare_and_apply(&mut there, &[(&deltas, Sign::Add)]).unwrap();
         assert_eq!(gpu.read_matrix(&there[0]).unwrap(), expected, "{made:?}");
     }
 }
@@ -248,7 +242,7 @@ fn sums_beyond_i16_wrap_on_the_way_and_come_back() {
     let deltas = [delta(), delta(), delta()].map(|delta| gpu.upload_deltas(&node(delta)).unwrap());
     let mut there = [gpu.upload_matrix(base.clone()).unwrap()];
     for round in [Sign::Add, Sign::Subtract] {
-        apply(gpu, &mut there, &deltas.each_ref().map(|deltas| (deltas, round))).unwrap();
+        gpu.prepare_and_apply(&mut there, &deltas.each_ref().map(|deltas| (deltas, round))).unwrap();
     }
     assert_eq!(gpu.read_matrix(&there[0]).unwrap(), base);
 }
@@ -314,7 +308,7 @@ fn a_matrix_beyond_the_default_binding_limit_has_the_cpus_bits() {
     let delta = made_delta(&mut rng, rows, cols, &Made::LowRank(1), 5000).unwrap();
     let node = Arc::new(NodeDeltas::new([(MatrixId(0), delta)]));
     let on_gpu = gpu.upload_deltas(&node).unwrap();
-    apply(&gpu, &mut there, &[(&on_gpu, Sign::Add)]).unwrap();
-    apply(&*CPU, &mut here, &[(&node, Sign::Add)]).unwrap();
+    gpu.prepare_and_apply(&mut there, &[(&on_gpu, Sign::Add)]).unwrap();
+    CPU.prepare_and_apply(&mut here, &[(&node, Sign::Add)]).unwrap();
     assert_eq!(gpu.fingerprint(&[&there[0]]).unwrap(), CPU.fingerprint(&[&here[0]]).unwrap());
 }

@@ -20,6 +20,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if row < params.part_rows {
         let j = i % params.width;
         let pair = table[row * ((params.width + 31u) / 32u * 16u) + j / 2u];
-        out[i] = f32(select(low(pair), high(pair), j % 2u == 1u)) * steps[token];
+        out[i] = f32(column(pair, j)) * steps[token];
     }
 }

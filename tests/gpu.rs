@@ -235,6 +235,7 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
         runtime.gpu().unwrap().fail_after(after);
         let switched = runtime.switch_to_node(other);
         runtime.gpu().unwrap().fail_after(u64::MAX);
+        assert!(after > 1 || switched.is_ok(), "the upload is tried again when there is more room: {switched:?}");
         let served = runtime.fingerprint();
         match (switched, served) {
             (Ok(_), served) => {
@@ -269,6 +270,7 @@ fn a_generation_that_breaks_off_leaves_nothing_behind() {
     let prompt = Prompt::Tokens(vec![3, 1, 4]);
     let options = GenerateOptions { max_tokens: 2, ignore_eos: true, ..GenerateOptions::default() };
     let expected = runtime.generate(&prompt, &options, |_| ()).unwrap().token_ids;
+    let before = runtime.gpu().unwrap().allocated_bytes();
     let mut failures = 0;
     for after in 1.. {
         runtime.gpu().unwrap().fail_after(after);
@@ -277,7 +279,10 @@ fn a_generation_that_breaks_off_leaves_nothing_behind() {
                 assert_eq!(generated.token_ids, expected);
                 break;
             }
-            Err(Error::DeviceMemory { .. }) => failures += 1,
+            Err(Error::DeviceMemory { .. }) => {
+                assert_eq!(runtime.gpu().unwrap().allocated_bytes(), before, "after {after}: memory is held");
+                failures += 1;
+            }
             Err(Error::DeviceFailed { .. }) => {
                 runtime.restore().unwrap();
                 failures += 1;

@@ -23,7 +23,7 @@ fn main(
     var sum = 0.0;
     for (var j = 0u; j < params.inputs; j++) {
         let pair = weights[start + j / 2u];
-        sum += f32(select(low(pair), high(pair), j % 2u == 1u)) * x[token * params.inputs + j];
+        sum += f32(column(pair, j)) * x[token * params.inputs + j];
     }
     let output = params.first_output + i;
     let at = token * params.outputs + output;

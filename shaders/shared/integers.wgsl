@@ -8,6 +8,11 @@ fn high(pair: u32) -> i32 {
     return bitcast<i32>(pair) >> 16u;
 }
 
+// The even or the odd column of a pair, as column j of a row is.
+fn column(pair: u32, j: u32) -> i32 {
+    return select(low(pair), high(pair), j % 2u == 1u);
+}
+
 // The even columns of four pairs, and the odd ones.
 fn lows(pairs: vec4<u32>) -> vec4<i32> {
     return bitcast<vec4<i32>>(pairs << vec4<u32>(16u)) >> vec4<u32>(16u);

@@ -6,7 +6,7 @@ use super::context::Slice;
 use super::params::CeilingParams;
 use super::pipeline::Kernel;
 use super::steps::Steps;
-use super::{Gpu, GpuMatrix};
+use super::{Gpu, GpuMatrix, word};
 use crate::Result;
 use crate::device::Ceilings;
 
@@ -19,10 +19,6 @@ const READS: usize = 8;
 /// Invocations that multiply, enough to keep any device busy, and the products of each step of one.
 const MULTIPLIERS: usize = 1 << 18;
 const PRODUCTS: u64 = 16;
-
-fn count(n: u64) -> u32 {
-    u32::try_from(n).expect("a binding holds less than 2^36 bytes")
-}
 
 impl Gpu {
     fn timed(&self, mut steps: Steps) -> Result<f64> {
@@ -41,7 +37,7 @@ impl Gpu {
         let mut steps = Steps::default();
         for part in matrices.flat_map(|matrix| &matrix.parts) {
             let vectors = part.integers.size() / VECTOR;
-            let params = CeilingParams { count: count(vectors), per_invocation: count(per_invocation as u64) };
+            let params = CeilingParams { count: word(vectors), per_invocation: word(per_invocation) };
             let groups =
                 self.context.grid(usize::try_from(vectors).expect("in memory").div_ceil(GROUP * per_invocation));
             let kernel = Kernel::new("ceiling").entry(entry);
@@ -53,7 +49,7 @@ impl Gpu {
     fn products(&self, entry: &'static str, products: u64) -> Result<f64> {
         let scratch = self.context.storage("ceiling", &[0; 16])?;
         let per_invocation = products.div_ceil(MULTIPLIERS as u64 * PRODUCTS);
-        let params = CeilingParams { count: 1, per_invocation: count(per_invocation) };
+        let params = CeilingParams { count: 1, per_invocation: word(per_invocation) };
         let mut steps = Steps::default();
         let groups = self.context.grid(MULTIPLIERS / GROUP);
         steps.dispatch(&self.context, &Kernel::new("ceiling").entry(entry), [Slice::whole(&scratch)], &params, groups);

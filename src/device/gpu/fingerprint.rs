@@ -66,18 +66,18 @@ impl Plan {
         // A workgroup sees two parts: the one that its chunks start in, and the next.
         let between = matrix.parts.len().checked_sub(2).and_then(|last| matrix.parts.get(1..=last));
         let narrowest = between.into_iter().flatten().map(|part| 2 * (part.rows * matrix.cols) as u64).min();
-        let group = narrowest.map_or(GROUP, |bytes| word_of(bytes / CHUNK).min(GROUP));
+        let group = narrowest.map_or(GROUP, |bytes| word(bytes / CHUNK).min(GROUP));
         if group == 0 {
             return Err(Error::DeviceLimit { what: what(), bytes: CHUNK, limit: narrowest.unwrap_or(0) });
         }
         let group = 1 << group.ilog2();
-        let chunks = word_of(bytes.div_ceil(CHUNK));
+        let chunks = word(bytes.div_ceil(CHUNK));
         Ok(Self { chunks, group, groups: chunks.div_ceil(group) })
     }
 
     /// The first workgroup that starts in row `row` or later.
     fn first_group(&self, matrix: &GpuMatrix, row: usize) -> u32 {
-        if row == 0 { 0 } else { word_of(stream_bytes(row, matrix.cols).div_ceil(CHUNK * u64::from(self.group))) }
+        if row == 0 { 0 } else { word(stream_bytes(row, matrix.cols).div_ceil(CHUNK * u64::from(self.group))) }
     }
 
     /// Leaves the hash at `result` of the room's values.
@@ -127,8 +127,4 @@ impl Plan {
 /// Bytes of the stream before row `row`: rows, columns, and the rows before.
 fn stream_bytes(row: usize, cols: usize) -> u64 {
     16 + 2 * (row * cols) as u64
-}
-
-fn word_of(n: u64) -> u32 {
-    u32::try_from(n).expect("the stream is less than 2^32 units")
 }

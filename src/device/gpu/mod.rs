@@ -64,8 +64,8 @@ impl GpuBuffer {
 }
 
 /// A count as shaders take it.
-fn word(count: usize) -> u32 {
-    u32::try_from(count).expect("a buffer holds less than 2^32 values")
+fn word(count: impl TryInto<u32>) -> u32 {
+    count.try_into().ok().expect("a binding holds less than 2^32 of anything")
 }
 
 impl Gpu {

@@ -139,7 +139,7 @@ pub(super) struct Prepared {
     reads: Vec<Slice>,
     /// What is read, and then the nonce.
     results: wgpu::Buffer,
-    nonce: u32,
+    pub(super) nonce: u32,
     clock: Option<Timestamps>,
 }
 

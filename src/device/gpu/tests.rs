@@ -85,6 +85,15 @@ fn what_the_device_refuses_is_an_error_from_then_on() {
 }
 
 #[test]
+fn work_that_does_not_bring_its_number_back_was_not_done() {
+    let Some(gpu) = gpu(&GpuOptions::default()) else { return };
+    let mut prepared = gpu.context.prepare(Steps::default(), &[]).unwrap();
+    prepared.nonce += 1;
+    assert!(matches!(gpu.context.submit(prepared), Err(crate::Error::DeviceFailed { .. })));
+    assert!(gpu.check().is_err() && gpu.alloc(1).is_err());
+}
+
+#[test]
 fn more_than_the_device_holds_is_refused_and_it_goes_on() {
     let Some(gpu) = gpu(&GpuOptions { minimal: true, ..GpuOptions::default() }) else { return };
     for len in [1 << 26, 1 << 40] {

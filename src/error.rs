@@ -11,12 +11,14 @@ mod adapter;
 mod base;
 mod file;
 mod model;
+mod store;
 mod tree;
 
 pub use adapter::AdapterDefect;
 pub use base::{ConfigDefect, WeightDefect};
 pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
+pub use store::StoreDefect;
 pub use tree::TreeDefect;
 
 /// Most headroom: beyond it a row has too few steps left for its own weights.
@@ -203,6 +205,14 @@ pub enum Error {
     /// A tree is refused, or does not have what was asked of it.
     #[error(transparent)]
     Tree(Box<TreeDefect>),
+    /// A store is refused, or does not have what was asked of it.
+    #[error("{}: {defect}", path.display())]
+    Store {
+        /// The store's folder.
+        path: PathBuf,
+        /// What is wrong.
+        defect: Box<StoreDefect>,
+    },
     /// A chosen instruction set is not there.
     #[error("this machine has no {requested:?}; choose {widest:?} or narrower")]
     SimdUnavailable {
@@ -392,6 +402,20 @@ pub enum Error {
     },
 }
 
+/// All values, or the first error; of overflows the one that needs the most headroom, so that what it asks for will do.
+pub(crate) fn all_or_worst<T>(results: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let (mut values, mut worst) = (Vec::new(), None);
+    for result in results {
+        match (result, &worst) {
+            (Ok(value), _) => values.push(value),
+            (Err(Error::Overflow { needed, .. }), Some(Error::Overflow { needed: most, .. })) if needed <= *most => {}
+            (Err(error @ Error::Overflow { .. }), _) => worst = Some(error),
+            (Err(error), _) => return Err(error),
+        }
+    }
+    worst.map_or(Ok(values), Err)
+}
+
 /// What to do about a lattice that is too small.
 fn room(needed: f64) -> String {
     if needed <= f64::from(MAX_HEADROOM) {
@@ -406,6 +430,11 @@ impl Error {
     /// Wraps an operating-system error with the path it happened on.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
+    }
+
+    /// Wraps a defect of the store in `path`.
+    pub(crate) fn store(path: impl Into<PathBuf>, defect: StoreDefect) -> Self {
+        Self::Store { path: path.into(), defect: Box::new(defect) }
     }
 
     /// Wraps a defect of the adapter at `path`.

@@ -8,12 +8,14 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::base::BaseModel;
-use crate::device::cpu::{SimdLevel, tighten};
+use crate::device::cpu::Cpu;
 use crate::device::{Device, PassTimes};
+use crate::error::all_or_worst;
 pub use crate::lattice::MatrixId;
 use crate::lattice::{
-    Grid, LANES, LIMIT, LatticeMatrix, NodeDeltas, Segment, Sign, compile, headroom_for, quantise, reach,
+    BaseLattice, Grid, LANES, LIMIT, LatticeMatrix, NodeDeltas, Segment, Sign, headroom_for, quantise, reach,
 };
+use crate::store::{CompiledNode, compile_node};
 use crate::{Error, Result, WeightName};
 
 /// The embedding's weight.
@@ -57,6 +59,27 @@ pub struct Touched {
 pub(crate) fn quantise_weight(base: &BaseModel, name: &WeightName, headroom: f32) -> Result<(LatticeMatrix, Grid)> {
     let (rows, cols) = matrix_shape(base, name)?;
     quantise(name, rows, cols, headroom, |range: Range<usize>, out: &mut [f32]| base.read_rows(name, range, out))
+}
+
+/// The lattice that [`Weights::load`] would put `base` on. `progress` is told how many of how many weights are done.
+///
+/// # Errors
+/// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading the base returns.
+pub fn base_lattice(base: &BaseModel, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<BaseLattice> {
+    let matrices: Vec<_> =
+        base.weights().filter(|(_, info)| info.shape.len() == 2).map(|(name, _)| name.clone()).collect();
+    let mut grids = BTreeMap::new();
+    for (done, name) in matrices.iter().enumerate() {
+        progress(done, matrices.len());
+        grids.insert(name.clone(), quantise_weight(base, name, headroom)?.1);
+    }
+    progress(matrices.len(), matrices.len());
+    if base.config().tie_word_embeddings
+        && let Some(embedding) = grids.get(&WeightName::new(EMBEDDING)).cloned()
+    {
+        grids.insert(WeightName::new(HEAD), embedding);
+    }
+    Ok(BaseLattice::new(headroom, grids))
 }
 
 fn matrix_shape(base: &BaseModel, name: &WeightName) -> Result<(usize, usize)> {
@@ -228,16 +251,32 @@ impl<D: Device> Weights<D> {
     /// Compiles one node's float deltas against these weights.
     ///
     /// # Errors
-    /// [`Error::NoSuchMatrix`], and what [`compile`] returns.
+    /// [`Error::NoSuchMatrix`], and what [`compile`](crate::lattice::compile) returns.
     pub(crate) fn compile(&self, deltas: &crate::adapter::AdapterDeltas) -> Result<NodeDeltas> {
-        use rayon::prelude::*;
-        let compiled = deltas.par_iter().map(|(name, delta)| {
-            let id = self.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
-            let mut compiled = compile(name, delta, self.grid(id))?;
-            tighten(SimdLevel::detect(), &mut compiled);
-            Ok((id, compiled))
+        self.place(compile_node(deltas, |name| Some(self.grid(self.matrix_id(name)?)))?)
+    }
+
+    /// Compiled deltas by matrix in place of name.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMatrix`], and [`Error::DeltaShape`] where a delta is of another shape than its matrix.
+    pub(crate) fn place(&self, node: CompiledNode) -> Result<NodeDeltas> {
+        let placed = node.into_iter().map(|(weight, delta)| {
+            let Some(id) = self.matrix_id(&weight) else { return Err(Error::NoSuchMatrix { weight }) };
+            let grid = self.grid(id);
+            for (what, expected, found) in [("rows", grid.rows(), delta.rows), ("columns", grid.cols, delta.cols)] {
+                if expected != found {
+                    return Err(Error::DeltaShape { weight, what, expected, found });
+                }
+            }
+            Ok((id, delta))
         });
-        Ok(NodeDeltas::new(all_or_worst(compiled.collect::<Vec<_>>())?))
+        Ok(NodeDeltas::new(placed.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// The lattice of these weights.
+    pub(crate) fn lattice(&self, headroom: f32) -> BaseLattice {
+        BaseLattice::new(headroom, self.matrix_names().map(|(name, id)| (name.clone(), self.grid(id).clone())))
     }
 
     /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas applied there: where the
@@ -249,6 +288,7 @@ impl<D: Device> Weights<D> {
     pub(crate) fn check_bounds(
         &self,
         device: &D,
+        host: &Cpu,
         node: &str,
         path: &[&NodeDeltas],
         movement: &Movement<'_>,
@@ -270,8 +310,6 @@ impl<D: Device> Weights<D> {
                 close.push((name, id, rows));
             }
         }
-        let wanted: Vec<_> = close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
-        let integers = if wanted.is_empty() { Vec::new() } else { device.read_rows(&wanted)? };
         let check = |((name, id, rows), integers): (&(&WeightName, MatrixId, Vec<usize>), &Vec<i16>)| {
             let (grid, segments) = (self.grid(*id), segments(movement, *id));
             let integers = integers.par_chunks_exact(grid.cols.max(1));
@@ -286,7 +324,13 @@ impl<D: Device> Weights<D> {
                 _ => Ok(()),
             }
         };
-        all_or_worst(close.iter().zip(&integers).map(check))?;
+        // To wake the threads costs more than all that came before.
+        if !close.is_empty() {
+            host.install(|| {
+                let wanted: Vec<_> = close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
+                all_or_worst(close.iter().zip(&device.read_rows(&wanted)?).map(check))
+            })?;
+        }
         last.fits(path);
         Ok(())
     }
@@ -347,20 +391,6 @@ impl<D: Device> Weights<D> {
         }
         Ok(hashes.iter().map(|hash| hash.expect("all are known now")).collect())
     }
-}
-
-/// All values, or the first error; of overflows the one that needs the most headroom, so that what it asks for will do.
-fn all_or_worst<T>(results: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
-    let (mut values, mut worst) = (Vec::new(), None);
-    for result in results {
-        match (result, &worst) {
-            (Ok(value), _) => values.push(value),
-            (Err(Error::Overflow { needed, .. }), Some(Error::Overflow { needed: most, .. })) if needed <= *most => {}
-            (Err(error @ Error::Overflow { .. }), _) => worst = Some(error),
-            (Err(error), _) => return Err(error),
-        }
-    }
-    worst.map_or(Ok(values), Err)
 }
 
 fn combine<'a>(matrices: impl Iterator<Item = (&'a WeightName, blake3::Hash)>, vectors: blake3::Hash) -> blake3::Hash {

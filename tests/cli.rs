@@ -445,7 +445,7 @@ fn help_of_every_command_names_its_options() {
     let sampling = ["--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--chat", "--system"];
     for (command, options) in [
         ("demo", &["--base", "--tree", "--prompt", "--headroom", "--delta-budget"][..]),
-        ("tree", &["--format"]),
+        ("tree", &["--format", "--limit"]),
         ("inspect", &["--base"]),
         ("generate", &[&place[..], &sampling, &["--ignore-eos"]].concat()),
         ("score", &[&place[..], &["--top", "--logits"]].concat()),

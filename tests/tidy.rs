@@ -35,11 +35,13 @@ const UNSAFE_FILES: [(&str, &str); 10] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 9] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 11] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
     ("petgraph", &["src/tree/"]),
+    ("redb", &["src/store/catalogue/"]),
+    ("bincode", &["src/store/catalogue/record.rs"]),
     ("candle_core", &["src/file/gguf/", "src/error/file.rs", "src/testing"]),
     ("hf_hub", &["src/file/hub"]),
     ("minijinja", &["src/model/chat.rs"]),

@@ -1,21 +1,27 @@
-//! An adapter's files → float deltas by [`WeightName`]; each refusal named.
+//! An adapter's files → float deltas by [`WeightName`], and back; each refusal named.
 //!
 //! **Invariant:** an adapter that could mean something else than what is read here is refused, never guessed.
 
 mod base_shapes;
 mod config;
+mod flatten;
 mod header;
 mod pattern;
 mod peft;
 mod summary;
+mod watched;
+mod write;
 
 use std::collections::BTreeMap;
 
 pub use base_shapes::BaseShapes;
+pub use flatten::flatten;
 pub(crate) use header::{CONFIG_FILE, TENSOR_FILE};
 pub use header::{PeftHeader, Target};
 pub use peft::PeftAdapter;
 pub use summary::AdapterSummary;
+pub(crate) use write::write_files;
+pub use write::{PeftOptions, write_peft};
 
 use crate::WeightName;
 
@@ -70,3 +76,5 @@ pub type AdapterDeltas = BTreeMap<WeightName, FloatDelta>;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod write_tests;

@@ -1,6 +1,7 @@
 //! A PEFT LoRA adapter, read whole into owned memory: `dW = scaling · B·A` for every weight it targets.
 //!
-//! **Invariant:** the content hash covers exactly the bytes that were parsed; nothing is opened twice.
+//! **Invariant:** the content hash covers exactly the bytes that were parsed; nothing is opened twice, and both files were
+//! in the folder together.
 //!
 //! **Source:** PEFT's `lora/layer.py`, `get_delta_weight`.
 
@@ -9,17 +10,18 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::header::{PeftHeader, TENSOR_FILE, Target, TensorSpan, files};
+use super::header::{CONFIG_FILE, PeftHeader, TENSOR_FILE, Target, TensorSpan, files};
+use super::watched::Watched;
 use super::{AdapterDeltas, AdapterSummary, BaseShapes, FloatDelta, Limits};
 use crate::base::BaseModel;
 use crate::error::AdapterDefect;
-use crate::file::read_limited;
 use crate::file::safetensors::SafeTensorsFile;
 use crate::{Error, Result, WeightName};
 
 /// A PEFT LoRA adapter with its tensors.
 pub struct PeftAdapter {
     header: PeftHeader,
+    config: Vec<u8>,
     file: SafeTensorsFile,
     hash: blake3::Hash,
 }
@@ -31,9 +33,21 @@ impl PeftAdapter {
     /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor file,
     /// [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
     pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
+        Self::open_with(dir, limits, || ())
+    }
+
+    /// The same; `between` runs when one file is read and the other is not.
+    pub(super) fn open_with(dir: &Path, limits: &Limits, between: impl FnOnce()) -> Result<Self> {
         let (config, tensors) = files(dir)?;
-        let config = read_limited(&config, limits.config_bytes)?;
-        Self::parse(dir, &config, SafeTensorsFile::read_owned(&tensors, limits.file_bytes)?, limits)
+        let config_file = Watched::open(&config, CONFIG_FILE, limits.config_bytes)?;
+        let tensor_file = Watched::open(&tensors, TENSOR_FILE, limits.file_bytes)?;
+        let config_bytes = config_file.read(limits.config_bytes)?;
+        between();
+        let tensor_bytes = tensor_file.read(limits.file_bytes)?;
+        for file in [config_file, tensor_file] {
+            file.check_unchanged().map_err(|defect| Error::adapter(dir, defect))?;
+        }
+        Self::parse(dir, &config_bytes, SafeTensorsFile::from_bytes(tensor_bytes, tensors)?, limits)
     }
 
     /// Parses the bytes of `adapter_config.json` and of `adapter_model.safetensors`.
@@ -50,7 +64,7 @@ impl PeftAdapter {
         let header = PeftHeader::parse(path, config, file.tensors(), data_bytes, limits)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&(config.len() as u64).to_le_bytes()).update(config).update_rayon(file.file_bytes());
-        Ok(Self { header, file, hash: hasher.finalize() })
+        Ok(Self { header, config: config.to_vec(), file, hash: hasher.finalize() })
     }
 
     /// Its config and the shapes of its tensors.
@@ -61,6 +75,17 @@ impl PeftAdapter {
     /// BLAKE3 of the config's length (u64, little-endian), the config's bytes and the tensor file's bytes.
     pub fn hash(&self) -> blake3::Hash {
         self.hash
+    }
+
+    /// Whether it holds a copy of the embedding or head, to be compared with the base's.
+    pub fn has_copies(&self) -> bool {
+        !self.header.copies.is_empty()
+    }
+
+    /// Its files in one piece, as [`Self::hash`] covers them: the config's length (u64, little-endian), the config's
+    /// bytes and the tensor file's bytes.
+    pub fn file_bytes(&self) -> Vec<u8> {
+        [&(self.config.len() as u64).to_le_bytes()[..], &self.config, self.file.file_bytes()].concat()
     }
 
     /// What it is, for people and for `--json`.
@@ -144,6 +169,6 @@ impl fmt::Debug for PeftAdapter {
 }
 
 /// `(rows, cols)` to `(cols, rows)`, both row-major.
-fn transpose(values: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+pub(super) fn transpose(values: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
     (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
 }

@@ -170,3 +170,45 @@ fn the_header_alone_knows_what_is_touched() {
     let whole = PeftAdapter::open(dir.path(), &Limits::default()).unwrap();
     assert_eq!(whole.summary(), AdapterSummary { hash: Some(whole.hash().to_string()), ..summary });
 }
+
+#[test]
+fn adapter_whose_files_change_while_they_are_read_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, aside) = (folder.path().join("fr"), folder.path().join("aside"));
+    let [first, second] = [1, 2].map(|seed| TinyAdapter { seed, ..two_modules() });
+    let open = |between: &dyn Fn()| PeftAdapter::open_with(&dir, &Limits::default(), between);
+    let write_over = |file: &str, bytes: Vec<u8>| std::fs::write(dir.join(file), bytes).unwrap();
+    let replace = |file: &str, bytes: Vec<u8>| {
+        std::fs::write(&aside, bytes).unwrap();
+        std::fs::rename(&aside, dir.join(file)).unwrap();
+    };
+    let append = |mut bytes: Vec<u8>| {
+        bytes.push(b' ');
+        bytes
+    };
+    first.write(&dir).unwrap();
+    assert!(open(&|| ()).is_ok());
+    let changes: [(&str, &dyn Fn()); 6] = [
+        (TENSOR_FILE, &|| replace(TENSOR_FILE, second.tensor_bytes())),
+        (CONFIG_FILE, &|| replace(CONFIG_FILE, second.config_bytes())),
+        (TENSOR_FILE, &|| write_over(TENSOR_FILE, append(second.tensor_bytes()))),
+        (CONFIG_FILE, &|| write_over(CONFIG_FILE, append(second.config_bytes()))),
+        (TENSOR_FILE, &|| std::fs::remove_file(dir.join(TENSOR_FILE)).unwrap()),
+        (CONFIG_FILE, &|| {
+            second.write(&aside).unwrap();
+            std::fs::rename(&dir, folder.path().join("old")).unwrap();
+            std::fs::rename(&aside, &dir).unwrap();
+        }),
+    ];
+    for (k, (file, change)) in changes.into_iter().enumerate() {
+        let _ = std::fs::remove_dir_all(&dir);
+        first.write(&dir).unwrap();
+        match open(change) {
+            Err(crate::Error::Adapter { defect, .. }) => {
+                let changed = matches!(*defect, crate::error::AdapterDefect::Changed { file: found } if found == file);
+                assert!(changed, "change {k}: {defect}");
+            }
+            other => panic!("change {k}: {other:?}"),
+        }
+    }
+}

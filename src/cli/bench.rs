@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::{BaseModel, SHAPES};
-use pleach::runtime::{Measured, MeasuredSwitch, median, open_base};
+use pleach::runtime::{Measured, MeasuredSwitch, Nodes, median, open_base};
 use pleach::tree::{AdapterTree, NodeId, NodeSource};
 use pleach::{Runtime, WeightName};
 use rand::rngs::StdRng;
@@ -37,7 +37,7 @@ pub(crate) struct Bench {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long, required_unless_present = "shapes")]
     base: Option<PathBuf>,
-    /// Folder of the tree of adapters
+    /// Folder of the tree of adapters, or a store
     #[arg(long)]
     tree: Option<PathBuf>,
     /// Make random weights of this model's shapes instead of loading a base
@@ -55,6 +55,8 @@ pub(crate) struct Bench {
 
 /// Switches of the walk that ends a measurement.
 const DRIFT_SWITCHES: usize = 1000;
+/// Most nodes of a store that are looked at.
+const MAX_STORE_NODES: usize = 1000;
 
 /// The answer as JSON.
 #[derive(Serialize)]
@@ -99,7 +101,8 @@ impl Bench {
         );
         let mut figures = Figures::default();
         if let Some(folder) = &self.tree {
-            let mut runtime = self.loading.open_model(base, AdapterTree::open(folder)?, console)?;
+            let mut runtime = self.loading.open_model(base, Nodes::open(folder)?, console)?;
+            runtime.load_nodes(MAX_STORE_NODES)?;
             self.measure_tree(&mut runtime, &mut figures, console)?;
         }
         let base = self.base()?;

@@ -1,5 +1,6 @@
 //! `pleach demo`: loads a base once and walks a whole tree, telling what happens.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -156,8 +157,8 @@ fn default_tree() -> PathBuf {
 fn walk(tree: &AdapterTree) -> Vec<NodeId> {
     let all: Vec<NodeId> = tree.nodes().collect();
     let touched = |node| tree::summary(tree, node).and_then(Result::ok).map_or(0, |adapter| adapter.touched_weights);
-    let touched: Vec<u64> = all.iter().map(|&node| touched(node)).collect();
-    tree.tour(&all, tree.root(), |node| touched[node.index()])
+    let touched: HashMap<NodeId, u64> = all.iter().map(|&node| (node, touched(node))).collect();
+    tree.tour(&all, tree.root(), |node| touched[&node])
 }
 
 fn file_name(path: &Path) -> String {

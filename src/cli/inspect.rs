@@ -1,4 +1,4 @@
-//! `pleach inspect`: what an adapter, a base or a tree is, and whether it fits a base.
+//! `pleach inspect`: what an adapter, a base, a tree or a store is, and whether it fits a base.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,15 +11,17 @@ use indicatif::{DecimalBytes, HumanCount};
 use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter};
 use pleach::base::BaseModel;
 use pleach::runtime::{open_base, shapes};
+use pleach::store::Store;
 use pleach::tree::{AdapterTree, NodeSource};
 use serde::Serialize;
 
 use super::Console;
+use super::store::Summary;
 
-/// Tell what an adapter, a base or a tree is, and whether it fits a base
+/// Tell what an adapter, a base, a tree or a store is, and whether it fits a base
 #[derive(Args)]
 pub(crate) struct Inspect {
-    /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]) or a tree
+    /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]), a tree or a store
     path: PathBuf,
     /// A base that the adapters are to fit: same names and shapes, no NaN or infinity in them
     #[arg(long)]
@@ -33,6 +35,7 @@ enum Answer {
     Adapter(Adapter),
     Base(Base),
     Tree(Tree),
+    Store(Stored),
 }
 
 #[derive(Serialize)]
@@ -50,6 +53,14 @@ struct Fit {
     base: Option<PathBuf>,
     fits: Option<bool>,
     refusal: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Stored {
+    #[serde(flatten)]
+    summary: Summary,
+    #[serde(flatten)]
+    fit: Fit,
 }
 
 #[derive(Serialize)]
@@ -106,6 +117,10 @@ impl Inspect {
         let has = |file: &str| self.path.join(file).exists();
         let answer = if has("adapter_config.json") {
             Answer::Adapter(adapter(&self.path, base.as_ref())?)
+        } else if Store::is_store(&self.path) {
+            let store = Store::open(&self.path)?;
+            let refusal = base.as_ref().and_then(|base| store.check_base(base).err()).map(|error| error.to_string());
+            Answer::Store(Stored { summary: Summary::of(&store)?, fit: Fit::new(base.as_ref(), refusal) })
         } else if self.path.is_dir() && !has("config.json") {
             Answer::Tree(tree(&self.path, base.as_ref())?)
         } else if base.is_some() {
@@ -176,7 +191,7 @@ fn tree(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Tree> {
         .nodes()
         .filter_map(|id| match tree.source(id)? {
             NodeSource::Folder(folder) => Some(node(tree.name(id), folder, shapes.as_ref())),
-            NodeSource::Memory(_) => None,
+            NodeSource::Memory(_) | NodeSource::Stored(_) => None,
         })
         .collect();
     let depth = tree.nodes().map(|id| tree.depth(id)).max().unwrap_or(0);
@@ -216,12 +231,13 @@ impl Answer {
             Self::Adapter(adapter) => adapter.text(),
             Self::Base(base) => base.text(),
             Self::Tree(tree) => tree.text(),
+            Self::Store(store) => store.summary.text() + &store.fit.text(),
         }
     }
 }
 
 /// One line: a word, and what there is to say about it.
-fn line(word: &str, text: impl std::fmt::Display) -> String {
+pub(super) fn line(word: &str, text: impl std::fmt::Display) -> String {
     format!("{word:<12}{text}\n")
 }
 

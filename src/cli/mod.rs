@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod model;
 mod score;
+mod store;
 mod tree;
 mod verify;
 
@@ -65,6 +66,7 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     Score(score::Score),
     Verify(verify::Verify),
+    Store(store::Store),
     Bench(bench::Bench),
     Devices(devices::Devices),
     Completions(completions::Completions),
@@ -79,6 +81,7 @@ impl Command {
             Self::Generate(generate) => generate.run(console),
             Self::Score(score) => score.run(console),
             Self::Verify(verify) => verify.run(console),
+            Self::Store(store) => store.run(console),
             Self::Bench(bench) => bench.run(console),
             Self::Devices(devices) => devices.run(console),
             Self::Completions(completions) => completions.run(console),

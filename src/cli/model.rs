@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pleach::Runtime;
 use pleach::base::BaseModel;
-use pleach::runtime::{DEFAULT_DELTA_BUDGET_BYTES, RuntimeBuilder, SwitchReport};
+use pleach::runtime::{DEFAULT_DELTA_BUDGET_BYTES, Nodes, RuntimeBuilder, StalePolicy, SwitchReport};
 use pleach::tree::AdapterTree;
 
 use super::Console;
@@ -19,15 +19,35 @@ const MIB: usize = 1 << 20;
 #[derive(Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct Loading {
-    /// Room above every row's largest weight, 1 to 1024: more holds larger deltas, more coarsely
-    #[arg(long, value_name = "FACTOR", default_value_t = pleach::lattice::DEFAULT_HEADROOM)]
-    headroom: f32,
+    /// Room above every row's largest weight, 1 to 1024: more is coarser [default: 1.25, or the store's]
+    #[arg(long, value_name = "FACTOR")]
+    headroom: Option<f32>,
     /// Memory for compiled deltas beside those applied
     #[arg(long, value_name = "MIB", default_value_t = DEFAULT_DELTA_BUDGET_BYTES / MIB)]
     delta_budget: usize,
     /// Memory of a GPU for compiled deltas beside those applied
     #[arg(long, value_name = "MIB", default_value_t = DEFAULT_DELTA_BUDGET_BYTES / MIB)]
     gpu_delta_budget: usize,
+    /// A store's nodes that were trained on another version of their parent: warn, refuse or accept
+    #[arg(long, value_enum, default_value_t = Stale::Warn, hide_possible_values = true)]
+    stale: Stale,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Stale {
+    Warn,
+    Refuse,
+    Accept,
+}
+
+impl From<Stale> for StalePolicy {
+    fn from(stale: Stale) -> Self {
+        match stale {
+            Stale::Warn => Self::Warn,
+            Stale::Refuse => Self::Refuse,
+            Stale::Accept => Self::Accept,
+        }
+    }
 }
 
 impl Loading {
@@ -35,7 +55,7 @@ impl Loading {
     pub(crate) fn open(
         &self,
         base: &Path,
-        tree: AdapterTree,
+        nodes: impl Into<Nodes>,
         tokenizer: Option<&Path>,
         console: &Console,
     ) -> anyhow::Result<(Runtime, f64)> {
@@ -45,22 +65,30 @@ impl Loading {
             Some(tokenizer) => builder.tokenizer(tokenizer),
             None => builder,
         };
-        let runtime = self.load(builder, tree, console)?;
+        let runtime = self.load(builder, nodes.into(), console)?;
         Ok((runtime, start.elapsed().as_secs_f64() * 1e3))
     }
 
     /// The same with a base that is open already.
-    pub(crate) fn open_model(&self, base: BaseModel, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
-        self.load(Runtime::builder().base_model(base), tree, console)
+    pub(crate) fn open_model(
+        &self,
+        base: BaseModel,
+        nodes: impl Into<Nodes>,
+        console: &Console,
+    ) -> anyhow::Result<Runtime> {
+        self.load(Runtime::builder().base_model(base), nodes.into(), console)
     }
 
-    fn load(&self, builder: RuntimeBuilder, tree: AdapterTree, console: &Console) -> anyhow::Result<Runtime> {
+    fn load(&self, builder: RuntimeBuilder, nodes: Nodes, console: &Console) -> anyhow::Result<Runtime> {
         let mut builder = builder
-            .adapter_tree(tree)
-            .headroom(self.headroom)
+            .nodes(nodes)
+            .stale_policy(self.stale.into())
             .delta_budget_bytes(self.delta_budget.saturating_mul(MIB))
             .device_delta_budget_bytes(self.gpu_delta_budget.saturating_mul(MIB))
             .device(console.device.clone());
+        if let Some(headroom) = self.headroom {
+            builder = builder.headroom(headroom);
+        }
         if let Some(threads) = console.threads {
             builder = builder.threads(threads);
         }
@@ -81,7 +109,7 @@ pub(crate) struct Place {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long)]
     base: PathBuf,
-    /// Folder of the tree of adapters
+    /// Folder of the tree of adapters, or a store
     #[arg(long)]
     tree: Option<PathBuf>,
     /// Node to stand at
@@ -104,14 +132,18 @@ pub(crate) struct Arrived {
 impl Place {
     /// Loads the base and switches to the node. A node that is not in the tree is refused before.
     pub(crate) fn arrive(&self, console: &Console) -> anyhow::Result<Arrived> {
-        let tree = match &self.tree {
-            Some(folder) => AdapterTree::open(folder)?,
-            None => AdapterTree::builder().build()?,
+        let nodes = match &self.tree {
+            Some(path) => Nodes::open(path)?,
+            None => AdapterTree::builder().build()?.into(),
         };
-        let node = tree.node(&self.node);
-        let node = if self.tree.is_none() { node.context("without --tree there is only the root, /")? } else { node? };
-        let (mut runtime, load_ms) = self.loading.open(&self.base, tree, self.tokenizer.as_deref(), console)?;
-        let switch = runtime.switch_to_node(node)?;
+        let found = nodes.check(&self.node);
+        if self.tree.is_none() {
+            found.context("without --tree there is only the root, /")?;
+        } else {
+            found?;
+        }
+        let (mut runtime, load_ms) = self.loading.open(&self.base, nodes, self.tokenizer.as_deref(), console)?;
+        let switch = runtime.switch_to(&self.node)?;
         Ok(Arrived { runtime, load_ms, switch })
     }
 }

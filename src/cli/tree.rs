@@ -1,23 +1,29 @@
 //! `pleach tree`: a tree's picture.
 
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use pleach::adapter::{AdapterSummary, Limits, PeftHeader};
+use pleach::store::{Store, StoreNode};
 use pleach::tree::{AdapterTree, NodeId, NodeSource, render};
 use serde_json::{Value, json};
 
-use super::Console;
+use super::{Console, store};
 
 /// Draw a tree, with what each adapter is
 #[derive(Args)]
 pub(crate) struct Tree {
-    /// Folder of the tree
+    /// Folder of the tree, or a store
     tree: PathBuf,
     /// text, dot (Graphviz) or json; --json is json
     #[arg(long, value_enum, default_value = "text", hide_possible_values = true)]
     format: Format,
+    /// Most nodes of a store to draw, those near the root first; 0 is all
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    limit: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -29,8 +35,12 @@ enum Format {
 
 impl Tree {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
-        let tree = AdapterTree::open(&self.tree)?;
         let format = if console.json { Format::Json } else { self.format };
+        if Store::is_store(&self.tree) {
+            self.draw_store(format, console)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let tree = AdapterTree::open(&self.tree)?;
         console.print(&match format {
             Format::Text => render::text(&tree, |node| note(&tree, node)),
             Format::Dot => render::dot(&tree, |node| note(&tree, node)),
@@ -38,13 +48,66 @@ impl Tree {
         })?;
         Ok(ExitCode::SUCCESS)
     }
+
+    fn draw_store(&self, format: Format, console: &Console) -> anyhow::Result<()> {
+        let store = Store::open(&self.tree)?;
+        let limit = if self.limit == 0 { usize::MAX } else { self.limit };
+        let (tree, nodes) = top(&store, limit)?;
+        let more = store.len()?.saturating_sub(nodes.len() as u64);
+        let what = |id| nodes.get(tree.name(id)).cloned();
+        let rest = match more {
+            0 => String::new(),
+            _ => format!("{more} more: --limit, or `pleach store list`\n"),
+        };
+        console.print(&match format {
+            Format::Text => render::text(&tree, |id| what(id).map(store::what)) + &rest,
+            Format::Dot => {
+                let rest = if rest.is_empty() { rest } else { format!("// {rest}") };
+                rest + &render::dot(&tree, |id| what(id).map(store::what))
+            }
+            Format::Json => {
+                let mut json = render::json(&tree, |id| what(id).map(store::what_json));
+                json["more"] = json!(more);
+                format!("{json}\n")
+            }
+        })
+    }
+}
+
+/// The part of a store's tree next to the root, level by level, and its nodes by name.
+fn top(store: &Store, limit: usize) -> pleach::Result<(AdapterTree, HashMap<String, StoreNode>)> {
+    const PAGE: usize = 1000;
+    let info = store.info();
+    let mut builder = AdapterTree::builder().named(info.tree_name).levels(info.levels);
+    let mut nodes = HashMap::new();
+    let mut parents = VecDeque::from([String::new()]);
+    while let Some(parent) = parents.pop_front() {
+        let mut after: Option<String> = None;
+        while nodes.len() < limit {
+            let names = store::present(store.children(&parent, after.as_deref(), PAGE.min(limit - nodes.len())))?;
+            let Some(last) = names.as_ref().and_then(|names| names.last()) else { break };
+            after = Some(last.clone());
+            for name in names.into_iter().flatten() {
+                // One that was removed or moved while this goes on is there at most once.
+                let Some(node) = store::present(store.get(&name))? else { continue };
+                if nodes.contains_key(&name) {
+                    continue;
+                }
+                // What its deltas are is not drawn.
+                builder = builder.node(&name, &parent, NodeSource::Memory(Arc::default()));
+                parents.push_back(name.clone());
+                nodes.insert(name, node);
+            }
+        }
+    }
+    Ok((builder.build()?, nodes))
 }
 
 /// What the node's adapter is by its header; `None` for the root.
 pub(crate) fn summary(tree: &AdapterTree, node: NodeId) -> Option<pleach::Result<AdapterSummary>> {
     match tree.source(node)? {
         NodeSource::Folder(folder) => Some(PeftHeader::open(folder, &Limits::default()).map(|header| header.summary())),
-        NodeSource::Memory(_) => None,
+        NodeSource::Memory(_) | NodeSource::Stored(_) => None,
     }
 }
 

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use pleach::runtime::VerifyReport;
-use pleach::tree::AdapterTree;
+use pleach::runtime::{Nodes, VerifyReport};
 use serde::Serialize;
 
 use super::Console;
@@ -21,7 +20,7 @@ pub(crate) struct Verify {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long)]
     base: PathBuf,
-    /// Folder of the tree of adapters
+    /// Folder of the tree of adapters, or a store
     #[arg(long)]
     tree: PathBuf,
     /// Switches to make
@@ -52,8 +51,8 @@ struct Answer {
 
 impl Verify {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
-        let tree = AdapterTree::open(&self.tree)?;
-        let (mut runtime, _) = self.loading.open(&self.base, tree, None, console)?;
+        let nodes = Nodes::open(&self.tree)?;
+        let (mut runtime, _) = self.loading.open(&self.base, nodes, None, console)?;
         let bar = console.bar("switching");
         bar.set_length(self.switches as u64);
         let report =

@@ -12,6 +12,12 @@ pub enum AdapterDefect {
         /// The missing file.
         file: &'static str,
     },
+    /// Its files were written or replaced while they were read, so they may belong to two versions.
+    #[error("{file} was changed or replaced while the adapter was read; try again when nobody writes to this folder")]
+    Changed {
+        /// The file.
+        file: &'static str,
+    },
     /// Only the pickled form of the tensors is there.
     #[error(
         "adapter_model.bin is a Python pickle, which can run code when it is read, and is never opened here; save the \
@@ -284,4 +290,27 @@ pub enum AdapterDefect {
         /// The value.
         value: f32,
     },
+    /// A change that no LoRA adapter can hold.
+    #[error("the change to {weight} is {kind}, and a LoRA adapter holds low-rank changes only; leave this node out")]
+    NotLowRank {
+        /// The weight.
+        weight: String,
+        /// `dense` or `sparse`.
+        kind: &'static str,
+    },
+    /// A weight that is written under no module's name.
+    #[error(
+        "{weight} is not the weight of a module as PEFT names them, such as model.layers.0.mlp.up_proj.weight; leave it \
+         out or rename it"
+    )]
+    NotAModule {
+        /// The weight.
+        weight: String,
+    },
+    /// There is no change, and PEFT has no adapter without one.
+    #[error("there is no change to write, and PEFT knows no adapter that changes nothing; use the base as it is")]
+    NothingToWrite,
+    /// The folder to write into holds something.
+    #[error("this folder is not empty, and nothing is overwritten; give another folder, or empty this one first")]
+    FolderNotEmpty,
 }

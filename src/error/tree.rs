@@ -24,6 +24,12 @@ pub enum TreeDefect {
         /// The folder.
         path: PathBuf,
     },
+    /// The folder is a store, not a folder of adapters.
+    #[error("{}: this is a store, not a folder of adapters; `pleach store` reads it", path.display())]
+    IsStore {
+        /// The folder.
+        path: PathBuf,
+    },
     /// No node is called so.
     #[error("there is no node {name}{}", did_you_mean(nearest))]
     UnknownNode {
@@ -35,7 +41,7 @@ pub enum TreeDefect {
     /// A node's name breaks the rules.
     #[error(
         "{name:?} cannot be a node's name: each part between slashes is 1 to 128 of the letters A–Z, a–z, 0–9, '.', '_' \
-         and '-', and does not start with a dot; rename the folder"
+         and '-', neither starts nor ends with a dot, and is no device of Windows (CON, NUL, COM1, …); choose another"
     )]
     InvalidName {
         /// The name.

@@ -32,6 +32,24 @@ impl FileBytes {
     pub(crate) fn map(path: &Path) -> Result<Self> {
         mmap::map(path).map(Self::Mapped)
     }
+
+    /// Maps `path`, of which small parts are read all over: the system reads only what [`Self::will_need`] asks for, and
+    /// not some megabytes around each.
+    pub(crate) fn map_scattered(path: &Path) -> Result<Self> {
+        let map = mmap::map(path)?;
+        // Advice alone: what comes of it changes no byte.
+        #[cfg(unix)]
+        let _ = map.advise(memmap2::Advice::Random);
+        Ok(Self::Mapped(map))
+    }
+
+    /// Asks the system to read `length` bytes from `offset` on at once, not page by page.
+    pub(crate) fn will_need(&self, offset: usize, length: usize) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, offset, length);
+        }
+    }
 }
 
 impl Deref for FileBytes {
@@ -45,13 +63,25 @@ impl Deref for FileBytes {
     }
 }
 
+/// Makes the names in a folder last.
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    // Windows has no such thing as opening a folder to sync it.
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
 /// Reads a whole file of at most `max_bytes` into memory.
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::FileTooLarge`] before more than `max_bytes` are read.
 pub fn read_limited(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let (file, found) = open_limited(path, max_bytes)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(found).unwrap_or(0));
+    let (file, _) = open_limited(path, max_bytes)?;
+    read_open(&file, path, max_bytes)
+}
+
+/// Reads the rest of an open file, at most `max_bytes`.
+pub(crate) fn read_open(file: &File, path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let found = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(found.min(max_bytes)).unwrap_or(0));
     // One byte more than allowed tells a file that is too large, or that grows, from one that fits.
     file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     let found = bytes.len() as u64;

@@ -219,12 +219,12 @@ fn saturate(value: f64) -> i16 {
 }
 
 /// The binary exponent of a positive finite number: `2^e ≤ x < 2^(e+1)`.
-fn exponent(x: f64) -> i32 {
+pub(super) fn exponent(x: f64) -> i32 {
     let bits = x.to_bits() >> 52 & 0x7ff;
     if bits == 0 { exponent(x * power_of_two(64)) - 64 } else { i32::try_from(bits).expect("11 bits") - 1023 }
 }
 
 /// `2^e`, exactly; `e` clamped to the normal numbers.
-fn power_of_two(e: i32) -> f64 {
+pub(super) fn power_of_two(e: i32) -> f64 {
     f64::from_bits(u64::try_from(e.clamp(-1022, 1023) + 1023).expect("not negative") << 52)
 }

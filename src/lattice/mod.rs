@@ -5,15 +5,19 @@
 //!
 //! **Invariant:** no float appears between reading compiled factors and writing `N`.
 
+mod base_lattice;
 mod compile;
+mod decompile;
 mod delta;
 mod matrix;
 mod node_deltas;
 mod quantise;
 pub mod reference;
 
+pub use base_lattice::BaseLattice;
 pub(crate) use compile::headroom_for;
 pub use compile::{CHUNK_RANK, compile};
+pub use decompile::decompile;
 pub(crate) use delta::largest_magnitude;
 pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows, reach};
 pub use matrix::{LANES, Lane, LatticeMatrix};

@@ -3,11 +3,11 @@
 //! **Invariant:** the compiled deltas of the current path stay in the host's memory: what was added is what will be subtracted.
 //! What is on the device is a copy of them, and can be made again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::SwitchReport;
-use super::sources::Sources;
-use crate::adapter::AdapterDeltas;
+use super::sources::{Deltas, Sources};
 use crate::device::Compute;
 use crate::device::cpu::Cpu;
 #[cfg(feature = "gpu")]
@@ -105,15 +105,18 @@ impl<D: Compute> Live<D> {
         report: &mut SwitchReport,
     ) -> Result<Resident<D>> {
         let name = sources.tree.name(node);
-        let mut float = Arc::default();
+        let mut deltas = Deltas::Float(Arc::default());
         if !self.compiled.contains(node) {
             report.compiled.push(name.into());
-            float = sources.float_deltas(node)?;
-            self.untie_for(&float, sources)?;
+            deltas = sources.deltas(node)?;
+            self.untie_for(&deltas, sources)?;
         }
         let Self { device, weights, compiled, uploaded, .. } = self;
         let compiled = compiled.get(node, || {
-            let deltas = host.install(|| weights.compile(&float)).map_err(|error| at(error, name))?;
+            let deltas = match deltas {
+                Deltas::Float(float) => host.install(|| weights.compile(&float)).map_err(|error| at(error, name))?,
+                Deltas::Compiled(node) => weights.place(node)?,
+            };
             let bytes = deltas.bytes();
             Ok((Arc::new(deltas), bytes))
         })?;
@@ -148,11 +151,17 @@ impl<D: Compute> Live<D> {
     }
 
     /// Checks that the weights stay on the lattice at the end of `plan`.
-    pub(super) fn check_bounds(&self, sources: &Sources, plan: &SwitchPlan, resident: &[Resident<D>]) -> Result<()> {
+    pub(super) fn check_bounds(
+        &self,
+        sources: &Sources,
+        host: &Cpu,
+        plan: &SwitchPlan,
+        resident: &[Resident<D>],
+    ) -> Result<()> {
         let path = sources.tree.path_from_root(plan.target);
         let path: Vec<_> = path.iter().map(|&node| &*find(resident, node).compiled).collect();
         let movement = terms(plan, resident, |node| &*node.compiled);
-        self.weights.check_bounds(&self.device, sources.tree.name(plan.target), &path, &movement)
+        self.weights.check_bounds(&self.device, host, sources.tree.name(plan.target), &path, &movement)
     }
 
     /// The pass over the weights.
@@ -160,6 +169,16 @@ impl<D: Compute> Live<D> {
         let (movement, on_device) =
             (terms(plan, resident, |node| &*node.compiled), terms(plan, resident, |node| &*node.on_device));
         self.weights.apply(&self.device, &movement, &on_device)
+    }
+
+    /// How many nodes' deltas are at hand, in memory and on the device.
+    pub(super) fn held_count(&self) -> usize {
+        self.compiled.stats().nodes + self.uploaded.stats().nodes
+    }
+
+    /// Nodes whose deltas are at hand, and those of `path`.
+    pub(super) fn held(&self, path: &[NodeId]) -> HashSet<NodeId> {
+        self.compiled.nodes().chain(self.uploaded.nodes()).chain(path.iter().copied()).collect()
     }
 
     /// Drops what is over the budgets; `path` stays.
@@ -178,8 +197,8 @@ impl<D: Compute> Live<D> {
     }
 
     /// A tied head gets its own copy of the embedding the first time an adapter touches one of the two.
-    fn untie_for(&mut self, deltas: &AdapterDeltas, sources: &Sources) -> Result<()> {
-        let touches = deltas.keys().any(|name| [EMBEDDING, HEAD].contains(&name.as_str()));
+    fn untie_for(&mut self, deltas: &Deltas, sources: &Sources) -> Result<()> {
+        let touches = deltas.weights().iter().any(|name| [EMBEDDING, HEAD].contains(&name.as_str()));
         if touches && self.weights.is_tied() {
             self.weights.untie(&self.device)?;
             self.model = Llama::bind(&self.device, sources.base.config(), &self.weights)?;

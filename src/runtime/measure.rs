@@ -99,8 +99,8 @@ impl Runtime {
         self.switch_to(a)?;
         self.switch_to(b)?;
         self.switch_to(a)?;
-        let tree = &self.sources.tree;
-        let plan = tree.plan(tree.node(a)?, tree.node(b)?);
+        let (from, to) = (self.sources.resolve(a)?, self.sources.resolve(b)?);
+        let plan = self.sources.tree.plan(from, to);
         let (touched, products) = on_device!(&self.live, live => live.work_of(&plan));
         let mut pairs = Vec::with_capacity(repeats);
         let mut reports = Vec::with_capacity(repeats);

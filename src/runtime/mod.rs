@@ -14,6 +14,7 @@ mod tests;
 mod text;
 mod verify;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -21,6 +22,7 @@ use std::sync::OnceLock;
 pub use crate::device::gpu::{GpuChoice, GpuInfo, GpuOptions};
 pub use choice::DeviceChoice;
 pub use measure::{Measured, MeasuredSwitch, median};
+pub use sources::{Nodes, StalePolicy};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;
@@ -33,7 +35,7 @@ use crate::device::cpu::{Cpu, SimdLevel};
 use crate::device::gpu::Gpu;
 use crate::lattice::{DEFAULT_HEADROOM, LatticeMatrix};
 use crate::model::{chat::ChatTemplate, tokenizer::Tokenizer};
-use crate::store::CacheStats;
+use crate::store::{CacheStats, Store, StoreStats};
 use crate::tree::{AdapterTree, NodeId};
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
@@ -67,12 +69,13 @@ enum Source {
 pub struct RuntimeBuilder {
     base: Source,
     tree: Option<PathBuf>,
-    adapter_tree: Option<AdapterTree>,
+    nodes: Option<Nodes>,
+    stale: StalePolicy,
     tokenizer: Option<PathBuf>,
     device: DeviceChoice,
     threads: Option<usize>,
     simd: Option<SimdLevel>,
-    headroom: f32,
+    headroom: Option<f32>,
     budgets: Budgets,
     limits: Limits,
 }
@@ -90,15 +93,27 @@ impl RuntimeBuilder {
         self
     }
 
-    /// The folder of adapters. Without one the tree is the root alone.
+    /// The folder of adapters, or a [`Store`]. Without one the tree is the root alone.
     pub fn tree(mut self, path: impl Into<PathBuf>) -> Self {
         self.tree = Some(path.into());
         self
     }
 
     /// A tree made in memory, in place of a folder.
-    pub fn adapter_tree(mut self, tree: AdapterTree) -> Self {
-        self.adapter_tree = Some(tree);
+    pub fn adapter_tree(self, tree: AdapterTree) -> Self {
+        self.nodes(tree)
+    }
+
+    /// A tree or a store that is open already, in place of a folder.
+    pub fn nodes(mut self, nodes: impl Into<Nodes>) -> Self {
+        self.nodes = Some(nodes.into());
+        self
+    }
+
+    /// What becomes of a switch to a node of a store that was trained on other content of its parent than there is now
+    /// (default: a warning).
+    pub fn stale_policy(mut self, policy: StalePolicy) -> Self {
+        self.stale = policy;
         self
     }
 
@@ -127,9 +142,9 @@ impl RuntimeBuilder {
     }
 
     /// Room above every row's largest weight, as a factor from 1 to 1024 (default 1.25). More room holds larger deltas and
-    /// makes the lattice coarser by the same factor.
+    /// makes the lattice coarser by the same factor. A store has its own: another is refused.
     pub fn headroom(mut self, headroom: f32) -> Self {
-        self.headroom = headroom;
+        self.headroom = Some(headroom);
         self
     }
 
@@ -172,23 +187,28 @@ impl RuntimeBuilder {
             Source::Path(path) => open_base(&path)?,
             Source::Model(model) => *model,
         };
-        let tree = match (self.adapter_tree, &self.tree) {
-            (Some(tree), _) => tree,
-            (None, Some(folder)) => AdapterTree::open(folder)?,
-            (None, None) => AdapterTree::builder().build()?,
+        let nodes = match (self.nodes, &self.tree) {
+            (Some(nodes), _) => nodes,
+            (None, Some(path)) => Nodes::open(path)?,
+            (None, None) => AdapterTree::builder().build()?.into(),
         };
-        if let Some(pin) = tree.base().and_then(|pin| pin.blake3.as_deref()) {
-            let found = base.content_hash();
-            if !pin.eq_ignore_ascii_case(found) {
-                return Err(Error::WrongBase {
-                    base: base.path().into(),
-                    expected: pin.to_owned(),
-                    found: found.to_owned(),
-                });
-            }
+        let (tree, store) = match nodes {
+            Nodes::Tree(tree) => (*tree, None),
+            Nodes::Store(store) => (store.empty_tree(), Some(store)),
+        };
+        if let Some(pin) = tree.base() {
+            pin.check(&base)?;
         }
+        let headroom = match &store {
+            None => self.headroom.unwrap_or(DEFAULT_HEADROOM),
+            Some(store) => {
+                store.check_base(&base)?;
+                store.check_headroom(self.headroom)?
+            }
+        };
         let (shapes, current) = (shapes(&base), tree.root());
-        let sources = Sources { base, shapes, tree, limits: self.limits, headroom: self.headroom };
+        let (stale, warned, limits) = (self.stale, HashSet::new(), self.limits);
+        let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom };
         #[cfg(feature = "gpu")]
         let live = match gpu {
             Some((gpu, or_cpu)) => match Live::load(gpu, &sources, &host, self.budgets, &mut progress) {
@@ -209,6 +229,9 @@ impl RuntimeBuilder {
             Some(live) => live,
             None => AnyLive::Cpu(Box::new(Live::load(host.clone(), &sources, &host, self.budgets, &mut progress)?)),
         };
+        if let Some(store) = &sources.store {
+            store.check_lattice(&on_device!(&live, live => live.weights.lattice(headroom)))?;
+        }
         Ok(Runtime {
             sources,
             host,
@@ -274,12 +297,13 @@ impl Runtime {
         RuntimeBuilder {
             base: Source::Path(PathBuf::new()),
             tree: None,
-            adapter_tree: None,
+            nodes: None,
+            stale: StalePolicy::default(),
             tokenizer: None,
             device: DeviceChoice::default(),
             threads: None,
             simd: None,
-            headroom: DEFAULT_HEADROOM,
+            headroom: None,
             budgets: Budgets { host_bytes: DEFAULT_DELTA_BUDGET_BYTES, device_bytes: DEFAULT_DELTA_BUDGET_BYTES },
             limits: Limits::default(),
         }
@@ -290,9 +314,41 @@ impl Runtime {
         self.sources.tree.name(self.current)
     }
 
-    /// The tree.
+    /// The tree; of a store, the part that was asked for.
     pub fn tree(&self) -> &AdapterTree {
         &self.sources.tree
+    }
+
+    /// The store the nodes come from, if they come from one.
+    pub fn store(&self) -> Option<&Store> {
+        self.sources.store.as_ref()
+    }
+
+    /// Names of the children of `node` in order, those after `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// An unknown node, and what reading a store returns.
+    pub fn children(&self, node: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
+        if let Some(store) = &self.sources.store {
+            return store.children(node, after, limit);
+        }
+        let tree = &self.sources.tree;
+        let children = tree.children(tree.node(node)?).into_iter().map(|id| tree.name(id));
+        Ok(children.filter(|&name| after.is_none_or(|after| name > after)).take(limit).map(str::to_owned).collect())
+    }
+
+    /// Brings up to `limit` nodes of a store, in the order of their names, into [`Self::tree`]. A tree of a folder has all
+    /// of them already.
+    ///
+    /// # Errors
+    /// What reading the store returns.
+    pub fn load_nodes(&mut self, limit: usize) -> Result<()> {
+        if let Some(store) = &self.sources.store {
+            for node in store.list("", None, limit)? {
+                store.load(&mut self.sources.tree, &node.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// The base.
@@ -355,6 +411,14 @@ impl Runtime {
     /// What the cache of compiled deltas in a GPU's memory holds; nothing on the CPU.
     pub fn device_cache_stats(&self) -> CacheStats {
         on_device!(&self.live, live => live.uploaded.stats())
+    }
+
+    /// What the store holds and how much of it was read; `None` without a store.
+    ///
+    /// # Errors
+    /// What reading the store's catalogue and folder returns.
+    pub fn store_stats(&self) -> Result<Option<StoreStats>> {
+        self.sources.store.as_ref().map(Store::stats).transpose()
     }
 
     /// BLAKE3 of the resident bits. Only matrices touched since the last call are hashed anew.

@@ -1,34 +1,194 @@
 //! Where weights and deltas come from: read-only, whatever the device.
 
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::Result;
 use crate::adapter::{AdapterDeltas, BaseShapes, Limits, PeftAdapter};
 use crate::base::BaseModel;
+use crate::error::{StoreDefect, TreeDefect};
 use crate::lattice::{Grid, LatticeMatrix};
+use crate::store::{CompiledNode, Store};
 use crate::tree::{AdapterTree, NodeId, NodeSource};
 use crate::weights::{EMBEDDING, HEAD, quantise_weight};
-use crate::{WeightName, device::cpu::Cpu};
+use crate::{Error, Result, WeightName, device::cpu::Cpu};
+
+/// Nodes of a store kept in the tree beside those whose deltas are in memory.
+const LOADED_NODES: usize = 4096;
+
+/// Where nodes come from.
+#[derive(Clone, Debug)]
+pub enum Nodes {
+    /// A tree: of a folder, or made in memory.
+    Tree(Box<AdapterTree>),
+    /// A store.
+    Store(Store),
+}
+
+impl Nodes {
+    /// Opens `path`: a store, or a folder of adapters.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`AdapterTree::open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        if Store::is_store(path) { Store::open(path).map(Self::Store) } else { AdapterTree::open(path).map(Self::from) }
+    }
+
+    /// Refuses a name that no node has.
+    ///
+    /// # Errors
+    /// [`TreeDefect::UnknownNode`].
+    pub fn check(&self, name: &str) -> Result<()> {
+        match self {
+            Self::Tree(tree) => tree.node(name).map(drop),
+            Self::Store(store) => store.path(name).map(drop),
+        }
+    }
+}
+
+impl From<AdapterTree> for Nodes {
+    fn from(tree: AdapterTree) -> Self {
+        Self::Tree(Box::new(tree))
+    }
+}
+
+impl From<Store> for Nodes {
+    fn from(store: Store) -> Self {
+        Self::Store(store)
+    }
+}
+
+/// What becomes of a switch to a node that was trained on other content of its parent, or of the parent's parent, than
+/// there is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StalePolicy {
+    /// It is made, with a warning the first time.
+    #[default]
+    Warn,
+    /// It is refused with [`StoreDefect::Stale`].
+    Refuse,
+    /// It is made.
+    Accept,
+}
 
 /// The base, the tree, and how they are read.
 pub(super) struct Sources {
     pub(super) base: BaseModel,
     pub(super) shapes: BaseShapes,
+    /// The tree; of a store, the part that was asked for.
     pub(super) tree: AdapterTree,
+    pub(super) store: Option<Store>,
+    pub(super) stale: StalePolicy,
+    /// Nodes that were warned about.
+    pub(super) warned: HashSet<NodeId>,
     pub(super) limits: Limits,
     pub(super) headroom: f32,
 }
 
+/// One node's deltas as they are kept.
+pub(super) enum Deltas {
+    Float(Arc<AdapterDeltas>),
+    Compiled(CompiledNode),
+}
+
+impl Deltas {
+    /// The weights they change.
+    pub(super) fn weights(&self) -> Vec<&WeightName> {
+        match self {
+            Self::Float(deltas) => deltas.keys().collect(),
+            Self::Compiled(node) => node.keys().collect(),
+        }
+    }
+}
+
 impl Sources {
-    /// A node's float deltas, read from where the tree says, checked against the base.
-    pub(super) fn float_deltas(&self, node: NodeId) -> Result<Arc<AdapterDeltas>> {
+    /// The node called `name`, as it now is.
+    pub(super) fn resolve(&mut self, name: &str) -> Result<NodeId> {
+        let Some(store) = &self.store else { return self.tree.node(name) };
+        store.load(&mut self.tree, name)
+    }
+
+    /// Refuses an id that the tree does not hold (any more).
+    pub(super) fn check_held(&self, node: NodeId) -> Result<()> {
+        if self.tree.holds(node) {
+            return Ok(());
+        }
+        let name = format!("with id {} (look it up by name)", node.index());
+        Err(TreeDefect::UnknownNode { name, nearest: Vec::new() }.into())
+    }
+
+    /// Tells, or refuses, a node whose path was trained on other content than there is now.
+    pub(super) fn check_stale(&mut self, node: NodeId) -> Result<()> {
+        let Some(store) = self.store.as_ref().filter(|_| self.stale != StalePolicy::Accept) else { return Ok(()) };
+        for at in self.tree.path_from_root(node) {
+            let parent = self.tree.parent(at).unwrap_or(self.tree.root());
+            let Some(stored) = self.tree.stored(at) else { continue };
+            let found = self.tree.stored(parent).map_or(0, |parent| parent.content_generation);
+            if stored.trained_on == found {
+                continue;
+            }
+            let [name, parent] = [at, parent].map(|id| self.tree.name(id).to_owned());
+            let defect = StoreDefect::Stale { name, parent, trained_on: stored.trained_on, found };
+            if self.stale == StalePolicy::Refuse {
+                return Err(Error::store(store.folder(), defect));
+            }
+            if self.warned.insert(at) {
+                tracing::warn!("{defect}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops nodes of a store from the tree where there are many: those without deltas in memory that no `kept` one
+    /// hangs below.
+    pub(super) fn prune(&mut self, kept_count: usize, kept: impl FnOnce(&AdapterTree) -> HashSet<NodeId>) {
+        if self.store.is_some() && self.tree.len() > LOADED_NODES + 2 * kept_count {
+            let kept = kept(&self.tree);
+            self.tree.retain(|id| kept.contains(&id));
+            let tree = &self.tree;
+            self.warned.retain(|&id| tree.holds(id));
+        }
+    }
+
+    /// A node's deltas, read from where the tree says, those of files checked against the base.
+    pub(super) fn deltas(&self, node: NodeId) -> Result<Deltas> {
         match self.tree.source(node) {
-            None => Ok(Arc::default()),
-            Some(NodeSource::Memory(deltas)) => Ok(deltas.clone()),
+            None => Ok(Deltas::Float(Arc::default())),
+            Some(NodeSource::Memory(deltas)) => Ok(Deltas::Float(deltas.clone())),
+            Some(NodeSource::Stored(stored)) => {
+                let Some(store) = &self.store else {
+                    let name = self.tree.name(node).to_owned();
+                    return Err(Error::store(name.clone(), StoreDefect::OfAStore { name }));
+                };
+                store.read(stored).map(Deltas::Compiled)
+            }
             Some(NodeSource::Folder(dir)) => {
                 let adapter = PeftAdapter::open(dir, &self.limits)?;
                 adapter.check_copies(&self.base)?;
-                Ok(Arc::new(adapter.deltas(&self.shapes)?))
+                Ok(Deltas::Float(Arc::new(adapter.deltas(&self.shapes)?)))
+            }
+        }
+    }
+
+    /// Names of nodes to visit: all of a tree, of a store up to `count` chosen so that each is as likely as any other.
+    pub(super) fn some_names(&self, count: usize, rng: &mut impl rand::Rng) -> Result<Vec<String>> {
+        let Some(store) = &self.store else {
+            return Ok(self.tree.nodes().map(|id| self.tree.name(id).to_owned()).collect());
+        };
+        let mut names = vec!["/".to_owned()];
+        let mut after: Option<String> = None;
+        let mut seen = 1;
+        loop {
+            let page = store.list("", after.as_deref(), 10_000)?;
+            let Some(last) = page.last() else { return Ok(names) };
+            after = Some(last.name.clone());
+            for node in page {
+                seen += 1;
+                if names.len() < count {
+                    names.push(node.name);
+                } else if let Some(place) = names.get_mut(rng.random_range(0..seen)) {
+                    *place = node.name;
+                }
             }
         }
     }

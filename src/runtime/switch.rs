@@ -11,6 +11,7 @@ use super::sources::Sources;
 use crate::Result;
 use crate::device::Compute;
 use crate::device::cpu::Cpu;
+use crate::store::again;
 use crate::tree::{NodeId, SwitchPlan};
 
 /// What a switch did and cost.
@@ -24,7 +25,7 @@ pub struct SwitchReport {
     pub subtracted: Vec<String>,
     /// Nodes added, downwards.
     pub added: Vec<String>,
-    /// Nodes that had to be read and compiled first.
+    /// Nodes whose deltas were not in memory: read, and compiled unless they came from a store.
     pub compiled: Vec<String>,
     /// Matrices read and written.
     pub touched_matrices: usize,
@@ -55,16 +56,23 @@ impl Runtime {
     /// An unknown node, an adapter that cannot be read or does not fit, a weight that would leave the lattice: the weights
     /// and the current node are then untouched. [`Error::Unusable`] after a pass that broke off.
     pub fn switch_to(&mut self, node: &str) -> Result<SwitchReport> {
-        let target = self.sources.tree.node(node)?;
-        self.switch_to_node(target)
+        self.prune();
+        // Between looking a node up and reading it a compaction may move its bytes.
+        again(|| {
+            let target = self.sources.resolve(node)?;
+            self.switch_to_node(target)
+        })
     }
 
-    /// Like [`Self::switch_to`], by id.
+    /// Like [`Self::switch_to`], by id. Of a store it goes to the version that had the id when it was looked up, whatever
+    /// the node is now.
     ///
     /// # Errors
     /// As [`Self::switch_to`].
     pub fn switch_to_node(&mut self, target: NodeId) -> Result<SwitchReport> {
         let start = Instant::now();
+        self.sources.check_held(target)?;
+        self.sources.check_stale(target)?;
         let tree = &self.sources.tree;
         let plan = tree.plan(self.current, target);
         let names = |nodes: &[NodeId]| nodes.iter().map(|&node| tree.name(node).into()).collect();
@@ -115,22 +123,34 @@ impl Runtime {
     /// budget is dropped again, the least recently used first.
     ///
     /// # Errors
-    /// As [`Self::switch_to`], but for the check of bounds.
+    /// As [`Self::switch_to`], but for the check of bounds and of what a node was trained on.
     pub fn prefetch(&mut self, node: &str) -> Result<()> {
-        let target = self.sources.tree.node(node)?;
-        let mut report = SwitchReport::default();
-        let Self { sources, host, live, .. } = self;
-        on_device!(live, live => {
-            live.usable()?;
-            let (path, current) = (sources.tree.path_from_root(target), sources.tree.path_from_root(self.current));
-            let resident = path.iter().map(|&node| live.resident(sources, host, node, &mut report));
-            let uploaded = resident.collect::<Result<Vec<_>>>().and_then(|resident| live.finish_uploads(&resident));
-            match &uploaded {
-                Ok(()) => live.evict(&current),
-                Err(_) => live.give_up(&current, &report),
-            }
-            uploaded
+        self.prune();
+        again(|| {
+            let target = self.sources.resolve(node)?;
+            let mut report = SwitchReport::default();
+            let Self { sources, host, live, .. } = self;
+            on_device!(live, live => {
+                live.usable()?;
+                let (path, current) = (sources.tree.path_from_root(target), sources.tree.path_from_root(self.current));
+                let resident = path.iter().map(|&node| live.resident(sources, host, node, &mut report));
+                let uploaded =
+                    resident.collect::<Result<Vec<_>>>().and_then(|resident| live.finish_uploads(&resident));
+                match &uploaded {
+                    Ok(()) => live.evict(&current),
+                    Err(_) => live.give_up(&current, &report),
+                }
+                uploaded
+            })
         })
+    }
+
+    /// Drops nodes of a store from the tree that are not needed any more, where there are many.
+    fn prune(&mut self) {
+        let Self { sources, live, current, .. } = self;
+        on_device!(live, live => {
+            sources.prune(live.held_count(), |tree| live.held(&tree.path_from_root(*current)));
+        });
     }
 }
 
@@ -146,7 +166,7 @@ fn prepare<D: Compute>(
     nodes.extend(&plan.subtract);
     let resident = nodes.into_iter().map(|node| live.resident(sources, host, node, report));
     let resident = resident.collect::<Result<Vec<_>>>()?;
-    host.install(|| live.check_bounds(sources, plan, &resident))?;
+    live.check_bounds(sources, host, plan, &resident)?;
     Ok(resident)
 }
 

@@ -1,7 +1,7 @@
 //! Verification: a random walk over the tree, every arrival compared with a fresh load of the node.
 //!
 //! The expected fingerprints are made apart from the live weights: each matrix is read anew from the base, adapters are
-//! read and compiled anew, and each path is applied to the base in one pass from the root.
+//! read and compiled anew (a store's deltas are read anew), and each path is applied to the base in one pass from the root.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::Runtime;
 use super::live::on_device;
+use super::sources::Deltas;
 use crate::Result;
 use crate::WeightName;
 use crate::device::Device;
@@ -20,6 +21,9 @@ use crate::device::cpu::delta_apply;
 use crate::lattice::{CompiledDelta, Segment, Sign, compile};
 use crate::tree::NodeId;
 use crate::weights::MatrixId;
+
+/// Most nodes of a store that are visited.
+const MAX_STORE_NODES: usize = 4096;
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -54,7 +58,7 @@ struct Expected {
 }
 
 impl Runtime {
-    /// Makes `switches` random switches over all nodes, compares the fingerprint at every `every`-th arrival and at the
+    /// Makes `switches` random switches over all nodes (of a store up to 4,096, chosen at random), compares the fingerprint at every `every`-th arrival and at the
     /// last with that of a fresh load of the node, then returns to the root and compares every bit with the base.
     ///
     /// # Errors
@@ -66,30 +70,25 @@ impl Runtime {
         seed: u64,
         mut progress: impl FnMut(usize),
     ) -> Result<VerifyReport> {
-        let nodes: Vec<NodeId> = self.sources.tree.nodes().collect();
         let mut rng = StdRng::seed_from_u64(seed);
+        let nodes = self.sources.some_names(MAX_STORE_NODES, &mut rng)?;
         let mut expected = Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
         let mut report = VerifyReport { switches, ..VerifyReport::default() };
         let mut visited = vec![false; nodes.len()];
         let mut mismatched = vec![false; nodes.len()];
         for done in 1..=switches {
             let at = rng.random_range(0..nodes.len());
-            self.switch_to_node(nodes[at])?;
+            self.switch_to(&nodes[at])?;
             visited[at] = true;
             if done % every.max(1) == 0 || done == switches {
                 report.compared += 1;
-                mismatched[at] |= self.fingerprint()? != self.expected_fingerprint(nodes[at], &mut expected)?;
+                mismatched[at] |= self.fingerprint()? != self.expected_fingerprint(self.current, &mut expected)?;
             }
             progress(done);
         }
         self.switch_to_node(self.sources.tree.root())?;
         report.nodes_visited = visited.iter().filter(|&&v| v).count();
-        report.mismatched_nodes = nodes
-            .iter()
-            .zip(mismatched)
-            .filter(|(_, m)| *m)
-            .map(|(&node, _)| self.sources.tree.name(node).into())
-            .collect();
+        report.mismatched_nodes = nodes.into_iter().zip(mismatched).filter(|(_, m)| *m).map(|(name, _)| name).collect();
         report.differing_bits = self.differing_bits_at_root()?;
         report.root_fingerprint = self.fingerprint()?.to_hex().to_string();
         Ok(report)
@@ -125,13 +124,19 @@ impl Runtime {
         let path = self.sources.tree.path_from_root(node);
         for &node in &path {
             if let Entry::Vacant(entry) = expected.compiled.entry(node) {
-                let deltas = self.sources.float_deltas(node)?;
+                let deltas = self.sources.deltas(node)?;
                 entry.insert(on_device!(&self.live, live => {
-                    let compiled = deltas.par_iter().map(|(name, delta)| {
-                        let id = live.weights.matrix_id(name).expect("the switch found it");
-                        Ok((id, compile(name, delta, live.weights.grid(id))?))
-                    });
-                    self.host.install(|| compiled.collect::<Result<_>>())
+                    let id = |name: &WeightName| live.weights.matrix_id(name).expect("the switch found it");
+                    match deltas {
+                        Deltas::Compiled(node) => Ok(node.into_iter().map(|(name, delta)| (id(&name), delta)).collect()),
+                        Deltas::Float(deltas) => {
+                            let compiled = deltas.par_iter().map(|(name, delta)| {
+                                let id = id(name);
+                                Ok((id, compile(name, delta, live.weights.grid(id))?))
+                            });
+                            self.host.install(|| compiled.collect::<Result<_>>())
+                        }
+                    }
                 })?);
             }
         }

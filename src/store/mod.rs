@@ -1,5 +1,346 @@
-//! Compiled deltas of nodes: what a switch needs beside the weights.
+//! A store: the compiled deltas of a tree on disk, published to while they are served, and the caches above it.
+//!
+//! A store is a folder: `catalogue.db` says which nodes there are, `segments/` holds their bytes. It opens at once
+//! however many nodes it has; what is not asked for is not read. It belongs to one base and one lattice.
+//!
+//! **Invariant:** what a change returns from is on disk whole; a change that fails has not happened.
+//! **Invariant:** bytes are used only if their BLAKE3 is the one written with them.
 
+mod blob;
+mod bytes;
 mod cache;
+mod catalogue;
+mod change;
+mod compact;
+mod compile;
+mod export;
+mod faults;
+mod import;
+mod look;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod verify;
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+pub use blob::CompiledNode;
 pub use cache::{CacheStats, DeltaCache};
+pub use catalogue::{Ending, NodeKind, PastVersion, Version};
+pub use change::{Changes, Content, Details};
+pub use compact::CompactReport;
+pub use compile::compile_node;
+pub use export::ExportReport;
+#[doc(hidden)]
+pub use faults::Faults;
+pub use import::ImportReport;
+pub use look::{StoreNode, StoreStats};
+pub use verify::StoreReport;
+
+use crate::base::BaseModel;
+use crate::error::StoreDefect;
+use crate::lattice::BaseLattice;
+use crate::tree::{Location, StoredNode};
+use crate::{Error, Result};
+use blob::{decode_lattice, decode_node, encode_lattice};
+use catalogue::{CATALOGUE_FILE, Catalogue, Header, State};
+use segment::{Segments, sync_folder};
+
+/// The folder of the segments in a store's folder.
+const SEGMENT_FOLDER: &str = "segments";
+/// A segment takes no node that would make it longer than this.
+const SEGMENT_BYTES: u64 = 256 << 20;
+
+/// Times that bytes which are not where they were are looked up again.
+const LOOKS: usize = 3;
+
+/// A store of compiled deltas. Clones are the same store.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    folder: PathBuf,
+    header: Header,
+    catalogue: Catalogue,
+    segments: Segments,
+    lattice: OnceLock<Arc<BaseLattice>>,
+}
+
+/// What a store is made for.
+#[derive(Clone, Debug, Default)]
+pub struct StoreInfo {
+    /// What the base is called.
+    pub base_name: String,
+    /// The base's content hash, hexadecimal: [`BaseModel::content_hash`].
+    pub base_hash: String,
+    /// The tree's name.
+    pub tree_name: Option<String>,
+    /// Names of the levels from depth 1 down.
+    pub levels: Vec<String>,
+}
+
+/// How a store is opened: for tests.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// What fails.
+    pub faults: Faults,
+    /// Longest segment.
+    pub segment_bytes: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { faults: Faults::default(), segment_bytes: SEGMENT_BYTES }
+    }
+}
+
+/// A name as nodes have it: without slashes around it; empty for the root.
+fn clean_name(name: &str) -> String {
+    name.trim_matches('/').to_owned()
+}
+
+impl Store {
+    /// Whether `folder` holds a store.
+    pub fn is_store(folder: &Path) -> bool {
+        folder.join(CATALOGUE_FILE).is_file()
+    }
+
+    /// Makes an empty store in `folder`, which must not exist or be empty. A crash leaves no store, or an empty one.
+    ///
+    /// # Errors
+    /// [`StoreDefect::Exists`], and what writing returns.
+    pub fn create(folder: &Path, info: StoreInfo, lattice: &BaseLattice) -> Result<Self> {
+        Self::create_with(folder, info, lattice, &StoreOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    #[doc(hidden)]
+    pub fn create_with(folder: &Path, info: StoreInfo, lattice: &BaseLattice, options: &StoreOptions) -> Result<Self> {
+        Self::make(folder, info, lattice, options, |_| Ok(()))?;
+        Self::open_with(folder, options)
+    }
+
+    /// Makes a store that holds what `fill` puts into it. It is made beside its place and renamed there at the end, so
+    /// that half a store is never taken for one.
+    fn make<T>(
+        folder: &Path,
+        info: StoreInfo,
+        lattice: &BaseLattice,
+        options: &StoreOptions,
+        fill: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let faults = &options.faults;
+        match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => {}
+            Ok(false) => return Err(Error::store(folder, StoreDefect::Exists)),
+            Err(error) => match error.kind() {
+                std::io::ErrorKind::NotFound => {}
+                std::io::ErrorKind::NotADirectory => return Err(Error::store(folder, StoreDefect::Exists)),
+                _ => return Err(Error::io(folder, error)),
+            },
+        }
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let mut id = [0; 16];
+        rand::Rng::fill(&mut rand::rng(), &mut id);
+        let making = parent.join(format!(".{name}.making-{:032x}", u128::from_le_bytes(id)));
+        let io = |error| Error::io(&making, error);
+        let segment_folder = making.join(SEGMENT_FOLDER);
+        let unfinished = Unfinished(&making);
+        faults.step().and_then(|()| std::fs::create_dir_all(&segment_folder)).map_err(io)?;
+        let segments = Segments::new(segment_folder, id, options.segment_bytes, faults.clone());
+        let (locations, (segment, offset)) = segments.append((1, 0), &[&encode_lattice(lattice)])?;
+        let state = State { sequence: 0, generation: 0, segment, offset, lattice: locations[0] };
+        let header = Header {
+            id,
+            base_name: info.base_name,
+            base_hash: info.base_hash,
+            lattice_hash: lattice.hash().into(),
+            headroom: lattice.headroom(),
+            tree_name: info.tree_name,
+            levels: info.levels,
+            created_ms: change::now_ms(),
+        };
+        drop(Catalogue::create(&making, &header, &state, faults)?);
+        let made = fill(&Self::open_with(&making, options)?)?;
+        sync_folder(&making, faults).map_err(io)?;
+        faults.step().and_then(|()| std::fs::rename(&making, folder)).map_err(io)?;
+        std::mem::forget(unfinished);
+        sync_folder(parent, faults).map_err(|error| Error::io(parent, error))?;
+        Ok(made)
+    }
+
+    /// Opens the store in `folder`. Nothing but the catalogue's first pages is read; a change in progress is waited for.
+    ///
+    /// # Errors
+    /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`], [`StoreDefect::Locked`].
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_with(folder, &StoreOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    #[doc(hidden)]
+    pub fn open_with(folder: &Path, options: &StoreOptions) -> Result<Self> {
+        std::fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
+        if !Self::is_store(folder) {
+            return Err(Error::store(folder, StoreDefect::NotAStore { missing: CATALOGUE_FILE }));
+        }
+        for part in [CATALOGUE_FILE, SEGMENT_FOLDER] {
+            not_a_link(&folder.join(part))?;
+        }
+        let catalogue = Catalogue::open(folder, &options.faults)?;
+        let header = catalogue.read(|reading| {
+            // Both are looked at: a store without a state is none.
+            reading.state()?;
+            reading.header()
+        })?;
+        let (path, faults) = (folder.join(SEGMENT_FOLDER), options.faults.clone());
+        let segments = Segments::new(path, header.id, options.segment_bytes, faults);
+        let folder = folder.to_owned();
+        Ok(Self { inner: Arc::new(Inner { folder, header, catalogue, segments, lattice: OnceLock::new() }) })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.inner.folder
+    }
+
+    /// What it was made for.
+    pub fn info(&self) -> StoreInfo {
+        let Header { base_name, base_hash, tree_name, levels, .. } = self.inner.header.clone();
+        StoreInfo { base_name, base_hash, tree_name, levels }
+    }
+
+    /// The headroom of its lattice.
+    pub fn headroom(&self) -> f32 {
+        self.inner.header.headroom
+    }
+
+    /// The lattice its deltas are compiled for.
+    ///
+    /// # Errors
+    /// When it cannot be read or is damaged.
+    pub fn lattice(&self) -> Result<Arc<BaseLattice>> {
+        if let Some(lattice) = self.inner.lattice.get() {
+            return Ok(lattice.clone());
+        }
+        let segments = &self.inner.segments;
+        let lattice = again(|| {
+            let location = self.inner.catalogue.read(|reading| Ok(reading.state()?.lattice))?;
+            let lattice = decode_lattice(segments.read(&location)?.bytes())
+                .map_err(|problem| segments.undecoded(&location, problem))?;
+            if lattice.hash().as_bytes() != &self.inner.header.lattice_hash {
+                return Err(segments.damaged(&location, "the lattice is not the one the store was made with"));
+            }
+            Ok(lattice)
+        })?;
+        Ok(self.inner.lattice.get_or_init(|| Arc::new(lattice)).clone())
+    }
+
+    /// Refuses another base than the store's.
+    ///
+    /// # Errors
+    /// [`StoreDefect::WrongBase`].
+    pub fn check_base(&self, base: &BaseModel) -> Result<()> {
+        let (expected, found) = (&self.inner.header.base_hash, base.content_hash());
+        if expected.eq_ignore_ascii_case(found) {
+            return Ok(());
+        }
+        let name = self.inner.header.base_name.clone();
+        Err(self.defect(StoreDefect::WrongBase { name, expected: expected.clone(), found: found.to_owned() }))
+    }
+
+    /// Refuses another lattice than the store's.
+    ///
+    /// # Errors
+    /// [`StoreDefect::Lattice`].
+    pub fn check_lattice(&self, lattice: &BaseLattice) -> Result<()> {
+        self.check_lattice_hash(lattice.hash())
+    }
+
+    fn check_lattice_hash(&self, found: blake3::Hash) -> Result<()> {
+        let expected = blake3::Hash::from(self.inner.header.lattice_hash);
+        if expected == found {
+            return Ok(());
+        }
+        let [expected, found] = [expected, found].map(|hash| hash.to_hex().to_string());
+        Err(self.defect(StoreDefect::Lattice { expected, found }))
+    }
+
+    /// Refuses another headroom than the store's, and gives that.
+    ///
+    /// # Errors
+    /// [`StoreDefect::Headroom`].
+    #[allow(clippy::float_cmp, reason = "the same number or another")]
+    pub fn check_headroom(&self, asked: Option<f32>) -> Result<f32> {
+        let expected = self.headroom();
+        match asked {
+            Some(found) if found != expected => Err(self.defect(StoreDefect::Headroom { expected, found })),
+            _ => Ok(expected),
+        }
+    }
+
+    /// Reads the compiled deltas of a version.
+    ///
+    /// # Errors
+    /// When the segment is gone (a compaction may have moved the bytes: look the node up again) or damaged.
+    pub fn read(&self, node: &StoredNode) -> Result<CompiledNode> {
+        self.read_at(&node.location)
+    }
+
+    fn read_at(&self, location: &Location) -> Result<CompiledNode> {
+        let segments = &self.inner.segments;
+        let blob = segments.read(location)?;
+        decode_node(blob.bytes()).map_err(|problem| segments.undecoded(location, problem))
+    }
+
+    fn defect(&self, defect: StoreDefect) -> Error {
+        Error::store(&self.inner.folder, defect)
+    }
+}
+
+/// Refuses a link: a store's files are its own, wherever it came from.
+fn not_a_link(path: &Path) -> Result<()> {
+    if path.is_symlink() {
+        let (part, problem) = (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), "it is a link");
+        return Err(Error::store(path, StoreDefect::Damaged { part, problem: problem.to_owned() }));
+    }
+    Ok(())
+}
+
+/// Looks something up and reads it, once more if the file was gone: a compaction has moved the bytes in between.
+pub(crate) fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 0..LOOKS {
+        match work() {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            result => return result,
+        }
+    }
+    work()
+}
+
+/// Removes a folder that was not finished.
+struct Unfinished<'a>(&'a Path);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed is not a store either.
+        let _ = std::fs::remove_dir_all(self.0);
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("folder", &self.inner.folder).finish_non_exhaustive()
+    }
+}

@@ -2,11 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
 
-use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-
-use super::{AdapterTree, BasePin, MAX_DEPTH, Node, NodeSource, to_id};
+use super::{AdapterTree, BasePin, MAX_DEPTH, NodeSource};
 use crate::Result;
 use crate::error::TreeDefect;
 use crate::suggest::nearest;
@@ -38,6 +35,13 @@ impl TreeBuilder {
         self
     }
 
+    /// Names the tree.
+    #[must_use]
+    pub fn named(mut self, name: Option<String>) -> Self {
+        self.name = name;
+        self
+    }
+
     /// Names the levels from depth 1 down.
     #[must_use]
     pub fn levels(mut self, levels: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -64,49 +68,27 @@ impl TreeBuilder {
             children.entry(parent).or_default().push(spec.name.clone());
         }
         let unplaced = specs.clone();
-        let mut tree = AdapterTree {
-            graph: StableDiGraph::with_capacity(specs.len() + 1, specs.len()),
-            parents: vec![to_id(0)],
-            depths: vec![0],
-            by_name: std::collections::HashMap::with_capacity(specs.len()),
-            name: self.name,
-            levels: self.levels,
-            base: self.base,
-        };
-        tree.graph.add_node(Node { name: Arc::from("/"), label: None, source: None });
+        let mut tree = AdapterTree::of_root(self.name, self.levels, self.base);
         // Depth first, children in the order of their names: the stack holds the last child at the bottom.
-        let mut stack: Vec<(String, super::NodeId, usize)> = Vec::new();
-        let push = |stack: &mut Vec<_>, children: Option<Vec<String>>, parent, depth| {
-            stack.extend(children.into_iter().flatten().rev().map(|name| (name, parent, depth)));
+        let mut stack = Vec::new();
+        let push = |stack: &mut Vec<_>, children: Option<Vec<String>>, parent| {
+            stack.extend(children.into_iter().flatten().rev().map(|name| (name, parent)));
         };
-        push(&mut stack, children.remove(""), tree.root(), 1);
-        while let Some((name, parent, depth)) = stack.pop() {
+        push(&mut stack, children.remove(""), tree.root());
+        while let Some((name, parent)) = stack.pop() {
+            let depth = tree.depth(parent) + 1;
             if depth > MAX_DEPTH {
                 return Err(TreeDefect::TooDeep { name, depth, limit: MAX_DEPTH }.into());
             }
             let Some(spec) = specs.remove(&name) else { continue };
-            let id = tree.add(spec, parent, depth);
-            push(&mut stack, children.remove(&name), id, depth + 1);
+            let id = tree.attach(parent, &name, spec.label.as_deref(), spec.source);
+            push(&mut stack, children.remove(&name), id);
         }
         // What is left hangs under no node that hangs under the root.
         match specs.into_keys().next() {
             Some(name) => Err(cycle_from(name, &unplaced).into()),
             None => Ok(tree),
         }
-    }
-}
-
-impl AdapterTree {
-    fn add(&mut self, spec: Spec, parent: super::NodeId, depth: usize) -> super::NodeId {
-        let name: Arc<str> = Arc::from(spec.name);
-        let node = Node { name: name.clone(), label: spec.label, source: Some(spec.source) };
-        let index = self.graph.add_node(node);
-        self.graph.add_edge(NodeIndex::new(parent.index()), index, ());
-        let id = to_id(index.index());
-        self.parents.push(parent);
-        self.depths.push(depth);
-        self.by_name.insert(name, id);
-        id
     }
 }
 
@@ -143,18 +125,28 @@ fn cycle_from(name: String, specs: &BTreeMap<String, Spec>) -> TreeDefect {
     }
 }
 
-/// Checks a node's name: parts of `[A-Za-z0-9._-]{1,128}` without a leading dot, at most [`MAX_DEPTH`] of them.
-pub(super) fn check_name(name: &str) -> Result<(), TreeDefect> {
+/// Checks a node's name: parts of `[A-Za-z0-9._-]{1,128}`, at most [`MAX_DEPTH`] of them. A part can be a folder on every
+/// system: no dot at its start or end, and no device of Windows, which has those in every folder and with any extension.
+pub(crate) fn check_name(name: &str) -> Result<(), TreeDefect> {
     let depth = name.split('/').count();
     if depth > MAX_DEPTH {
         return Err(TreeDefect::TooDeep { name: shown(name), depth, limit: MAX_DEPTH });
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    let good = |part: &str| (1..=128).contains(&part.len()) && !part.starts_with('.') && part.bytes().all(allowed);
+    let good = |part: &str| {
+        let dotted = part.starts_with('.') || part.ends_with('.');
+        (1..=128).contains(&part.len()) && !dotted && part.bytes().all(allowed) && !is_device(part)
+    };
     if name.split('/').all(good) { Ok(()) } else { Err(TreeDefect::InvalidName { name: shown(name) }) }
 }
 
-/// A name that may be long, for a message.
-pub(super) fn shown(name: &str) -> String {
-    name.chars().take(200).collect()
+fn is_device(part: &str) -> bool {
+    let stem = part.split('.').next().unwrap_or_default().to_ascii_uppercase();
+    let numbered = |kind| stem.strip_prefix(kind).is_some_and(|n| n.len() == 1 && n.as_bytes()[0].is_ascii_digit());
+    matches!(&stem[..], "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
+}
+
+/// A name that may be long, for a message of one line.
+pub(crate) fn shown(name: &str) -> String {
+    name.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::base::BaseModel;
 use crate::error::TreeDefect;
 use crate::{Error, Result};
 
@@ -23,6 +24,22 @@ pub struct BasePin {
     pub name: Option<String>,
     /// The BLAKE3 hash of the base's content, 64 lower-case hexadecimal digits; another base is then refused.
     pub blake3: Option<String>,
+}
+
+impl BasePin {
+    /// Refuses another base than the one the hash names.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`].
+    pub fn check(&self, base: &BaseModel) -> Result<()> {
+        match &self.blake3 {
+            Some(expected) if !expected.eq_ignore_ascii_case(base.content_hash()) => {
+                let (base, found) = (base.path().into(), base.content_hash().to_owned());
+                Err(Error::WrongBase { base, expected: expected.clone(), found })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The whole file.

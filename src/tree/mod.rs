@@ -1,24 +1,31 @@
 //! A tree of adapters: one root (the base), every other node an adapter on top of its parent.
 //!
-//! **Invariant:** names are unique, every node but the root has one parent, and parents lead to the root. Ids count
-//! from the root in depth-first order, children in the order of their names, so equal trees have equal ids.
+//! **Invariant:** a name leads to one node at most, every node but the root has one parent, and parents lead to the root.
+//! An id is given once: parents have smaller ids than their children, and an id kept elsewhere never comes to mean
+//! another node. A tree that was built counts them without gaps from the root in depth-first order, children in the order
+//! of their names, so equal trees have equal ids.
 
 mod build;
+mod loaded;
 mod manifest;
 mod plan;
 pub mod render;
 mod scan;
+mod stored;
 mod tour;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use petgraph::graphmap::DiGraphMap;
 
 pub use build::TreeBuilder;
+pub(crate) use build::{check_name, shown};
 pub use manifest::BasePin;
 pub use plan::{PlanSummary, SwitchPlan};
+pub(crate) use stored::STORE_FILE;
+pub use stored::{Location, StoredNode};
 
 use crate::Result;
 use crate::adapter::AdapterDeltas;
@@ -30,10 +37,11 @@ pub const MAX_DEPTH: usize = 64;
 
 /// A node of one tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(u32);
+pub struct NodeId(u64);
 
 impl NodeId {
-    /// Its number: 0 is the root, and the others follow without gaps.
+    /// Its number: 0 is the root, and in a tree from a folder or a builder the others follow without gaps.
+    #[allow(clippy::cast_possible_truncation, reason = "such a tree is in memory whole")]
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -46,6 +54,8 @@ pub enum NodeSource {
     Folder(PathBuf),
     /// Deltas made in memory.
     Memory(Arc<AdapterDeltas>),
+    /// A version in a store, compiled already.
+    Stored(Arc<StoredNode>),
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +63,9 @@ struct Node {
     name: Arc<str>,
     label: Option<String>,
     source: Option<NodeSource>,
+    /// Here and not in the graph alone: walks up need no search. The root's is the root.
+    parent: NodeId,
+    depth: usize,
 }
 
 /// A tree of adapters. Nothing of an adapter but its place is read when a tree is opened.
@@ -74,11 +87,11 @@ struct Node {
 #[derive(Clone, Debug)]
 pub struct AdapterTree {
     /// Edges lead from parent to child.
-    graph: StableDiGraph<Node, (), u32>,
-    /// Parent and depth of every node: walks up need no graph search.
-    parents: Vec<NodeId>,
-    depths: Vec<usize>,
+    graph: DiGraphMap<NodeId, ()>,
+    nodes: HashMap<NodeId, Node>,
     by_name: HashMap<Arc<str>, NodeId>,
+    /// The id that the next node gets.
+    next_id: u64,
     name: Option<String>,
     levels: Vec<String>,
     base: Option<BasePin>,
@@ -114,26 +127,31 @@ impl AdapterTree {
     /// [`TreeDefect::UnknownNode`], with the names nearest to it.
     pub fn node(&self, name: &str) -> Result<NodeId> {
         let name = name.trim_matches('/');
-        if name.is_empty() {
-            return Ok(self.root());
-        }
-        self.by_name.get(name).copied().ok_or_else(|| {
-            TreeDefect::UnknownNode { name: build::shown(name), nearest: self.nearest_names(name) }.into()
-        })
+        let unknown = || TreeDefect::UnknownNode { name: shown(name), nearest: self.nearest_names(name) }.into();
+        self.find(name).ok_or_else(unknown)
     }
 
     fn nearest_names(&self, name: &str) -> Vec<String> {
-        nearest(name, '/', self.nodes().skip(1).map(|id| self.name(id)))
+        nearest(name, '/', self.nodes().skip(1).filter(|id| self.is_listed(*id)).map(|id| self.name(id)))
     }
 
     fn get(&self, id: NodeId) -> &Node {
-        &self.graph[NodeIndex::new(id.index())]
+        &self.nodes[&id]
+    }
+
+    /// Whether its name leads to it.
+    fn is_listed(&self, id: NodeId) -> bool {
+        id == self.root() || self.by_name.get(&self.get(id).name) == Some(&id)
+    }
+
+    fn listed_children(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        self.graph.neighbors(id).filter(|child| self.is_listed(*child))
     }
 
     /// The node's name: its path, or `/` for the root.
     ///
     /// # Panics
-    /// Like every method that takes a [`NodeId`], if the id is of a larger tree than this.
+    /// Like every method that takes a [`NodeId`], if the tree has no node of that id.
     pub fn name(&self, id: NodeId) -> &str {
         &self.get(id).name
     }
@@ -150,25 +168,24 @@ impl AdapterTree {
 
     /// Its parent; `None` for the root.
     pub fn parent(&self, id: NodeId) -> Option<NodeId> {
-        (id != self.root()).then(|| self.parents[id.index()])
+        (id != self.root()).then(|| self.get(id).parent)
     }
 
     /// Its children, in the order of their names.
     pub fn children(&self, id: NodeId) -> Vec<NodeId> {
-        let children = self.graph.neighbors(NodeIndex::new(id.index()));
-        let mut children: Vec<NodeId> = children.map(|child| to_id(child.index())).collect();
-        children.sort_unstable();
+        let mut children: Vec<NodeId> = self.listed_children(id).collect();
+        children.sort_unstable_by_key(|child| self.name(*child));
         children
     }
 
     /// Steps from the root: 0 for the root itself.
     pub fn depth(&self, id: NodeId) -> usize {
-        self.depths[id.index()]
+        self.get(id).depth
     }
 
     /// Nodes in the tree, the root among them.
     pub fn len(&self) -> usize {
-        self.parents.len()
+        self.nodes.len()
     }
 
     /// Whether there is no node but the root.
@@ -176,14 +193,17 @@ impl AdapterTree {
         self.len() == 1
     }
 
-    /// All nodes, parents before children, the root first.
+    /// All nodes in the order of their ids: parents before children, the root first. Of a store they are those that were
+    /// loaded, older versions among them.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (0..self.len()).map(to_id)
+        let mut nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
+        nodes.sort_unstable();
+        nodes.into_iter()
     }
 
     /// The nodes without children.
     pub fn leaves(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes().filter(|id| self.graph.neighbors(NodeIndex::new(id.index())).next().is_none())
+        self.nodes().filter(|&id| self.is_listed(id) && self.listed_children(id).next().is_none())
     }
 
     /// The node's ancestors and the node itself, from the top down, without the root: the deltas that make it.
@@ -203,9 +223,9 @@ impl AdapterTree {
         let (mut a, mut b) = (a, b);
         while a != b {
             if self.depth(a) >= self.depth(b) {
-                a = self.parents[a.index()];
+                a = self.get(a).parent;
             } else {
-                b = self.parents[b.index()];
+                b = self.get(b).parent;
             }
         }
         a
@@ -225,12 +245,6 @@ impl AdapterTree {
     pub fn base(&self) -> Option<&BasePin> {
         self.base.as_ref()
     }
-}
-
-/// A tree has at most `u32::MAX` nodes: [`TreeBuilder`] sees to that.
-#[allow(clippy::cast_possible_truncation, reason = "the builder counts nodes in u32")]
-fn to_id(index: usize) -> NodeId {
-    NodeId(index as u32)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
-use super::build::{Spec, TreeBuilder, check_name};
+use super::build::{Spec, TreeBuilder};
 use super::manifest::Manifest;
-use super::{AdapterTree, MAX_DEPTH, NodeSource};
+use super::{AdapterTree, MAX_DEPTH, NodeSource, STORE_FILE, check_name};
 use crate::adapter::{CONFIG_FILE, TENSOR_FILE};
 use crate::error::TreeDefect;
 use crate::suggest::nearest;
@@ -17,6 +17,9 @@ pub(super) fn open(folder: &Path) -> Result<AdapterTree> {
     let root = folder.canonicalize().map_err(|source| Error::io(folder, source))?;
     if root.join(CONFIG_FILE).exists() {
         return Err(TreeDefect::RootIsAdapter { path: folder.to_owned() }.into());
+    }
+    if root.join(STORE_FILE).exists() {
+        return Err(TreeDefect::IsStore { path: folder.to_owned() }.into());
     }
     let manifest = Manifest::read(&root)?;
     let mut scan = Scan { root: &root, seen: HashMap::new(), found: BTreeMap::new() };
@@ -64,7 +67,7 @@ pub(super) fn open(folder: &Path) -> Result<AdapterTree> {
 fn folder_of(source: &NodeSource) -> Option<PathBuf> {
     match source {
         NodeSource::Folder(path) => Some(path.clone()),
-        NodeSource::Memory(_) => None,
+        NodeSource::Memory(_) | NodeSource::Stored(_) => None,
     }
 }
 

@@ -35,7 +35,7 @@ fn any_tree(most: usize) -> impl Strategy<Value = AdapterTree> {
 }
 
 fn pick(tree: &AdapterTree, index: prop::sample::Index) -> NodeId {
-    to_id(index.index(tree.len()))
+    *index.get(&tree.nodes().collect::<Vec<_>>())
 }
 
 #[test]
@@ -121,6 +121,95 @@ fn equal_trees_have_equal_ids_whatever_the_order_of_their_nodes() {
     }
 }
 
+#[test]
+fn children_stand_in_the_order_of_their_names_whatever_was_loaded_first() {
+    let mut tree = AdapterTree::of_root(None, Vec::new(), None);
+    let root = tree.root();
+    let ids = ["m", "z", "a"].map(|name| tree.attach(root, name, None, memory()));
+    let below = tree.attach(ids[1], "elsewhere", Some("label"), memory());
+    assert_eq!(tree.children(root), [ids[2], ids[0], ids[1]]);
+    assert_eq!(tree.nodes().collect::<Vec<_>>(), [root, ids[0], ids[1], ids[2], below]);
+    assert_eq!(tree.leaves().collect::<Vec<_>>(), [ids[0], ids[2], below]);
+    assert_eq!((tree.label(below), tree.depth(below), tree.parent(below)), (Some("label"), 2, Some(ids[1])));
+}
+
+#[test]
+fn an_older_version_stays_under_its_id_and_there_is_a_way_from_it_to_the_newer() {
+    let mut tree = small();
+    let [fr, old] = ["fr", "fr/a"].map(|name| tree.node(name).unwrap());
+    let alice = tree.node("fr/a/alice").unwrap();
+    let new = tree.attach(fr, "fr/a", None, memory());
+    let new_alice = tree.attach(new, "fr/a/alice", None, memory());
+    assert_eq!((tree.find("fr/a"), tree.find("fr/a/alice")), (Some(new), Some(new_alice)));
+    assert_eq!(tree.children(fr), [new]);
+    assert_eq!((tree.name(alice), tree.name(new_alice)), ("fr/a/alice", "fr/a/alice"));
+    let plan = tree.plan(alice, new_alice);
+    assert_eq!((plan.subtract, plan.add), (vec![alice, old], vec![new, new_alice]));
+    assert_eq!(tree.path_from_root(alice), [fr, old, alice]);
+    assert!(!tree.leaves().any(|leaf| leaf == alice));
+    let error = tree.node("fr/a/alise").unwrap_err().to_string();
+    assert_eq!(error.matches("fr/a/alice").count(), 1, "{error}");
+}
+
+#[test]
+fn a_detached_name_leads_nowhere_and_its_node_stays_until_it_is_dropped() {
+    let mut tree = small();
+    let (de, loose) = (tree.node("de").unwrap(), tree.node("loose").unwrap());
+    tree.detach("loose");
+    tree.detach("never/there");
+    assert!(tree.node("loose").is_err());
+    assert_eq!(tree.children(de), []);
+    assert_eq!((tree.name(loose), tree.path_from_root(loose)), ("loose", vec![de, loose]));
+    assert_eq!(tree.len(), 7);
+    tree.retain(|id| id != loose);
+    assert_eq!(tree.len(), 6);
+    let again = tree.attach(de, "loose", None, memory());
+    assert!(again > loose);
+    assert_eq!(tree.children(de), [again]);
+}
+
+#[test]
+fn a_node_says_where_its_bytes_lie_after_they_were_moved() {
+    let mut tree = small();
+    let (fr, de) = (tree.node("fr").unwrap(), tree.node("de").unwrap());
+    let location = Location { segment: 3, offset: 64, length: 7, blake3: [1; 32] };
+    let stored = Arc::new(StoredNode { generation: 5, content_generation: 4, trained_on: 0, location });
+    tree.set_source(fr, NodeSource::Stored(stored.clone()));
+    assert_eq!(tree.stored(fr), Some(&stored));
+    assert_eq!((tree.stored(de), tree.stored(tree.root())), (None, None));
+}
+
+#[test]
+fn dropped_nodes_give_their_memory_back() {
+    let mut tree = AdapterTree::of_root(None, Vec::new(), None);
+    let root = tree.root();
+    let ids: Vec<NodeId> = (0..20_000).map(|index| tree.attach(root, &format!("n{index}"), None, memory())).collect();
+    tree.retain(|id| id == ids[7]);
+    assert_eq!(tree.nodes().collect::<Vec<_>>(), [root, ids[7]]);
+    assert_eq!((tree.find("n7"), tree.find("n8"), tree.children(root)), (Some(ids[7]), None, vec![ids[7]]));
+    let (nodes, edges) = tree.graph.capacity();
+    for capacity in [tree.nodes.capacity(), tree.by_name.capacity(), nodes, edges] {
+        assert!(capacity < 64, "{capacity}");
+    }
+}
+
+/// A change of the loaded part of a store; indices choose among the nodes held and among a few names.
+#[derive(Clone, Debug)]
+enum Change {
+    Attach(prop::sample::Index, u8),
+    Detach(u8),
+    Retain(Vec<prop::sample::Index>),
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let kept = prop::collection::vec(any::<prop::sample::Index>(), 0..5);
+    prop_oneof![
+        8 => (any::<prop::sample::Index>(), 0..12u8).prop_map(|(parent, name)| Change::Attach(parent, name)),
+        2 => (0..12u8).prop_map(Change::Detach),
+        1 => kept.prop_map(Change::Retain),
+    ]
+}
+
 /// The cheapest walk by trying every order.
 fn brute_force(tree: &AdapterTree, at: NodeId, left: &BTreeSet<NodeId>, cost: &dyn Fn(NodeId) -> u64) -> u64 {
     let ways = left.iter().map(|&next| {
@@ -201,5 +290,56 @@ proptest! {
         let stops: Vec<NodeId> = walk.collect();
         let length: u64 = stops.windows(2).map(|pair| distance(&tree, pair[0], pair[1], &cost)).sum();
         prop_assert_eq!(length, brute_force(&tree, start, &wanted, &cost));
+    }
+
+    #[test]
+    fn a_tree_that_grows_and_shrinks_is_a_list_of_paths(changes in prop::collection::vec(any_change(), 0..60)) {
+        let mut tree = AdapterTree::of_root(None, Vec::new(), None);
+        let root = tree.root();
+        // Every node held with its name and its path, and what the names lead to.
+        let mut held: Vec<(NodeId, String, Vec<NodeId>)> = vec![(root, "/".into(), Vec::new())];
+        let mut names: std::collections::BTreeMap<String, NodeId> = std::collections::BTreeMap::new();
+        let mut given = BTreeSet::from([root]);
+        for change in changes {
+            match change {
+                Change::Attach(parent, name) => {
+                    let (parent, _, mut path) = parent.get(&held).clone();
+                    if path.len() == MAX_DEPTH {
+                        continue;
+                    }
+                    let name = format!("n{name}");
+                    let id = tree.attach(parent, &name, None, memory());
+                    prop_assert!(given.insert(id), "an id is given once");
+                    path.push(id);
+                    names.insert(name.clone(), id);
+                    held.push((id, name, path));
+                }
+                Change::Detach(name) => {
+                    let name = format!("n{name}");
+                    tree.detach(&name);
+                    names.remove(&name);
+                }
+                Change::Retain(kept) => {
+                    let chosen: BTreeSet<NodeId> = kept.iter().map(|index| index.get(&held).0).collect();
+                    let kept: Vec<_> = held.iter().filter(|(id, ..)| chosen.contains(id)).collect();
+                    let kept: BTreeSet<_> = kept.iter().flat_map(|(.., path)| path).chain([&root]).copied().collect();
+                    tree.retain(|id| chosen.contains(&id));
+                    held.retain(|(id, ..)| kept.contains(id));
+                    names.retain(|_, id| kept.contains(id));
+                }
+            }
+            prop_assert_eq!(tree.nodes().collect::<Vec<_>>(), held.iter().map(|(id, ..)| *id).collect::<Vec<_>>());
+            for (id, name, path) in &held {
+                prop_assert_eq!(tree.name(*id), name);
+                prop_assert_eq!(tree.depth(*id), path.len());
+                prop_assert_eq!(&tree.path_from_root(*id), path);
+                // Names in their order.
+                let children = names.values().filter(|child| tree.parent(**child) == Some(*id)).copied();
+                prop_assert_eq!(tree.children(*id), children.collect::<Vec<_>>());
+            }
+            for name in (0..12).map(|index| format!("n{index}")) {
+                prop_assert_eq!(tree.find(&name), names.get(&name).copied());
+            }
+        }
     }
 }

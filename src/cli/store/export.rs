@@ -1,0 +1,49 @@
+//! `pleach store export`: a node as a PEFT adapter.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use pleach::store::{ExportReport, Store};
+use serde::Serialize;
+
+use crate::cli::Console;
+
+/// Write a node as a standard PEFT adapter
+#[derive(Args)]
+#[command(after_help = "\
+Files that were kept are written as they were. Otherwise the adapter is made from the compiled deltas, in F32, and differs
+from what was published by their rounding.")]
+pub(super) struct Export {
+    /// Folder of the store
+    store: PathBuf,
+    /// The node
+    node: String,
+    /// Folder of the adapter to be: it must not exist, or be empty
+    dir: PathBuf,
+    /// Sum the node and all above it in one adapter, for programs that load one at a time
+    #[arg(long)]
+    flatten: bool,
+}
+
+/// The answer as JSON.
+#[derive(Serialize)]
+struct Answer {
+    adapter: PathBuf,
+    #[serde(flatten)]
+    report: ExportReport,
+}
+
+impl Export {
+    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
+        let report = Store::open(&self.store)?.export(&self.node, &self.dir, self.flatten)?;
+        let answer = Answer { adapter: self.dir, report };
+        console.answer(&answer, || {
+            let report = &answer.report;
+            let what = match report.original {
+                true => "the files that were published".to_owned(),
+                false => format!("made from the compiled deltas, rank up to {}", report.rank),
+            };
+            format!("{}: {}, {what}\n", answer.adapter.display(), report.nodes.join(" + "))
+        })
+    }
+}

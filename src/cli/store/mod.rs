@@ -1,0 +1,126 @@
+//! `pleach store`: a tree's compiled deltas on disk, made, changed, looked at and looked after.
+
+mod change;
+mod export;
+mod import;
+mod list;
+mod publish;
+mod stat;
+mod upkeep;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use super::Console;
+
+pub(super) use list::{present, what, what_json};
+pub(super) use stat::Summary;
+
+/// Keep a tree's compiled adapters in a store, and change it while it is served
+#[derive(Args)]
+#[command(after_help = "\
+A store belongs to one base and opens at once however many nodes it has. Every change is on disk when the command ends and
+makes a new generation of its node; with --expect it is made only if nobody changed the node before. What a change takes
+away can be brought back with rollback until compact drops it.")]
+pub(crate) struct Store {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Import(import::Import),
+    Publish(publish::Publish),
+    Remove(change::Remove),
+    Move(change::Move),
+    Rollback(change::Rollback),
+    List(list::List),
+    History(list::History),
+    Stat(stat::Stat),
+    Verify(upkeep::Verify),
+    Compact(upkeep::Compact),
+    Export(export::Export),
+}
+
+impl Store {
+    pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+        if let Some(threads) = console.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
+        }
+        match self.command {
+            Command::Import(import) => import.run(console)?,
+            Command::Publish(publish) => publish.run(console)?,
+            Command::Remove(remove) => remove.run(console)?,
+            Command::Move(to) => to.run(console)?,
+            Command::Rollback(rollback) => rollback.run(console)?,
+            Command::List(list) => list.run(console)?,
+            Command::History(history) => history.run(console)?,
+            Command::Stat(stat) => stat.run(console)?,
+            Command::Verify(verify) => return verify.run(console),
+            Command::Compact(compact) => compact.run(console)?,
+            Command::Export(export) => export.run(console)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The answer about a change, as JSON.
+#[derive(Serialize)]
+struct Changed {
+    node: String,
+    generation: u64,
+    /// Bytes that were published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+}
+
+impl Changed {
+    fn new(node: &str, generation: u64) -> Self {
+        Self { node: node.trim_matches('/').to_owned(), generation, bytes: None }
+    }
+}
+
+/// Moves `bar` as the library says.
+fn moving(bar: &ProgressBar) -> impl FnMut(u64, u64) + '_ {
+    |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
+/// Milliseconds since 1970 as RFC 3339 has them, to the second.
+fn date(ms: u64) -> String {
+    let (day, second) = (ms / 86_400_000 + 719_468, ms / 1000 % 86_400);
+    // The year begins in March here, so that a leap day is its last; 400 years have 146,097 days.
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (era * 400 + year + month / 10, (month + 2) % 12 + 1);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_735_689_600, "2025-01-01T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(seconds * 1000 + 999), text);
+        }
+    }
+}

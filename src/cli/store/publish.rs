@@ -1,0 +1,68 @@
+//! `pleach store publish`: a PEFT adapter becomes a node, or a node's new content.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::DecimalBytes;
+use pleach::adapter::Limits;
+use pleach::runtime::open_base;
+use pleach::store::{Details, Store};
+
+use super::Changed;
+use crate::cli::Console;
+
+/// Publish a PEFT adapter as a new node, or with --replace as a node's new content
+#[derive(Args)]
+pub(super) struct Publish {
+    /// Folder of the store
+    store: PathBuf,
+    /// The node's name
+    node: String,
+    /// Folder of the PEFT adapter
+    adapter: PathBuf,
+    /// Give a node that is there new content
+    #[arg(long)]
+    replace: bool,
+    /// Replace only if the node is in this generation
+    #[arg(long, value_name = "GENERATION", requires = "replace")]
+    expect: Option<u64>,
+    /// The node it hangs under [default: the one it has, or else the nearest above it by name]
+    #[arg(long, value_name = "NODE")]
+    parent: Option<String>,
+    /// The content generation of the parent that it was trained on, 0 for the base [default: the parent's now]
+    #[arg(long, value_name = "CONTENT_GENERATION")]
+    trained_on: Option<u64>,
+    /// A label, may be given several times; without any a replaced node keeps its own
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Keep the adapter's own files, too, to be exported as they were
+    #[arg(long)]
+    keep_files: bool,
+    /// The store's base, for an adapter that holds a copy of the embedding or head
+    #[arg(long)]
+    base: Option<PathBuf>,
+}
+
+fn label(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Publish {
+    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
+        let store = Store::open(&self.store)?;
+        let base = self.base.as_deref().map(open_base).transpose()?;
+        let content = store.compile_adapter(&self.adapter, base.as_ref(), &Limits::default(), self.keep_files)?;
+        let labels = (!self.labels.is_empty()).then(|| self.labels.into_iter().collect());
+        let details = Details { parent: self.parent, trained_on: self.trained_on, labels };
+        let bytes = content.bytes();
+        let generation = match self.replace {
+            true => store.replace(&self.node, content, details, self.expect)?,
+            false => store.publish(&self.node, content, details)?,
+        };
+        let answer = Changed { bytes: Some(bytes), ..Changed::new(&self.node, generation) };
+        console.answer(&answer, || {
+            format!("{} is published in generation {generation}: {}\n", answer.node, DecimalBytes(bytes))
+        })
+    }
+}

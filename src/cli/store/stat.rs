@@ -1,0 +1,72 @@
+//! `pleach store stat`: what a store is for and what it holds.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{DecimalBytes, HumanCount};
+use pleach::store::{Store, StoreStats};
+use serde::Serialize;
+
+use crate::cli::Console;
+use crate::cli::inspect::line;
+
+/// Tell what a store is for and what it holds
+#[derive(Args)]
+pub(super) struct Stat {
+    /// Folder of the store
+    store: PathBuf,
+}
+
+/// A store in short, as JSON.
+#[derive(Serialize)]
+pub(in crate::cli) struct Summary {
+    path: PathBuf,
+    name: Option<String>,
+    levels: Vec<String>,
+    base_name: String,
+    base_hash: String,
+    headroom: f32,
+    #[serde(flatten)]
+    stats: StoreStats,
+}
+
+impl Stat {
+    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
+        let answer = Summary::of(&Store::open(&self.store)?)?;
+        console.answer(&answer, || answer.text())
+    }
+}
+
+impl Summary {
+    pub(in crate::cli) fn of(store: &Store) -> anyhow::Result<Self> {
+        let info = store.info();
+        Ok(Self {
+            path: store.folder().to_owned(),
+            name: info.tree_name,
+            levels: info.levels,
+            base_name: info.base_name,
+            base_hash: info.base_hash,
+            headroom: store.headroom(),
+            stats: store.stats()?,
+        })
+    }
+
+    pub(in crate::cli) fn text(&self) -> String {
+        let stats = &self.stats;
+        let (nodes, past) = (HumanCount(stats.nodes), HumanCount(stats.past_versions));
+        [
+            line("store", self.path.display()),
+            line("name", self.name.as_deref().unwrap_or("none")),
+            line("nodes", format!("{nodes}, and {past} past versions to roll back to")),
+            line("levels", if self.levels.is_empty() { "unnamed".to_owned() } else { self.levels.join(", ") }),
+            line("generation", stats.generation),
+            line("commits", HumanCount(stats.commits)),
+            line("segments", format!("{}, {}", HumanCount(stats.segments), DecimalBytes(stats.segment_bytes))),
+            line("catalogue", DecimalBytes(stats.catalogue_bytes)),
+            line("headroom", self.headroom),
+            line("made for", &self.base_name),
+            line("base hash", &self.base_hash),
+        ]
+        .concat()
+    }
+}

@@ -1,0 +1,90 @@
+//! `pleach store verify` and `compact`: whether a store is whole, and room given back.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use indicatif::{DecimalBytes, HumanCount};
+use pleach::store::{Store, StoreReport};
+use serde::Serialize;
+
+use super::moving;
+use crate::cli::Console;
+
+/// Check every record and every byte of a store
+#[derive(Args)]
+#[command(after_help = "\
+Exit status 1 if anything is wrong. Nobody can change the store while the catalogue's pages are looked at; where they are
+damaged the database mends them if it can, and that is told as a problem.")]
+pub(super) struct Verify {
+    /// Folder of the store
+    store: PathBuf,
+    /// Count anew, too, how far each row's integers reach
+    #[arg(long)]
+    deep: bool,
+}
+
+/// The answer as JSON.
+#[derive(Serialize)]
+struct Answer {
+    clean: bool,
+    #[serde(flatten)]
+    report: StoreReport,
+}
+
+impl Verify {
+    pub(super) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+        let bar = console.bar("checking");
+        let report = Store::open(&self.store)?.verify(self.deep, moving(&bar))?;
+        bar.finish_and_clear();
+        let answer = Answer { clean: report.is_clean(), report };
+        console.answer(&answer, || text(&answer.report))?;
+        Ok(if answer.clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn text(report: &StoreReport) -> String {
+    let mut text = format!(
+        "nodes            {}\npast_versions    {}\nbytes            {}\nunused_segments  {}\nproblems         {}\n",
+        report.nodes, report.past_versions, report.bytes, report.unused_segments, report.problem_count
+    );
+    for problem in &report.problems {
+        text += &format!("problem          {problem}\n");
+    }
+    text
+}
+
+/// Forget past versions and give back the room of what nothing refers to
+#[derive(Args)]
+#[command(
+    after_help = "Nothing can be rolled back to what was there before. The store may be read and changed meanwhile."
+)]
+pub(super) struct Compact {
+    /// Folder of the store
+    store: PathBuf,
+    /// Shrink the catalogue's file, too: whoever reads the store waits meanwhile
+    #[arg(long)]
+    catalogue: bool,
+}
+
+impl Compact {
+    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
+        let bar = console.bar("compacting");
+        let mut on = moving(&bar);
+        let store = Store::open(&self.store)?;
+        let report = store.compact(|done, total| on(done as u64, total as u64))?;
+        if self.catalogue {
+            store.compact_catalogue()?;
+        }
+        bar.finish_and_clear();
+        console.answer(&report, || {
+            format!(
+                "past versions forgotten: {}; segments removed: {}; {} before, {} after\n",
+                HumanCount(report.forgotten_versions),
+                HumanCount(report.removed_segments),
+                DecimalBytes(report.bytes_before),
+                DecimalBytes(report.bytes_after)
+            )
+        })
+    }
+}

@@ -1,0 +1,213 @@
+//! What can be wrong with a store of compiled deltas, or with what is asked of it: each defect named.
+
+/// Why a store or a request to it is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreDefect {
+    /// The folder holds something else.
+    #[error("this is not a store: it has no {missing}; `pleach store import` makes one")]
+    NotAStore {
+        /// The file that is not there.
+        missing: &'static str,
+    },
+    /// There is something where a store is to be made.
+    #[error("there is something here already; name a folder that does not exist or is empty")]
+    Exists,
+    /// A part was written by another version of this program.
+    #[error("{part} has format version {found}, this program reads version {expected}; use the program that wrote it")]
+    FormatVersion {
+        /// Which part.
+        part: &'static str,
+        /// The version read here.
+        expected: u32,
+        /// The version found.
+        found: u32,
+    },
+    /// Bytes that are not what was written.
+    #[error("{part} is damaged: {problem}; run `pleach store verify`, and bring the store back from a copy")]
+    Damaged {
+        /// Which part.
+        part: String,
+        /// What shows it.
+        problem: String,
+    },
+    /// The catalogue could not be read or written.
+    #[error("the catalogue failed: {problem}; try again")]
+    Catalogue {
+        /// What the database said.
+        problem: String,
+    },
+    /// Another program holds the catalogue in a way that excludes this one.
+    #[error("the catalogue is open in another program that does not share it; close that program")]
+    Locked,
+    /// The last step of a change failed.
+    #[error(
+        "the change was written but its end was not confirmed ({problem}): it may or may not have been made; look \
+         at the node, then try again"
+    )]
+    Unconfirmed {
+        /// What the database said.
+        problem: String,
+    },
+    /// The store was compiled for another base.
+    #[error(
+        "the store was compiled for the base {name} with BLAKE3 {expected}; this one's is {found}. Open that base, or \
+         import the adapters again for this one"
+    )]
+    WrongBase {
+        /// What the store calls its base.
+        name: String,
+        /// Its hash.
+        expected: String,
+        /// The hash of the base at hand.
+        found: String,
+    },
+    /// The same base, on another lattice.
+    #[error(
+        "the store was compiled for a headroom of {expected}, but {found} was asked for; leave the headroom out, or \
+         import the adapters again with it"
+    )]
+    Headroom {
+        /// The store's.
+        expected: f32,
+        /// What was asked for.
+        found: f32,
+    },
+    /// The same base and headroom, but other steps: another version of the quantisation.
+    #[error(
+        "the store's steps are not those this program gives the base (BLAKE3 {expected} expected, {found} found); \
+         import the adapters again"
+    )]
+    Lattice {
+        /// The store's.
+        expected: String,
+        /// What the base gives.
+        found: String,
+    },
+    /// The root was given where a node of the store is needed.
+    #[error("the root is the base itself: it cannot be {done}")]
+    Root {
+        /// What was to be done to it.
+        done: &'static str,
+    },
+    /// A node of that name is there.
+    #[error("there is a node {name} already, in generation {generation}; replace it instead (--replace)")]
+    NodeExists {
+        /// Its name.
+        name: String,
+        /// Its generation.
+        generation: u64,
+    },
+    /// The parent a node was to hang under is not there.
+    #[error("the parent {parent} of {node} is not in the store; publish it first")]
+    UnknownParent {
+        /// The node.
+        node: String,
+        /// The parent.
+        parent: String,
+    },
+    /// A node with children was to be removed alone.
+    #[error("{name} has {children}; remove them with it (--recursive), or first")]
+    HasChildren {
+        /// The node.
+        name: String,
+        /// How many, in words.
+        children: String,
+    },
+    /// A node was to be moved below itself.
+    #[error("{name} cannot be moved to {target}: that is where it is, or below it")]
+    BelowItself {
+        /// The node.
+        name: String,
+        /// Where to.
+        target: String,
+    },
+    /// Somebody else changed the node first.
+    #[error(
+        "{name} is {}: it was changed meanwhile; look at it, then try again",
+        if *found == 0 {
+            format!("not there, though generation {expected} was expected")
+        } else {
+            format!("in generation {found}, not {expected}")
+        }
+    )]
+    GenerationMismatch {
+        /// The node.
+        name: String,
+        /// The generation the caller knows.
+        expected: u64,
+        /// The node's; 0 where there is none.
+        found: u64,
+    },
+    /// There is no such version to go back to.
+    #[error(
+        "{name} has no generation {generation} to go back to; it has {}. `compact` drops old ones",
+        generations(known)
+    )]
+    UnknownGeneration {
+        /// The node.
+        name: String,
+        /// What was asked for.
+        generation: u64,
+        /// What there is.
+        known: Vec<u64>,
+    },
+    /// A node's labels are too many or too long.
+    #[error("{name}: {problem}; a node holds up to {count} labels, keys of 1 to 128 bytes, 4 KiB in all")]
+    Labels {
+        /// The node.
+        name: String,
+        /// What is wrong.
+        problem: String,
+        /// Most labels.
+        count: usize,
+    },
+    /// A node was trained on another version of an ancestor than the one there is now.
+    #[error(
+        "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it anew, roll \
+         {parent} back, or accept it (--stale accept)"
+    )]
+    Stale {
+        /// The node.
+        name: String,
+        /// Its parent.
+        parent: String,
+        /// Content generation it was trained on; 0 is the base.
+        trained_on: u64,
+        /// The parent's content generation.
+        found: u64,
+    },
+    /// An adapter that can only be checked against its base.
+    #[error("{}: it holds a copy of the embedding or head, to be compared with the base's; name the base (--base)", adapter.display())]
+    NeedsBase {
+        /// The adapter.
+        adapter: std::path::PathBuf,
+    },
+    /// A node of a store, in a tree that was taken from the runtime over it.
+    #[error("{name} lies in a store, not in this tree; open the store itself, or export its nodes first")]
+    OfAStore {
+        /// The node.
+        name: String,
+    },
+    /// A node's deltas are too large for one segment.
+    #[error("{name} takes {bytes} bytes, the limit is {limit}")]
+    TooLarge {
+        /// The node.
+        name: String,
+        /// Its bytes.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+fn generations(known: &[u64]) -> String {
+    match known {
+        [] => "none".to_owned(),
+        _ => {
+            let shown: Vec<String> = known.iter().rev().take(8).map(u64::to_string).collect();
+            let more = if known.len() > 8 { ", …" } else { "" };
+            format!("{}{more}", shown.join(", "))
+        }
+    }
+}

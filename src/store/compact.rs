@@ -1,0 +1,184 @@
+//! Compaction: past versions are forgotten, and what nothing refers to any more gives its room back.
+//!
+//! Live blobs of a segment that holds dead bytes are copied behind the tail, one segment a transaction, so that changes
+//! wait for one segment at most; then the old file goes. A reader whose record is from before looks it up again.
+//!
+//! **Invariant:** a segment's file is removed only after a commit in which nothing names it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::Store;
+use super::catalogue::Catalogue;
+use super::segment::HEADER_BYTES;
+use crate::Result;
+use crate::tree::Location;
+
+/// Past versions forgotten in one transaction.
+const FORGET_AT_ONCE: usize = 10_000;
+/// Bytes copied and synced at a time.
+const COPY_AT_ONCE: u64 = 8 << 20;
+
+/// Offset, length and node of blobs by segment; the lattice's has an empty name.
+type LiveBlobs = BTreeMap<u32, Vec<(u64, u64, Box<str>)>>;
+
+/// What a compaction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CompactReport {
+    /// Past versions forgotten.
+    pub forgotten_versions: u64,
+    /// Segments rewritten or found unused.
+    pub removed_segments: u64,
+    /// Bytes of live nodes copied.
+    pub copied_bytes: u64,
+    /// Bytes of segments and catalogue before.
+    pub bytes_before: u64,
+    /// Bytes of segments and catalogue after.
+    pub bytes_after: u64,
+}
+
+impl Store {
+    /// Forgets past versions and gives back the room of everything in segments that nothing refers to. Reading and, between
+    /// segments, changing goes on meanwhile. `progress` is told how many of how many segments are done. The catalogue's
+    /// file keeps its length and uses its free pages again: see [`Self::compact_catalogue`].
+    ///
+    /// # Errors
+    /// What reading and writing return. What was done until then stays done.
+    pub fn compact(&self, mut progress: impl FnMut(usize, usize)) -> Result<CompactReport> {
+        let mut report = CompactReport { bytes_before: self.file_bytes()?, ..CompactReport::default() };
+        loop {
+            let forgotten = self.inner.catalogue.write(|writing| {
+                let mut state = writing.state()?;
+                state.sequence += 1;
+                writing.put_state(&state)?;
+                writing.forget(FORGET_AT_ONCE)
+            })?;
+            report.forgotten_versions += forgotten as u64;
+            if forgotten < FORGET_AT_ONCE {
+                break;
+            }
+        }
+        let files = self.inner.segments.files()?;
+        let mut live = self.live()?;
+        for (done, &(segment, length)) in files.iter().enumerate() {
+            progress(done, files.len());
+            let mut blobs = live.remove(&segment).unwrap_or_default();
+            blobs.sort_unstable();
+            // Two nodes may share a blob.
+            let distinct = blobs.chunk_by(|one, other| one.0 == other.0).filter_map(|same| same.first());
+            let live_bytes: u64 = distinct.map(|(_, length, _)| length).sum();
+            if length.saturating_sub(HEADER_BYTES) > live_bytes {
+                let names: BTreeSet<&str> = blobs.iter().map(|(_, _, name)| &**name).collect();
+                report.copied_bytes += self.empty_segment(segment, &names)?;
+            }
+        }
+        report.removed_segments = self.remove_unused()?;
+        progress(files.len(), files.len());
+        report.bytes_after = self.file_bytes()?;
+        Ok(report)
+    }
+
+    /// Gives back the catalogue's free pages. Whoever reads, in any process, waits meanwhile.
+    ///
+    /// # Errors
+    /// What reading and writing return.
+    pub fn compact_catalogue(&self) -> Result<()> {
+        Catalogue::compact(&self.inner.folder, &self.inner.segments.faults)
+    }
+
+    /// Bytes of segments and catalogue.
+    fn file_bytes(&self) -> Result<u64> {
+        self.stats().map(|stats| stats.segment_bytes + stats.catalogue_bytes)
+    }
+
+    /// The live blobs.
+    fn live(&self) -> Result<LiveBlobs> {
+        let mut live = LiveBlobs::new();
+        let mut add = |name: &str, location: &Location| {
+            live.entry(location.segment).or_default().push((location.offset, location.length, name.into()));
+        };
+        self.inner.catalogue.read(|reading| {
+            add("", &reading.state()?.lattice);
+            reading.each_node(None, |name, version| {
+                let version = version?;
+                version.locations().for_each(|location| add(name, location));
+                Ok(true)
+            })
+        })?;
+        Ok(live)
+    }
+
+    /// Copies what lives in `segment` behind the tail; gives the bytes copied.
+    fn empty_segment(&self, segment: u32, names: &BTreeSet<&str>) -> Result<u64> {
+        let segments = &self.inner.segments;
+        self.inner.catalogue.write(|writing| {
+            let mut state = writing.state()?;
+            if state.segment < segment {
+                // Left by a change that did not happen.
+                return Ok(0);
+            }
+            if state.segment == segment {
+                (state.segment, state.offset) = (segment + 1, 0);
+            }
+            let mut versions = Vec::new();
+            for name in names.iter().filter(|name| !name.is_empty()) {
+                // Changed since it was counted: it may be elsewhere, or gone.
+                versions.extend(writing.node(name)?.map(|version| (name, version)));
+            }
+            let locations = versions.iter().flat_map(|(_, version)| version.locations()).chain([&state.lattice]);
+            let here = locations.filter(|location| location.segment == segment);
+            let moving: Vec<Location> =
+                here.map(|location| (location.offset, *location)).collect::<BTreeMap<_, _>>().into_values().collect();
+            let mut moved = BTreeMap::new();
+            let (mut rest, mut at) = (&moving[..], (state.segment, state.offset));
+            while !rest.is_empty() {
+                let mut bytes = 0;
+                let begin = rest.iter().take_while(|location| {
+                    let room = bytes < COPY_AT_ONCE;
+                    bytes += location.length;
+                    room
+                });
+                let part;
+                (part, rest) = rest.split_at(begin.count());
+                let blobs = part.iter().map(|location| segments.read(location)).collect::<Result<Vec<_>>>()?;
+                let bytes: Vec<&[u8]> = blobs.iter().map(|blob| blob.bytes()).collect();
+                let (places, next) = segments.append(at, &bytes)?;
+                at = next;
+                moved.extend(part.iter().map(|location| location.offset).zip(places));
+            }
+            (state.segment, state.offset) = at;
+            let follow = |location: &mut Location| {
+                if location.segment == segment {
+                    *location = moved[&location.offset];
+                }
+            };
+            follow(&mut state.lattice);
+            for (name, version) in &mut versions {
+                version.locations_mut().for_each(follow);
+                writing.put(name, version)?;
+            }
+            state.sequence += 1;
+            writing.put_state(&state)?;
+            Ok(moving.iter().map(|location| location.length).sum())
+        })
+    }
+
+    /// Removes the segments that nothing names.
+    fn remove_unused(&self) -> Result<u64> {
+        // Inside a change: nobody else makes a segment meanwhile.
+        self.inner.catalogue.write(|writing| {
+            let state = writing.state()?;
+            let mut named = writing.segments()?;
+            named.extend([state.segment, state.lattice.segment]);
+            let mut removed = 0;
+            for (segment, _) in self.inner.segments.files()? {
+                if !named.contains(&segment) {
+                    self.inner.segments.remove(segment)?;
+                    removed += 1;
+                }
+            }
+            Ok(removed)
+        })
+    }
+}

@@ -11,8 +11,10 @@ use common::made;
 use pleach::device::gpu::GpuOptions;
 use pleach::model::GenerateOptions;
 use pleach::runtime::{DeviceChoice, Prompt};
+use pleach::store::Store;
 use pleach::testing::{self, smollm2_base};
 use pleach::tree::{AdapterTree, NodeId};
+use pleach::weights::base_lattice;
 use pleach::{Error, Runtime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -64,6 +66,26 @@ fn the_smallest_gpu_there_can_be_has_the_same_bits() {
     let (mut runtime, _) = made_runtime(dir.path(), gpu(options));
     let report = runtime.verify(300, 1, 5, |_| ()).unwrap();
     assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn a_store_gives_the_gpu_the_bits_that_a_tree_in_memory_gives_the_cpu() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut cpu, tree) = made_runtime(dir.path(), DeviceChoice::Cpu);
+    let lattice = base_lattice(cpu.base(), HEADROOM, |_, _| ()).unwrap();
+    let path = dir.path().join("store");
+    Store::import(&path, &tree, cpu.base(), &lattice, false, |_, _| ()).unwrap();
+    let mut here = Runtime::builder().base(dir.path()).tree(&path).device(gpu(GpuOptions::default())).open().unwrap();
+    for node in tree.nodes() {
+        let name = tree.name(node);
+        cpu.switch_to(name).unwrap();
+        here.switch_to(name).unwrap();
+        assert_eq!(here.fingerprint().unwrap(), cpu.fingerprint().unwrap(), "{name}");
+    }
+    assert!(here.verify(100, 1, 5, |_| ()).unwrap().is_clean());
 }
 
 #[test]

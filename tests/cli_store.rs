@@ -1,0 +1,396 @@
+//! A store's whole life on the command line, as scripts see it: what each command answers, what it refuses, and that the
+//! store is whole after each.
+//!
+//! A registry that answers a lost race with a success, or whose listing breaks off in the middle, is noticed when a user's
+//! adapter is gone.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use pleach::testing::adapter::{TinyAdapter, TinyModule};
+use pleach::testing::{TinyModel, tiny_hf_model};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A made base, a made tree (`fr`, `fr/alice`, `fr/bob`), another adapter, and the place of a store.
+struct Made {
+    dir: TempDir,
+}
+
+impl Made {
+    fn new() -> Self {
+        let made = Self { dir: tempfile::tempdir().unwrap() };
+        tiny_hf_model(&made.dir.path().join("base"), &TinyModel::default());
+        for (name, rank, seed) in [("tree/fr", 3, 1), ("tree/fr/alice", 2, 2), ("tree/fr/bob", 1, 3), ("other", 4, 4)] {
+            TinyAdapter::new(modules(), rank, seed).write(&made.dir.path().join(name)).unwrap();
+        }
+        made
+    }
+
+    fn imported(more: &[&str]) -> Self {
+        let made = Self::new();
+        let (tree, base) = (made.at("tree"), made.at("base"));
+        pleach(&[&["store", "import", &tree, &made.store(), "--base", &base, "--headroom", "4"], more].concat()).text();
+        made
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn store(&self) -> String {
+        self.at("store")
+    }
+
+    /// `pleach store COMMAND STORE ARGUMENTS`.
+    fn run(&self, command: &str, arguments: &[&str]) -> Run {
+        pleach(&[&["store", command, &self.store()], arguments].concat())
+    }
+
+    fn json(&self, command: &str, arguments: &[&str]) -> Value {
+        self.run(command, &[arguments, &["--json"]].concat()).json()
+    }
+
+    /// Names and generations, by `store list`.
+    fn nodes(&self) -> Vec<(String, u64)> {
+        let list = self.json("list", &[]);
+        let rows = list["nodes"].as_array().unwrap().iter();
+        rows.map(|row| (row["node"].as_str().unwrap().to_owned(), row["generation"].as_u64().unwrap())).collect()
+    }
+
+    fn assert_whole(&self) {
+        let report = self.json("verify", &["--deep"]);
+        assert_eq!((&report["clean"], &report["problems"]), (&json!(true), &json!([])));
+    }
+}
+
+fn modules() -> Vec<TinyModule> {
+    ["self_attn.q_proj", "self_attn.o_proj"]
+        .map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
+        .to_vec()
+}
+
+struct Run {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    fn text(self) -> String {
+        assert_eq!((self.status, self.stderr.as_str()), (Some(0), ""));
+        self.stdout
+    }
+
+    fn json(self) -> Value {
+        let text = self.text();
+        assert_eq!(text.lines().count(), 1, "one document, one line");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn refusal(self) -> String {
+        assert_eq!((self.status, self.stdout.as_str()), (Some(1), ""));
+        assert!(self.stderr.starts_with("error: ") && self.stderr.trim_end().lines().count() == 1, "{}", self.stderr);
+        self.stderr
+    }
+}
+
+fn pleach(arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    let output = command.args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn bytes(folder: &str) -> [Vec<u8>; 2] {
+    ["adapter_config.json", "adapter_model.safetensors"]
+        .map(|file| std::fs::read(PathBuf::from(folder).join(file)).unwrap())
+}
+
+#[test]
+fn node_lives_from_import_to_export() {
+    let made = Made::new();
+    let (tree, base, store, other) = (made.at("tree"), made.at("base"), made.store(), made.at("other"));
+    let report = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
+    assert_eq!(keys(&report), ["store", "nodes", "bytes", "seconds"]);
+    assert_eq!(report["nodes"], json!(3));
+    let nodes = |expected: &[(&str, u64)]| {
+        let expected: Vec<_> = expected.iter().map(|(name, generation)| ((*name).to_owned(), *generation)).collect();
+        assert_eq!(made.nodes(), expected);
+        made.assert_whole();
+    };
+    nodes(&[("fr", 1), ("fr/alice", 2), ("fr/bob", 3)]);
+
+    let label = ["--label", "team=blue", "--label", "since=2024=5"];
+    let published = made.json("publish", &[&["/fr/carol/", &other][..], &label].concat());
+    assert_eq!(keys(&published), ["node", "generation", "bytes"]);
+    assert_eq!((&published["node"], &published["generation"]), (&json!("fr/carol"), &json!(4)));
+    let again = made.run("publish", &["fr/carol", &other]).refusal();
+    assert!(again.contains("already, in generation 4; replace it instead (--replace)"), "{again}");
+
+    let stale = made.run("publish", &["fr/alice", &other, "--replace", "--expect", "1"]).refusal();
+    assert!(stale.contains("fr/alice is in generation 2, not 1"), "{stale}");
+    assert!(made.run("publish", &["fr/dave", &other, "--replace"]).refusal().contains("there is no node fr/dave"));
+    let text = made.run("publish", &["fr/alice", &other, "--replace", "--expect", "2"]).text();
+    assert!(text.starts_with("fr/alice is published in generation 5: "), "{text}");
+
+    let history = made.json("history", &["fr/alice"]);
+    assert_eq!(history["node"], json!("fr/alice"));
+    let past = &history["versions"][0];
+    assert_eq!((&past["generation"], &past["ending"], &past["ended"]), (&json!(2), &json!("replaced"), &json!(5)));
+    let back = made.json("rollback", &["fr/alice", "2", "--expect", "5"]);
+    assert_eq!(back, json!({ "node": "fr/alice", "generation": 6 }));
+    assert!(
+        made.run("rollback", &["fr/alice", "77"]).refusal().contains("no generation 77 to go back to; it has 5, 2")
+    );
+    let row = made.json("list", &["fr/alice"])["nodes"][0].clone();
+    assert_eq!((&row["generation"], &row["content_generation"], &row["ranks"]), (&json!(6), &json!(2), &json!([2])));
+
+    let refusal = made.run("remove", &["fr"]).refusal();
+    assert!(refusal.contains("fr has children, fr/alice first; remove them with it (--recursive)"), "{refusal}");
+    let moved = made.json("move", &["fr/bob", "de/bob", "--expect", "3"]);
+    assert_eq!(moved, json!({ "node": "de/bob", "generation": 7 }));
+    nodes(&[("de/bob", 7), ("fr", 1), ("fr/alice", 6), ("fr/carol", 4)]);
+    assert_eq!(made.json("list", &["de/bob"])["nodes"][0]["parent"], json!("/"));
+    assert_eq!(made.json("remove", &["fr", "--recursive"]), json!({ "node": "fr", "generation": 8 }));
+    nodes(&[("de/bob", 7)]);
+
+    let stat = made.json("stat", &[]);
+    for (field, value) in [
+        ("path", json!(store)),
+        ("base_name", json!("base")),
+        ("headroom", json!(4.0)),
+        ("nodes", json!(1)),
+        ("past_versions", json!(6)),
+        ("generation", json!(8)),
+        ("segments", json!(1)),
+    ] {
+        assert_eq!(stat[field], value, "{field}");
+    }
+    assert_eq!(stat["base_hash"].as_str().unwrap().len(), 64);
+    let before = stat["segment_bytes"].as_u64().unwrap();
+    assert_eq!(made.json("compact", &[])["forgotten_versions"], json!(6));
+    let after = made.json("stat", &[]);
+    assert!(after["segment_bytes"].as_u64().unwrap() < before && after["past_versions"] == json!(0), "{after}");
+    nodes(&[("de/bob", 7)]);
+    assert!(made.run("rollback", &["fr", "1"]).refusal().contains("there is no node fr"));
+
+    let exported = made.at("exported");
+    let report = made.json("export", &["de/bob", &exported]);
+    assert_eq!(keys(&report), ["adapter", "nodes", "generation", "original", "rank"]);
+    assert_eq!(
+        (&report["nodes"], &report["original"], &report["rank"]),
+        (&json!(["de/bob"]), &json!(false), &json!(1))
+    );
+    let adapter = pleach(&["inspect", &exported, "--base", &base, "--json"]).json();
+    assert_eq!((&adapter["fits"], &adapter["base_model"]), (&json!(true), &json!("base")));
+    assert!(made.run("export", &["de/bob", &exported]).refusal().contains(&exported));
+    made.run("publish", &["de/bob2", &exported, "--parent", "de/bob", "--trained-on", "0"]).text();
+    let row = made.json("list", &["de/bob2"])["nodes"][0].clone();
+    assert_eq!((&row["parent"], &row["trained_on"]), (&json!("de/bob"), &json!(0)));
+    nodes(&[("de/bob", 7), ("de/bob2", 9)]);
+}
+
+#[test]
+fn kept_files_come_back_byte_for_byte_and_a_path_as_one_adapter() {
+    let made = Made::imported(&["--keep-files"]);
+    let exported = made.at("alice");
+    assert_eq!(made.json("export", &["fr/alice", &exported])["original"], json!(true));
+    assert_eq!(bytes(&exported), bytes(&made.at("tree/fr/alice")));
+    let row = made.json("list", &["fr/alice"])["nodes"][0].clone();
+    let length: usize = bytes(&exported).iter().map(Vec::len).sum();
+    assert_eq!(row["kept_bytes"], json!(length + 8));
+    assert_eq!(row["adapter_hash"], pleach(&["inspect", &exported, "--json"]).json()["hash"]);
+    let flat = made.at("flat");
+    let report = made.json("export", &["fr/alice", &flat, "--flatten"]);
+    assert_eq!(report["nodes"], json!(["fr", "fr/alice"]));
+    assert_eq!((&report["original"], &report["rank"]), (&json!(false), &json!(5)));
+    let adapter = pleach(&["inspect", &flat, "--base", &made.at("base"), "--json"]).json();
+    assert_eq!((&adapter["fits"], &adapter["ranks"]), (&json!(true), &json!([5])));
+    made.run("publish", &["alice", &flat, "--keep-files"]).text();
+    let again = made.at("again");
+    made.run("export", &["alice", &again]).text();
+    assert_eq!(bytes(&again), bytes(&flat));
+    assert!(
+        made.run("export", &["/", &made.at("root"), "--flatten"]).refusal().contains("the root is the base itself")
+    );
+    made.assert_whole();
+}
+
+#[test]
+fn lists_are_told_in_pages_that_join() {
+    let made = Made::imported(&[]);
+    let names = |arguments: &[&str]| -> (Vec<String>, bool) {
+        let list = made.json("list", arguments);
+        assert_eq!(keys(&list), ["store", "nodes", "more"]);
+        let rows = list["nodes"].as_array().unwrap().iter();
+        let names = rows.map(|row| row["node"].as_str().unwrap().to_owned()).collect();
+        (names, list["more"].as_bool().unwrap())
+    };
+    let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&["--limit", "2"]), (owned(&["fr", "fr/alice"]), true));
+    assert_eq!(names(&["--limit", "2", "--after", "fr/alice"]), (owned(&["fr/bob"]), false));
+    assert_eq!(names(&["--limit", "3"]), (owned(&["fr", "fr/alice", "fr/bob"]), false));
+    assert_eq!(names(&["fr/", "--limit", "0"]), (owned(&["fr/alice", "fr/bob"]), false));
+    assert_eq!(names(&["nothing"]), (Vec::new(), false));
+    assert_eq!(names(&["/", "--children"]), (owned(&["fr"]), false));
+    assert_eq!(names(&["fr", "--children", "--limit", "1"]), (owned(&["fr/alice"]), true));
+    assert!(made.run("list", &["it", "--children"]).refusal().contains("there is no node it"));
+    let row = made.json("list", &["fr/bob"])["nodes"][0].clone();
+    let fields = [
+        "node",
+        "generation",
+        "content_generation",
+        "parent",
+        "trained_on",
+        "kind",
+        "ranks",
+        "matrices",
+        "bytes",
+        "kept_bytes",
+        "created",
+        "adapter_hash",
+        "labels",
+    ];
+    assert_eq!(keys(&row), fields);
+    assert_eq!((&row["kind"], &row["matrices"], &row["kept_bytes"]), (&json!("low_rank"), &json!(2), &json!(null)));
+    let created = row["created"].as_str().unwrap();
+    assert!(created.starts_with("20") && created.ends_with('Z') && created.len() == 20, "{created}");
+    let text = made.run("list", &[]).text();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.starts_with("fr  generation 1, low-rank 4, "), "{text}");
+}
+
+#[test]
+fn list_longer_than_a_page_is_told_whole() {
+    let made = Made::imported(&[]);
+    let store = pleach::store::Store::open(Path::new(&made.store())).unwrap();
+    let content = store.compile(&Default::default()).unwrap();
+    let mut changes = pleach::store::Changes::new();
+    for k in 0..2500 {
+        changes.publish(&format!("fr/u{k:04}"), content.clone(), Default::default());
+    }
+    store.apply(&changes).unwrap();
+    let list = made.json("list", &["--limit", "0"]);
+    let rows = list["nodes"].as_array().unwrap();
+    assert_eq!((rows.len(), &rows[2502]["node"], &list["more"]), (2503, &json!("fr/u2499"), &json!(false)));
+    let children = made.run("list", &["fr", "--children", "--limit", "2100"]).text();
+    assert_eq!(
+        (children.lines().count(), children.lines().last().unwrap().split(' ').next()),
+        (2100, Some("fr/u2097"))
+    );
+    let tree = pleach(&["tree", &made.store(), "--limit", "0", "--json"]).json();
+    assert_eq!(tree["children"][0]["children"].as_array().unwrap().len(), 2502);
+    assert_eq!(made.json("verify", &[])["nodes"], json!(2503));
+}
+
+#[test]
+fn tree_and_inspect_know_a_store() {
+    let made = Made::imported(&[]);
+    let store = made.store();
+    let text = pleach(&["tree", &store]).text();
+    assert!(text.starts_with("/\n└── fr  low-rank 4, "), "{text}");
+    assert!(text.contains("    ├── alice  low-rank 2, ") && text.lines().count() == 4, "{text}");
+    let cut = pleach(&["tree", &store, "--limit", "2"]).text();
+    assert!(cut.ends_with("\n1 more: --limit, or `pleach store list`\n") && !cut.contains("bob"), "{cut}");
+    let json = pleach(&["tree", &store, "--json", "--limit", "2"]).json();
+    assert_eq!((&json["more"], &json["children"][0]["adapter"]["ranks"]), (&json!(1), &json!([4])));
+    let dot = pleach(&["tree", &store, "--format", "dot", "--limit", "2"]).text();
+    assert!(dot.starts_with("// 1 more:") && dot.contains("\"fr\" -> \"fr/alice\";"), "{dot}");
+
+    let told = pleach(&["inspect", &store, "--base", &made.at("base"), "--json"]).json();
+    assert_eq!((&told["what"], &told["nodes"], &told["fits"]), (&json!("store"), &json!(3), &json!(true)));
+    let other = made.at("other-base");
+    tiny_hf_model(Path::new(&other), &TinyModel { seed: 9, ..TinyModel::default() });
+    let told = pleach(&["inspect", &store, "--base", &other]).text();
+    assert!(told.contains("fits        ") && told.contains(": no: ") && told.contains("compiled for the base base"));
+    let import = pleach(&["store", "import", &store, &made.at("second"), "--base", &made.at("base")]).refusal();
+    assert!(import.contains("this is a store, not a folder of adapters"), "{import}");
+}
+
+#[test]
+fn damage_is_told_and_fails_the_verification() {
+    let made = Made::imported(&[]);
+    let segment = made.dir.path().join("store/segments/00000001.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let run = made.run("verify", &["--json"]);
+    assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((&report["clean"], &report["problem_count"]), (&json!(false), &json!(1)));
+    let run = made.run("verify", &[]);
+    assert_eq!(run.status, Some(1));
+    assert!(run.stdout.contains("problems         1\nproblem          "), "{}", run.stdout);
+    assert!(made.run("export", &["fr/bob", &made.at("bob")]).refusal().contains("is damaged"));
+    assert!(!Path::new(&made.at("bob")).exists());
+}
+
+#[test]
+fn refusals_are_one_line_and_leave_the_store_as_it_was() {
+    let made = Made::imported(&[]);
+    let (tree, base, other, store) = (made.at("tree"), made.at("base"), made.at("other"), made.store());
+    let refused = |arguments: &[&str], words: &str| {
+        let refusal = pleach(arguments).refusal();
+        assert!(refusal.contains(words), "{arguments:?}: {refusal}");
+        let run = pleach(&[arguments, &["--json"]].concat());
+        let answer: Value = serde_json::from_str(&run.stdout).unwrap();
+        assert!(run.status == Some(1) && answer["error"].as_str().unwrap().contains(words), "{arguments:?}: {answer}");
+    };
+    refused(&["store", "import", &tree, &store, "--base", &base], "there is something here already");
+    refused(&["store", "import", &made.at("absent"), &made.at("s2"), "--base", &base], "No such file");
+    refused(&["store", "import", &tree, &made.at("s2"), "--base", &base, "--headroom", "0.5"], "headroom");
+    refused(&["store", "list", &tree], "this is not a store: it has no catalogue.db");
+    refused(&["store", "stat", &made.at("absent")], "No such file");
+    refused(&["store", "publish", &store, "fr/../x", &other], "cannot be a node's name");
+    refused(&["store", "publish", &store, "x\ny", &other], "cannot be a node's name");
+    refused(&["store", "publish", &store, "/", &other], "the root is the base itself: it cannot be published");
+    refused(&["store", "publish", &store, "x", &tree], "there is no adapter_config.json");
+    refused(&["store", "publish", &store, "x", &other, "--parent", "it"], "the parent it of x is not in the store");
+    refused(&["store", "publish", &store, "x", &other, "--label", "=v"], "a label's key has 0 bytes");
+    refused(&["store", "remove", &store, "fr/alise"], "did you mean fr/alice");
+    refused(&["store", "remove", &store, "a\nb"], "cannot be a node's name");
+    refused(&["store", "history", &store, "a\nb"], "there is no node a\u{fffd}b");
+    refused(&["store", "remove", &store, "fr/bob", "--expect", "9"], "fr/bob is in generation 3, not 9");
+    refused(&["store", "move", &store, "fr", "fr/deeper"], "that is where it is, or below it");
+    refused(&["store", "move", &store, "fr/bob", "fr/alice"], "there is a node fr/alice already");
+    refused(&["store", "history", &store, "it"], "there is no node it");
+    let wrong = made.at("wrong");
+    tiny_hf_model(Path::new(&wrong), &TinyModel { seed: 9, ..TinyModel::default() });
+    refused(&["store", "publish", &store, "x", &other, "--base", &wrong], "was compiled for the base base");
+    for usage in [&["store"][..], &["store", "import", "t", "s"], &["store", "publish", "s", "n", "a", "--expect", "1"]]
+    {
+        assert_eq!(pleach(usage).status, Some(2), "{usage:?}");
+    }
+    assert_eq!(made.run("publish", &["x", &other, "--label", "novalue"]).status, Some(2));
+    assert_eq!(made.nodes(), [("fr".to_owned(), 1), ("fr/alice".to_owned(), 2), ("fr/bob".to_owned(), 3)]);
+    assert!(!Path::new(&made.at("s2")).exists());
+    made.assert_whole();
+}
+
+#[test]
+fn help_of_every_command_fits_a_line() {
+    for (command, options) in [
+        ("import", &["--base", "--headroom", "--keep-files"][..]),
+        ("publish", &["--replace", "--expect", "--parent", "--trained-on", "--label", "--keep-files", "--base"]),
+        ("remove", &["--recursive", "--expect"]),
+        ("move", &["--expect"]),
+        ("rollback", &["--expect"]),
+        ("list", &["--limit", "--after", "--children"]),
+        ("history", &["<NODE>"]),
+        ("stat", &["<STORE>"]),
+        ("verify", &["--deep"]),
+        ("compact", &["<STORE>"]),
+        ("export", &["--flatten"]),
+    ] {
+        let help = pleach(&["store", command, "--help"]).text();
+        assert!(options.iter().all(|option| help.contains(option)), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 140), "{help}");
+    }
+    assert!(pleach(&["store", "--help"]).text().lines().all(|line| line.chars().count() <= 140));
+}

@@ -51,7 +51,7 @@ fn switch(cpu: &Cpu, layers: &mut [Layer], a: &[CompiledDelta], b: &[CompiledDel
         .zip(b)
         .map(|(a, b)| vec![Segment { delta: a, sign: Sign::Subtract }, Segment { delta: b, sign: Sign::Add }]);
     let work = layers.iter_mut().map(|layer| &mut layer.matrix).zip(segments).collect();
-    cpu.install(|| delta_apply(cpu.simd(), work));
+    delta_apply(cpu, work);
 }
 
 /// Goes there and back, comparing every hundredth row with the definition.

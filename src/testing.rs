@@ -10,6 +10,7 @@
 )]
 
 pub mod adapter;
+pub mod store;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -2,6 +2,9 @@
 //!
 //! Scripts break when a field is renamed, when a progress bar lands in a log, or when a failure exits with 0.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
@@ -10,6 +13,8 @@ use pleach::testing::{TinyModel, smollm2_base, tiny_hf_model};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use cli::{Run, keys, pleach};
 
 /// A made base and a made tree: `fr`, `fr/alice` and `fr/bob`.
 struct Made {
@@ -42,44 +47,6 @@ impl Made {
         let model = ["--base", base.to_str().unwrap(), "--tree", tree.to_str().unwrap(), "--headroom", "4"];
         pleach(&[&[command], &model[..], arguments].concat())
     }
-}
-
-struct Run {
-    status: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Run {
-    /// The stdout of a success that had nothing to say on stderr.
-    fn text(self) -> String {
-        assert_eq!((self.status, self.stderr.as_str()), (Some(0), ""));
-        self.stdout
-    }
-
-    fn json(self) -> Value {
-        let text = self.text();
-        assert_eq!(text.lines().count(), 1, "one document, one line");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// The stderr of a failure that left stdout empty.
-    fn refusal(self) -> String {
-        assert_eq!((self.status, self.stdout.as_str()), (Some(1), ""));
-        assert!(self.stderr.starts_with("error: ") && self.stderr.trim_end().lines().count() == 1, "{}", self.stderr);
-        self.stderr
-    }
-}
-
-fn pleach(arguments: &[&str]) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
-    let output = command.args(arguments).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
 fn path(path: &Path) -> &str {

@@ -4,13 +4,17 @@
 //! A registry that answers a lost race with a success, or whose listing breaks off in the middle, is noticed when a user's
 //! adapter is gone.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::path::{Path, PathBuf};
 
-use assert_cmd::Command;
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use cli::{Run, keys, pleach};
 
 /// A made base, a made tree (`fr`, `fr/alice`, `fr/bob`), another adapter, and the place of a store.
 struct Made {
@@ -68,42 +72,6 @@ fn modules() -> Vec<TinyModule> {
     ["self_attn.q_proj", "self_attn.o_proj"]
         .map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
         .to_vec()
-}
-
-struct Run {
-    status: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Run {
-    fn text(self) -> String {
-        assert_eq!((self.status, self.stderr.as_str()), (Some(0), ""));
-        self.stdout
-    }
-
-    fn json(self) -> Value {
-        let text = self.text();
-        assert_eq!(text.lines().count(), 1, "one document, one line");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    fn refusal(self) -> String {
-        assert_eq!((self.status, self.stdout.as_str()), (Some(1), ""));
-        assert!(self.stderr.starts_with("error: ") && self.stderr.trim_end().lines().count() == 1, "{}", self.stderr);
-        self.stderr
-    }
-}
-
-fn pleach(arguments: &[&str]) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
-    let output = command.args(arguments).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
 fn bytes(folder: &str) -> [Vec<u8>; 2] {

@@ -51,7 +51,8 @@ fn open(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
             report.row(&figure, median(&times), "ms", goal);
         }
     }
-    let child = Command::new(std::env::current_exe()?).env(OPEN_AND_TELL, folder).output()?;
+    let child =
+        Command::new(std::env::current_exe()?).arg(made.leaves.to_string()).env(OPEN_AND_TELL, folder).output()?;
     ensure!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     let told = String::from_utf8(child.stdout)?;
     let figures = told.lines().filter_map(|line| line.split_once('\t'));
@@ -62,8 +63,8 @@ fn open(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The memory of this process before it opens the store, then, and after it looked many leaves up.
-pub(crate) fn tell_memory(folder: &Path) -> anyhow::Result<()> {
+/// The memory of this process before it opens the store, then, and after it looked many of its `leaves` up.
+pub(crate) fn tell_memory(folder: &Path, leaves: u64) -> anyhow::Result<()> {
     let tell = |when: &str| -> anyhow::Result<()> {
         println!("resident, {when}\t{}", memory("VmRSS")?);
         println!("resident, {when}, not of files\t{}", memory("RssAnon")?);
@@ -71,11 +72,11 @@ pub(crate) fn tell_memory(folder: &Path) -> anyhow::Result<()> {
     };
     tell("before")?;
     let store = Store::open(folder)?;
-    let nodes = store.len()?;
+    ensure!(store.len()? >= leaves);
     tell("after opening")?;
     let mut rng = StdRng::seed_from_u64(2);
     for _ in 0..LOOKUPS {
-        store.get(&Made::name(rand::Rng::random_range(&mut rng, 0..nodes / 2)))?;
+        store.get(&Made::name(rand::Rng::random_range(&mut rng, 0..leaves)))?;
     }
     tell("after 20,000 lookups")
 }

@@ -38,7 +38,8 @@ const OPEN_AND_TELL: &str = "PLEACH_STORE_OPEN_AND_TELL";
 
 fn main() -> anyhow::Result<()> {
     if let Some(folder) = std::env::var_os(OPEN_AND_TELL) {
-        return looking::tell_memory(Path::new(&folder));
+        let leaves = std::env::args().nth(1).context("how many leaves?")?.parse()?;
+        return looking::tell_memory(Path::new(&folder), leaves);
     }
     // `cargo test` runs benches without it, to see that they work.
     if !std::env::args().any(|argument| argument == "--bench") {

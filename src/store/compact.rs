@@ -1,7 +1,7 @@
 //! Compaction: past versions are forgotten, and what nothing refers to any more gives its room back.
 //!
-//! Live blobs of a segment that holds dead bytes are copied behind the tail, one segment a transaction, so that changes
-//! wait for one segment at most; then the old file goes. A reader whose record is from before looks it up again.
+//! Live blobs of a segment that holds dead bytes are copied behind the tail, a part of it a transaction, so that a change or
+//! an opening waits for a few MiB; then the old file goes. A reader whose record is from before looks it up again.
 //!
 //! **Invariant:** a segment's file is removed only after a commit in which nothing names it.
 
@@ -17,8 +17,8 @@ use crate::tree::Location;
 
 /// Past versions forgotten in one transaction.
 const FORGET_AT_ONCE: usize = 10_000;
-/// Bytes copied and synced at a time.
-const COPY_AT_ONCE: u64 = 8 << 20;
+/// A segment is copied in so many transactions, or fewer where its blobs are large.
+const PARTS: u64 = 32;
 
 /// Offset, length and node of blobs by segment; the lattice's has an empty name.
 type LiveBlobs = BTreeMap<u32, Vec<(u64, u64, Box<str>)>>;
@@ -39,9 +39,9 @@ pub struct CompactReport {
 }
 
 impl Store {
-    /// Forgets past versions and gives back the room of everything in segments that nothing refers to. Reading and, between
-    /// segments, changing goes on meanwhile. `progress` is told how many of how many segments are done. The catalogue's
-    /// file keeps its length and uses its free pages again: see [`Self::compact_catalogue`].
+    /// Forgets past versions and gives back the room of everything in segments that nothing refers to. Reading goes on
+    /// meanwhile, and changing between a few MiB and the next. `progress` is told how many of how many segments are done.
+    /// The catalogue's file keeps its length and uses its free pages again: see [`Self::compact_catalogue`].
     ///
     /// # Errors
     /// What reading and writing return. What was done until then stays done.
@@ -69,8 +69,16 @@ impl Store {
             let distinct = blobs.chunk_by(|one, other| one.0 == other.0).filter_map(|same| same.first());
             let live_bytes: u64 = distinct.map(|(_, length, _)| length).sum();
             if length.saturating_sub(HEADER_BYTES) > live_bytes {
-                let names: BTreeSet<&str> = blobs.iter().map(|(_, _, name)| &**name).collect();
-                report.copied_bytes += self.empty_segment(segment, &names)?;
+                let (mut names, mut bytes) = (BTreeSet::new(), 0);
+                for same in blobs.chunk_by(|one, other| one.0 == other.0) {
+                    if bytes >= self.inner.segments.segment_bytes / PARTS {
+                        report.copied_bytes += self.copy_behind(segment, &names)?;
+                        (names, bytes) = (BTreeSet::new(), 0);
+                    }
+                    names.extend(same.iter().map(|(_, _, name)| &**name));
+                    bytes += same[0].1;
+                }
+                report.copied_bytes += self.copy_behind(segment, &names)?;
             }
         }
         report.removed_segments = self.remove_unused()?;
@@ -109,8 +117,8 @@ impl Store {
         Ok(live)
     }
 
-    /// Copies what lives in `segment` behind the tail; gives the bytes copied.
-    fn empty_segment(&self, segment: u32, names: &BTreeSet<&str>) -> Result<u64> {
+    /// Copies what `names` have in `segment` behind the tail; gives the bytes copied.
+    fn copy_behind(&self, segment: u32, names: &BTreeSet<&str>) -> Result<u64> {
         let segments = &self.inner.segments;
         self.inner.catalogue.write(|writing| {
             let mut state = writing.state()?;
@@ -130,24 +138,11 @@ impl Store {
             let here = locations.filter(|location| location.segment == segment);
             let moving: Vec<Location> =
                 here.map(|location| (location.offset, *location)).collect::<BTreeMap<_, _>>().into_values().collect();
-            let mut moved = BTreeMap::new();
-            let (mut rest, mut at) = (&moving[..], (state.segment, state.offset));
-            while !rest.is_empty() {
-                let mut bytes = 0;
-                let begin = rest.iter().take_while(|location| {
-                    let room = bytes < COPY_AT_ONCE;
-                    bytes += location.length;
-                    room
-                });
-                let part;
-                (part, rest) = rest.split_at(begin.count());
-                let blobs = part.iter().map(|location| segments.read(location)).collect::<Result<Vec<_>>>()?;
-                let bytes: Vec<&[u8]> = blobs.iter().map(|blob| blob.bytes()).collect();
-                let (places, next) = segments.append(at, &bytes)?;
-                at = next;
-                moved.extend(part.iter().map(|location| location.offset).zip(places));
-            }
-            (state.segment, state.offset) = at;
+            let blobs = moving.iter().map(|location| segments.read(location)).collect::<Result<Vec<_>>>()?;
+            let bytes: Vec<&[u8]> = blobs.iter().map(|blob| blob.bytes()).collect();
+            let (places, next) = segments.append((state.segment, state.offset), &bytes)?;
+            (state.segment, state.offset) = next;
+            let moved: BTreeMap<u64, Location> = moving.iter().map(|location| location.offset).zip(places).collect();
             let follow = |location: &mut Location| {
                 if location.segment == segment {
                     *location = moved[&location.offset];

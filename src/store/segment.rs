@@ -35,7 +35,7 @@ pub(super) struct Segments {
     folder: PathBuf,
     id: StoreId,
     /// A segment takes no blob that would make it longer than this, unless it is the first.
-    segment_bytes: u64,
+    pub(super) segment_bytes: u64,
     pub(super) faults: Faults,
     maps: RwLock<HashMap<u32, Arc<FileBytes>>>,
     reads: AtomicU64,

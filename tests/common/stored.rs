@@ -6,30 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{LazyLock, Mutex};
 
-use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::error::TreeDefect;
-use pleach::lattice::{BaseLattice, Grid};
-use pleach::store::{Changes, CompiledNode, Content, Details, Ending, Store, StoreInfo, Version, compile_node};
+use pleach::lattice::BaseLattice;
+use pleach::store::{Changes, CompiledNode, Content, Details, Ending, Store, Version, compile_node};
+use pleach::testing::store as made;
+pub use pleach::testing::store::info;
 use pleach::tree::StoredNode;
-use pleach::{Error, Result, WeightName};
+use pleach::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 /// The label that says what a version's content was made from.
 const SEED: &str = "seed";
 
-static LATTICE: LazyLock<BaseLattice> = LazyLock::new(|| {
-    let grid = |rows, cols| Grid { cols, steps: vec![1e-4; rows], row_max: vec![20_000; rows], headroom: 1.25 };
-    BaseLattice::new(1.25, [("a", grid(6, 40)), ("b", grid(5, 33))].map(|(n, grid)| (WeightName::new(n), grid)))
-});
+static LATTICE: LazyLock<BaseLattice> = LazyLock::new(made::lattice);
 
 /// A lattice of two small matrices.
 pub fn lattice() -> &'static BaseLattice {
     &LATTICE
-}
-
-pub fn info() -> StoreInfo {
-    StoreInfo { base_name: "made".into(), base_hash: "ab".repeat(32), ..StoreInfo::default() }
 }
 
 /// An empty folder in memory where there is such a thing: what is tested is the order of steps, not the disk.
@@ -40,18 +34,7 @@ pub fn scratch() -> TempDir {
 /// Compiled deltas that tell `seed`.
 pub fn compiled(seed: u16) -> CompiledNode {
     static MADE: LazyLock<Mutex<HashMap<u16, CompiledNode>>> = LazyLock::new(Mutex::default);
-    let make = || {
-        let values = |count: usize, by: f32| (0..count).map(|k| (k as f32 + f32::from(seed)).sin() * by).collect();
-        let low_rank = |rows: usize, cols: usize| FloatDelta::LowRank {
-            rank: 3,
-            lora_a: values(3 * cols, 0.01),
-            lora_b: values(3 * rows, 0.1),
-            scaling: 1.0,
-        };
-        let deltas =
-            AdapterDeltas::from([(WeightName::new("a"), low_rank(6, 40)), (WeightName::new("b"), low_rank(5, 33))]);
-        compile_node(&deltas, |name| LATTICE.grid(name)).unwrap()
-    };
+    let make = || compile_node(&made::deltas(seed), |name| LATTICE.grid(name)).unwrap();
     MADE.lock().unwrap().entry(seed).or_insert_with(make).clone()
 }
 

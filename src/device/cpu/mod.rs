@@ -155,7 +155,7 @@ impl Device for Cpu {
         let segments = |id| terms.iter().filter_map(move |(deltas, sign)| Some((deltas.delta(id)?, *sign)));
         let segments = |id| segments(id).map(|(delta, sign)| Segment { delta, sign }).collect();
         let work = matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, segments(MatrixId(k))));
-        self.install(|| delta_apply(self.simd, work.collect()));
+        delta_apply(self, work.collect());
         Ok(PassTimes::default())
     }
 

@@ -16,7 +16,7 @@ mod scalar;
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
-use super::SimdLevel;
+use super::{Cpu, SimdLevel};
 use crate::lattice::{
     CompiledDelta, DeltaKind, Factors, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows, largest_magnitude,
 };
@@ -27,12 +27,17 @@ const BLOCK_WEIGHTS: usize = 1 << 18;
 /// Bytes of factors that stay in a core's second-level cache while row after row passes.
 const CACHED_FACTOR_BYTES: usize = 384 << 10;
 
-/// Applies to each matrix its segments, in parallel over all of them; call it inside the pool that shall do the work.
+/// A pass that costs less, in integer products, is done by the thread that calls before another would wake.
+const ALONE: usize = 1 << 23;
+
+/// What to read and write a weight costs, in integer products.
+const TOUCH: usize = 16;
+
+/// Applies to each matrix its segments, in parallel over all of them; a small pass stays on the thread that calls.
 ///
 /// # Panics
-/// When `simd` is beyond this machine, or a delta has another shape than its matrix.
-pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)>) {
-    assert!(simd <= SimdLevel::detect(), "this machine has no {simd:?}");
+/// When a delta has another shape than its matrix.
+pub fn delta_apply(cpu: &Cpu, work: Vec<(&mut LatticeMatrix, Vec<Segment>)>) {
     for (matrix, segments) in &work {
         let shape = (matrix.rows(), matrix.cols());
         assert!(
@@ -45,6 +50,8 @@ pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)
         .filter(|(_, segments)| !segments.is_empty())
         .map(|(matrix, segments)| (matrix, Terms::new(&segments)))
         .collect();
+    let cost: usize =
+        work.iter().map(|(matrix, terms)| matrix.rows() * matrix.cols() * (TOUCH + terms.products())).sum();
     let blocks: Vec<_> = work
         .into_iter()
         .flat_map(|(matrix, terms)| {
@@ -58,7 +65,12 @@ pub fn delta_apply(simd: SimdLevel, work: Vec<(&mut LatticeMatrix, Vec<Segment>)
                 .map(move |(k, lanes)| (RowBlock { lanes, lanes_per_row, first_row: k * rows }, terms.clone()))
         })
         .collect();
-    blocks.into_par_iter().with_max_len(1).for_each(|(mut block, terms)| block.apply(simd, &terms));
+    let apply = |(mut block, terms): (RowBlock, std::sync::Arc<Terms>)| block.apply(cpu.simd, &terms);
+    if cost < ALONE {
+        blocks.into_iter().for_each(apply);
+    } else {
+        cpu.install(|| blocks.into_par_iter().with_max_len(1).for_each(apply));
+    }
 }
 
 /// Rows whose sums are counted at a time.
@@ -140,6 +152,12 @@ impl<'a> Terms<'a> {
             }
         }
         terms
+    }
+
+    /// Products and sums that each weight takes; a sparse delta counts as if it had every entry.
+    fn products(&self) -> usize {
+        let factors: usize = self.factors.iter().map(|(factors, _)| factors.pairs * 2).sum();
+        factors + self.dense.len() + self.sparse.len()
     }
 
     /// Panels of 32 columns to pass at a time, so that their factors stay in the cache.

@@ -1,6 +1,8 @@
 //! Every kernel against the obvious loops, on random shapes, ranks, scalings and mixes of kinds.
 #![allow(clippy::cast_possible_truncation, reason = "made numbers")]
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -9,6 +11,10 @@ use super::*;
 use crate::WeightName;
 use crate::adapter::FloatDelta;
 use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Grid, compile, quantise, reach, reference};
+
+/// One for each instruction set, the widest last.
+static CPUS: LazyLock<Vec<Cpu>> =
+    LazyLock::new(|| SimdLevel::available().map(|simd| Cpu::with_simd(Some(2), simd).unwrap()).collect());
 
 fn made_base(rng: &mut StdRng, rows: usize, cols: usize, headroom: f32) -> (LatticeMatrix, Grid) {
     // A row of zeros now and then, and rows of very different size.
@@ -92,16 +98,16 @@ proptest! {
             .collect();
         let mut expected = base.clone();
         reference::apply(&mut expected, &segments);
-        for simd in SimdLevel::available() {
+        for cpu in CPUS.iter() {
             let mut found = base.clone();
-            delta_apply(simd, vec![(&mut found, segments.clone())]);
-            prop_assert_eq!(&found, &expected, "{:?}", simd);
+            delta_apply(cpu, vec![(&mut found, segments.clone())]);
+            prop_assert_eq!(&found, &expected, "{:?}", cpu.simd());
             let undo = segments.iter().map(|s| Segment {
                 delta: s.delta,
                 sign: if s.sign == Sign::Add { Sign::Subtract } else { Sign::Add },
             });
-            delta_apply(simd, vec![(&mut found, undo.collect())]);
-            prop_assert_eq!(&found, &base, "undone by {:?}", simd);
+            delta_apply(cpu, vec![(&mut found, undo.collect())]);
+            prop_assert_eq!(&found, &base, "undone by {:?}", cpu.simd());
         }
     }
 
@@ -161,23 +167,27 @@ fn sums_beyond_an_i32_are_not_taken_for_small_ones() {
 }
 
 #[test]
-fn many_matrices_in_one_pass_keep_to_themselves() {
+fn many_matrices_in_one_pass_keep_to_themselves_large_or_small() {
     let mut rng = StdRng::seed_from_u64(7);
-    let shapes = [(64, 40_000), (513, 96), (1, 1), (70, 33)];
+    let shapes = [(64, 5_000), (513, 96), (1, 1), (70, 33)];
     let bases: Vec<_> = shapes.map(|(r, c)| made_base(&mut rng, r, c, DEFAULT_HEADROOM)).into();
-    let deltas: Vec<_> = bases
-        .iter()
-        .map(|(_, grid)| {
-            let delta = made_delta(&mut rng, grid.rows(), grid.cols, 5, 0, 1e-4);
-            compiled(&delta, grid).expect("fits")
-        })
-        .collect();
-    let mut found: Vec<_> = bases.iter().map(|(matrix, _)| matrix.clone()).collect();
-    let work = found.iter_mut().zip(&deltas).map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
-    delta_apply(SimdLevel::detect(), work.collect());
-    for ((found, (base, _)), delta) in found.iter().zip(&bases).zip(&deltas) {
-        let mut expected = base.clone();
-        reference::apply(&mut expected, &[Segment { delta, sign: Sign::Add }]);
-        assert_eq!(found, &expected);
+    let weights: usize = shapes.iter().map(|(r, c)| r * c).sum();
+    for (rank, alone) in [(1, true), (8, false)] {
+        assert_eq!(weights * (TOUCH + rank + 1) < ALONE, alone);
+        let deltas: Vec<_> = bases
+            .iter()
+            .map(|(_, grid)| {
+                let delta = made_delta(&mut rng, grid.rows(), grid.cols, rank, 0, 1e-4);
+                compiled(&delta, grid).expect("fits")
+            })
+            .collect();
+        let mut found: Vec<_> = bases.iter().map(|(matrix, _)| matrix.clone()).collect();
+        let work = found.iter_mut().zip(&deltas).map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
+        delta_apply(CPUS.last().unwrap(), work.collect());
+        for ((found, (base, _)), delta) in found.iter().zip(&bases).zip(&deltas) {
+            let mut expected = base.clone();
+            reference::apply(&mut expected, &[Segment { delta, sign: Sign::Add }]);
+            assert_eq!(found, &expected);
+        }
     }
 }

@@ -1,0 +1,49 @@
+//! The command line, run as scripts run it.
+
+// Each test file compiles this for itself.
+#![allow(unreachable_pub, reason = "shared by test files")]
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+/// What a command left behind.
+pub struct Run {
+    pub status: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    /// The stdout of a success that had nothing to say on stderr.
+    pub fn text(self) -> String {
+        assert_eq!((self.status, self.stderr.as_str()), (Some(0), ""));
+        self.stdout
+    }
+
+    /// The one document on one line of such a stdout.
+    pub fn json(self) -> Value {
+        let text = self.text();
+        assert_eq!(text.lines().count(), 1, "one document, one line");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The stderr of a failure that left stdout empty.
+    pub fn refusal(self) -> String {
+        assert_eq!((self.status, self.stdout.as_str()), (Some(1), ""));
+        assert!(self.stderr.starts_with("error: ") && self.stderr.trim_end().lines().count() == 1, "{}", self.stderr);
+        self.stderr
+    }
+}
+
+/// Runs the command line.
+pub fn pleach(arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    let output = command.args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A document's fields, in order.
+pub fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}

@@ -14,6 +14,7 @@ use rand::rngs::StdRng;
 use crate::machine::timed;
 use crate::made::{Made, stored};
 use crate::report::{Goal, Report, commas};
+use crate::switching;
 
 /// Leaves published in groups of so many.
 const GROUPS: [(usize, usize); 3] = [(1, 2_000), (100, 10_000), (1_000, 20_000)];
@@ -124,7 +125,7 @@ fn ceiling(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<f6
     Ok(rate(&both))
 }
 
-/// Looks leaves up and reads them in one thread while another publishes.
+/// In one thread, looks a leaf up and reads it, then switches to another, in turn; in another, publishes.
 fn serve(
     made: &Made,
     report: &mut Report,
@@ -141,22 +142,29 @@ fn serve(
         let name = Made::name(leaf);
         stored(&reader, &name).and_then(|node| reader.read(&node))
     };
+    // Keeps no leaf, so that every switch reads its own.
+    let mut runtime = switching::open(publisher.store.folder(), made, 0)?;
     // The disk is not what is asked about.
     wanted.iter().try_for_each(|&leaf| read(leaf).map(|_| ()))?;
+    (0..Made::domains()).try_for_each(|domain| runtime.switch_to(&Made::domain(domain)).map(|_| ()))?;
     let done = AtomicBool::new(false);
-    let (times, published) = std::thread::scope(|scope| -> anyhow::Result<_> {
-        let reading = scope.spawn(|| -> anyhow::Result<Vec<f64>> {
-            let mut times = Vec::new();
+    let (reads, switches, published) = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let reading = scope.spawn(|| -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+            let (mut reads, mut switches) = (Vec::new(), Vec::new());
             while !done.load(Ordering::Relaxed) {
-                let leaf = wanted[times.len() * 7 % WANTED];
+                let [leaf, other] = [7, 11].map(|prime| wanted[reads.len() * prime % WANTED]);
                 let (found, us) = timed(|| read(leaf));
                 let found = found?;
-                times.push(us);
-                if times.len().is_multiple_of(64) {
+                reads.push(us);
+                let (switched, us) = timed(|| runtime.switch_to(&Made::name(other)));
+                switched?;
+                switches.push(us);
+                if reads.len().is_multiple_of(64) {
                     ensure!(found == made.compiled(leaf), "{} has other integers", Made::name(leaf));
+                    switching::check(&runtime, made, other)?;
                 }
             }
-            Ok(times)
+            Ok((reads, switches))
         });
         let start = Instant::now();
         let mut published = 0;
@@ -175,10 +183,11 @@ fn serve(
         };
         let result = publish();
         done.store(true, Ordering::Relaxed);
-        let times = reading.join().expect("it did not panic")?;
-        result.map(|()| (times, published))
+        let (reads, switches) = reading.join().expect("it did not panic")?;
+        result.map(|()| (reads, switches, published))
     })?;
-    report.percentiles(&format!("lookup and read, {figure}"), times, Goal::None);
+    report.percentiles(&format!("lookup and read, {figure}"), reads, Goal::None);
+    report.percentiles(&format!("switch, {figure}"), switches, Goal::None);
     if group > 0 {
         report.row(
             &format!("leaves published meanwhile, {figure}"),

@@ -36,7 +36,7 @@ pub(crate) fn measure(folder: &Path, made: &Made, report: &mut Report) -> anyhow
     random_switches(folder, made, report, budget, "Zipf(1.0) traffic", || zipf.leaf(&mut rng))
 }
 
-fn open(folder: &Path, made: &Made, budget: usize) -> anyhow::Result<Runtime> {
+pub(crate) fn open(folder: &Path, made: &Made, budget: usize) -> anyhow::Result<Runtime> {
     Ok(Runtime::builder().base(&made.base).tree(folder).delta_budget_bytes(budget).open()?)
 }
 
@@ -78,7 +78,7 @@ fn first_switches(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Re
 }
 
 /// Whether the weights are the base's and what the leaf and those above it were made with.
-fn check(runtime: &Runtime, made: &Made, leaf: u64) -> anyhow::Result<()> {
+pub(crate) fn check(runtime: &Runtime, made: &Made, leaf: u64) -> anyhow::Result<()> {
     let path = made.path(leaf).map(|number| made.compiled(number));
     for weight in TOUCHED.map(WeightName::new) {
         let (found, base) = (runtime.matrix(&weight)?, &made.matrices[&weight]);

@@ -452,6 +452,7 @@ impl Change<'_, '_> {
         let generation = self.generation();
         let (from, to) = (format!("{name}/"), format!("{target}/"));
         let mut moving = vec![(name.to_owned(), target.to_owned(), parent, version)];
+        let mut moved = Vec::new();
         while let Some((old, new, parent, version)) = moving.pop() {
             for child in self.writing.children(&old, usize::MAX)? {
                 // A child whose name does not begin with the node's keeps it.
@@ -460,12 +461,14 @@ impl Change<'_, '_> {
                 let version = self.current(&child, None)?;
                 moving.push((child, renamed, new.clone(), version));
             }
-            if old != new
-                && let Some(Version { generation, .. }) = self.writing.node(&new)?
-            {
+            self.end(&old, version.clone(), Ending::Moved, generation)?;
+            moved.push((new, parent, version));
+        }
+        // Once all have left: one may take the name that another had.
+        for (new, parent, version) in moved {
+            if let Some(Version { generation, .. }) = self.writing.node(&new)? {
                 return self.refuse(StoreDefect::NodeExists { name: new, generation });
             }
-            self.end(&old, version.clone(), Ending::Moved, generation)?;
             self.writing.put(&new, &Version { parent, generation, created_ms: self.now_ms, ..version })?;
         }
         Ok(generation)

@@ -4,7 +4,9 @@
 #[path = "common/stored.rs"]
 mod stored;
 
-use pleach::store::Store;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pleach::store::{Store, StoreOptions};
 use stored::{content, info, labelled, lattice, scratch, seed_of, verified};
 
 #[test]
@@ -23,4 +25,33 @@ fn a_move_may_give_a_node_the_name_that_another_gives_up() {
         assert_eq!(node.version.parent, node.name.rsplit_once('/').map_or("", |(parent, _)| parent));
     }
     verified(&store);
+}
+
+#[test]
+fn a_store_can_be_counted_while_a_compaction_removes_segments() {
+    let folder = scratch();
+    let path = folder.path().join("store");
+    let options = StoreOptions { segment_bytes: 4096, ..StoreOptions::default() };
+    let store = Store::create_with(&path, info(), lattice(), &options).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let counting = scope.spawn(|| {
+            let other = Store::open(&path).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                other.stats().unwrap();
+            }
+        });
+        for round in 0..60 {
+            for seed in 0..10 {
+                let (name, content, details) = (format!("n{seed}"), content(seed), labelled(seed));
+                match round {
+                    0 => store.publish(&name, content, details).unwrap(),
+                    _ => store.replace(&name, content, details, None).unwrap(),
+                };
+            }
+            store.compact(|_, _| ()).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        counting.join().unwrap();
+    });
 }

@@ -206,8 +206,12 @@ impl Segments {
                 let entry = entry?;
                 let name = entry.file_name();
                 let number = name.to_str().and_then(|name| name.strip_suffix(".seg")?.parse().ok());
-                if let Some(number) = number {
-                    files.push((number, entry.metadata()?.len()));
+                let Some(number) = number else { continue };
+                match entry.metadata() {
+                    Ok(metadata) => files.push((number, metadata.len())),
+                    // A compaction has removed it since the folder was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
                 }
             }
             files.sort_unstable();

@@ -6,7 +6,8 @@ mod stored;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pleach::store::{Store, StoreOptions};
+use pleach::Error;
+use pleach::store::{Changes, Faults, Store, StoreOptions};
 use stored::{content, info, labelled, lattice, scratch, seed_of, verified};
 
 #[test]
@@ -54,4 +55,35 @@ fn a_store_can_be_counted_while_a_compaction_removes_segments() {
         done.store(true, Ordering::Relaxed);
         counting.join().unwrap();
     });
+}
+
+/// What a failed change leaves in the segments is room that a full disk has no more.
+#[test]
+fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
+    let mut refused = 0;
+    for steps in 0.. {
+        let folder = scratch();
+        let path = folder.path().join("store");
+        drop(Store::create(&path, info(), lattice()).unwrap());
+        let options = StoreOptions { faults: Faults::after(steps, false), segment_bytes: 2048 };
+        let Ok(store) = Store::open_with(&path, &options) else { continue };
+        let before = store.stats().unwrap();
+        let mut changes = Changes::new();
+        for seed in 0..8 {
+            changes.publish(&format!("n{seed}"), content(seed), labelled(seed));
+        }
+        match store.apply(&changes) {
+            Ok(_) => break,
+            Err(Error::Io { path, .. }) if path.extension().is_some_and(|kind| kind == "seg") => {
+                let after = store.stats().unwrap();
+                assert_eq!((after.segments, after.segment_bytes), (before.segments, before.segment_bytes), "{path:?}");
+                store.apply(&changes).unwrap();
+                verified(&store);
+                refused += 1;
+            }
+            // The catalogue's steps.
+            Err(_) => {}
+        }
+    }
+    assert!(refused > 10, "only {refused} steps failed");
 }

@@ -143,6 +143,26 @@ impl Segments {
     /// Writes blobs from `at` on, in a new segment where the old one is full, and waits until they are on disk. Gives
     /// their places and where the next goes. Nobody else may append meanwhile: hold the catalogue's write transaction.
     pub(super) fn append(&self, at: (u32, u64), blobs: &[&[u8]]) -> Result<(Vec<Location>, (u32, u64))> {
+        self.append_whole(at, blobs).inspect_err(|_| self.give_back(at))
+    }
+
+    /// Gives back what was written from the tail on, as far as it can be: on a full disk there would be no room for any
+    /// other change, not even to remove a node.
+    pub(super) fn give_back(&self, (mut segment, offset): (u32, u64)) {
+        let path = self.path(segment);
+        if offset > 0 {
+            let cut = |file: std::fs::File| if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) };
+            if not_a_link(&path).is_ok() {
+                let _ = OpenOptions::new().write(true).open(path).and_then(cut);
+            }
+            segment += 1;
+        }
+        while std::fs::remove_file(self.path(segment)).is_ok() {
+            segment += 1;
+        }
+    }
+
+    fn append_whole(&self, at: (u32, u64), blobs: &[&[u8]]) -> Result<(Vec<Location>, (u32, u64))> {
         let (mut segment, mut offset) = at;
         let mut locations = Vec::with_capacity(blobs.len());
         let mut at = 0;

@@ -87,3 +87,28 @@ fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
     }
     assert!(refused > 10, "only {refused} steps failed");
 }
+
+/// A compaction is for stores that have little room left: it may not take as much again as there is.
+#[test]
+fn a_compaction_removes_segments_as_it_goes() {
+    let folder = scratch();
+    let options = StoreOptions { segment_bytes: 4096, ..StoreOptions::default() };
+    let store = Store::create_with(&folder.path().join("store"), info(), lattice(), &options).unwrap();
+    for seed in 0..200 {
+        store.publish(&format!("n{seed:03}"), content(seed), labelled(seed)).unwrap();
+    }
+    for seed in (0..200).filter(|seed| *seed < 50 || seed % 5 == 0) {
+        store.remove(&format!("n{seed:03}"), false, None).unwrap();
+    }
+    let before = store.stats().unwrap().segment_bytes;
+    let (mut first, mut most) = (None, 0);
+    let report = store.compact(|_, _| {
+        let now = store.stats().unwrap().segment_bytes;
+        first.get_or_insert(now);
+        most = most.max(now);
+    });
+    assert!(report.unwrap().copied_bytes > 15 * 4096, "it had enough to do");
+    assert!(first.unwrap() < before - 30_000, "what is dead goes first: {before} before, then {first:?}");
+    assert!(most < before + 7 * 4096, "{before} before, {most} at most");
+    verified(&store);
+}

@@ -1,7 +1,8 @@
 //! Compaction: past versions are forgotten, and what nothing refers to any more gives its room back.
 //!
 //! Live blobs of a segment that holds dead bytes are copied behind the tail, a part of it a transaction, so that a change or
-//! an opening waits for a few MiB; then the old file goes. A reader whose record is from before looks it up again.
+//! an opening waits for a few MiB; some segments later the old files go. A reader whose record is from before looks it up
+//! again.
 //!
 //! **Invariant:** a segment's file is removed only after a commit in which nothing names it.
 
@@ -19,6 +20,9 @@ use crate::tree::Location;
 const FORGET_AT_ONCE: usize = 10_000;
 /// A segment is copied in so many transactions, or fewer where its blobs are large.
 const PARTS: u64 = 32;
+
+/// Full segments copied before the old ones are removed.
+const SEGMENTS_AT_ONCE: u64 = 4;
 
 /// Offset, length and node of blobs by segment; the lattice's has an empty name.
 type LiveBlobs = BTreeMap<u32, Vec<(u64, u64, Box<str>)>>;
@@ -59,8 +63,11 @@ impl Store {
                 break;
             }
         }
+        // First what needs no room.
+        report.removed_segments = self.remove_unused()?;
         let files = self.inner.segments.files()?;
         let mut live = self.live()?;
+        let mut copied_since = 0;
         for (done, &(segment, length)) in files.iter().enumerate() {
             progress(done, files.len());
             let mut blobs = live.remove(&segment).unwrap_or_default();
@@ -69,19 +76,14 @@ impl Store {
             let distinct = blobs.chunk_by(|one, other| one.0 == other.0).filter_map(|same| same.first());
             let live_bytes: u64 = distinct.map(|(_, length, _)| length).sum();
             if length.saturating_sub(HEADER_BYTES) > live_bytes {
-                let (mut names, mut bytes) = (BTreeSet::new(), 0);
-                for same in blobs.chunk_by(|one, other| one.0 == other.0) {
-                    if bytes >= self.inner.segments.segment_bytes / PARTS {
-                        report.copied_bytes += self.copy_behind(segment, &names)?;
-                        (names, bytes) = (BTreeSet::new(), 0);
-                    }
-                    names.extend(same.iter().map(|(_, _, name)| &**name));
-                    bytes += same[0].1;
-                }
-                report.copied_bytes += self.copy_behind(segment, &names)?;
+                copied_since += self.empty_segment(segment, &blobs)?;
+            }
+            // Seldom, since it looks at every record; often enough that there is never much twice.
+            if copied_since > SEGMENTS_AT_ONCE * self.inner.segments.segment_bytes || done + 1 == files.len() {
+                report.copied_bytes += std::mem::take(&mut copied_since);
+                report.removed_segments += self.remove_unused()?;
             }
         }
-        report.removed_segments = self.remove_unused()?;
         progress(files.len(), files.len());
         report.bytes_after = self.file_bytes()?;
         Ok(report)
@@ -115,6 +117,20 @@ impl Store {
             })
         })?;
         Ok(live)
+    }
+
+    /// Copies the live blobs of `segment`, ordered by offset, behind the tail, part by part; gives the bytes copied.
+    fn empty_segment(&self, segment: u32, blobs: &[(u64, u64, Box<str>)]) -> Result<u64> {
+        let (mut names, mut bytes, mut copied) = (BTreeSet::new(), 0, 0);
+        for same in blobs.chunk_by(|one, other| one.0 == other.0) {
+            if bytes >= self.inner.segments.segment_bytes / PARTS {
+                copied += self.copy_behind(segment, &names)?;
+                (names, bytes) = (BTreeSet::new(), 0);
+            }
+            names.extend(same.iter().map(|(_, _, name)| &**name));
+            bytes += same[0].1;
+        }
+        Ok(copied + self.copy_behind(segment, &names)?)
     }
 
     /// Copies what `names` have in `segment` behind the tail; gives the bytes copied.

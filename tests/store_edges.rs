@@ -112,3 +112,18 @@ fn a_compaction_removes_segments_as_it_goes() {
     assert!(most < before + 7 * 4096, "{before} before, {most} at most");
     verified(&store);
 }
+
+/// An import of many adapters takes long: that its result has no place to go to is better told before.
+#[cfg(unix)]
+#[test]
+fn a_folder_that_cannot_be_replaced_is_refused_before_anything_is_made() {
+    let folder = scratch();
+    let [link, empty] = ["link", "empty"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::symlink(&empty, &link).unwrap();
+    let options = StoreOptions { faults: Faults::after(i64::MAX, false), ..StoreOptions::default() };
+    let refusal = Store::create_with(&link, info(), lattice(), &options).unwrap_err();
+    assert!(matches!(&refusal, Error::Io { path, .. } if *path == link), "{refusal}");
+    assert_eq!(options.faults.steps(), 0);
+    Store::create(&empty, info(), lattice()).unwrap();
+}

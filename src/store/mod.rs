@@ -138,7 +138,8 @@ impl Store {
     ) -> Result<T> {
         let faults = &options.faults;
         match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
-            Ok(true) => {}
+            // At once: a link, a mount or the folder one is in cannot be replaced, which is better told before the work.
+            Ok(true) => std::fs::remove_dir(folder).map_err(|error| Error::io(folder, error))?,
             Ok(false) => return Err(Error::store(folder, StoreDefect::Exists)),
             Err(error) => match error.kind() {
                 std::io::ErrorKind::NotFound => {}

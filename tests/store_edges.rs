@@ -6,8 +6,11 @@ mod stored;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pleach::Error;
-use pleach::store::{Changes, Faults, Store, StoreOptions};
+use pleach::adapter::{Limits, PeftHeader};
+use pleach::lattice::{BaseLattice, Grid};
+use pleach::store::{Changes, Details, Faults, Store, StoreOptions};
+use pleach::testing::adapter::{TinyAdapter, TinyModule};
+use pleach::{Error, WeightName};
 use stored::{content, info, labelled, lattice, scratch, seed_of, verified};
 
 #[test]
@@ -126,4 +129,26 @@ fn a_folder_that_cannot_be_replaced_is_refused_before_anything_is_made() {
     assert!(matches!(&refusal, Error::Io { path, .. } if *path == link), "{refusal}");
     assert_eq!(options.faults.steps(), 0);
     Store::create(&empty, info(), lattice()).unwrap();
+}
+
+/// llama.cpp's converter drops `alpha_pattern`: files as they were published would be scaled wrongly there.
+#[test]
+fn a_flattened_path_of_one_node_is_of_one_rank_though_its_files_were_kept() {
+    let folder = scratch();
+    let modules = ["q_proj", "k_proj"].map(|module| format!("model.layers.0.self_attn.{module}"));
+    let grid = Grid { cols: 40, steps: vec![1e-4; 6], row_max: vec![20_000; 6], headroom: 1.25 };
+    let grids = modules.iter().map(|module| (WeightName::new(format!("{module}.weight")), grid.clone()));
+    let store = Store::create(&folder.path().join("store"), info(), &BaseLattice::new(1.25, grids)).unwrap();
+    let mut tiny = modules.map(|module| TinyModule::linear(&module, 6, 40));
+    tiny[0].rank = Some(5);
+    let [adapter, kept, flat] = ["adapter", "kept", "flat"].map(|name| folder.path().join(name));
+    let patterns = serde_json::json!({ "rank_pattern": { "q_proj": 5 } });
+    TinyAdapter::new(tiny.to_vec(), 3, 1).with_config(patterns).write(&adapter).unwrap();
+    let content = store.compile_adapter(&adapter, None, &Limits::default(), true).unwrap();
+    store.publish("fr", content, Details::default()).unwrap();
+    let ranks = |dir| PeftHeader::open(dir, &Limits::default()).unwrap().summary().ranks;
+    assert!(store.export("fr", &kept, false).unwrap().original);
+    assert_eq!(ranks(&kept), [3, 5]);
+    assert!(!store.export("fr", &flat, true).unwrap().original);
+    assert_eq!(ranks(&flat), [5]);
 }

@@ -45,7 +45,8 @@ impl Store {
             generation: path.last().map_or(0, |node| node.version.generation),
             ..ExportReport::default()
         };
-        if let [StoreNode { version, .. }] = &path[..]
+        if !flatten_path
+            && let [StoreNode { version, .. }] = &path[..]
             && let Some(original) = &version.original
         {
             let blob = self.inner.segments.read(original)?;

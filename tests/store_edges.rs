@@ -7,6 +7,7 @@ mod stored;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pleach::adapter::{Limits, PeftHeader};
+use pleach::error::StoreDefect;
 use pleach::lattice::{BaseLattice, Grid};
 use pleach::store::{Changes, Details, Faults, Store, StoreOptions};
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
@@ -151,4 +152,20 @@ fn a_flattened_path_of_one_node_is_of_one_rank_though_its_files_were_kept() {
     assert_eq!(ranks(&kept), [3, 5]);
     assert!(!store.export("fr", &flat, true).unwrap().original);
     assert_eq!(ranks(&flat), [5]);
+}
+
+/// The number would become the parent's with its next content, and a stale node would pass for a fresh one.
+#[test]
+fn a_node_cannot_be_trained_on_content_that_is_yet_to_come() {
+    let folder = scratch();
+    let store = Store::create(&folder.path().join("store"), info(), lattice()).unwrap();
+    store.publish("fr", content(1), labelled(1)).unwrap();
+    let publish =
+        |trained_on| store.publish("fr/alice", content(2), Details { trained_on: Some(trained_on), ..labelled(2) });
+    for later in [2, 3, u64::MAX] {
+        let refusal = publish(later).unwrap_err();
+        let defect = |error| if let Error::Store { defect, .. } = error { Some(*defect) } else { None };
+        assert!(matches!(defect(refusal), Some(StoreDefect::TrainedOn { last: 1, .. })), "{later}");
+    }
+    assert_eq!(publish(1).unwrap(), 2);
 }

@@ -177,6 +177,19 @@ pub enum StoreDefect {
         /// The parent's content generation.
         found: u64,
     },
+    /// A node cannot have been trained on content that is yet to come.
+    #[error(
+        "{name} cannot have been trained on content {trained_on}: the store's last generation is {last}; \
+         `pleach store list` shows the parent's content generation"
+    )]
+    TrainedOn {
+        /// The node.
+        name: String,
+        /// The content generation given.
+        trained_on: u64,
+        /// The store's last generation.
+        last: u64,
+    },
     /// An adapter that can only be checked against its base.
     #[error("{}: it holds a copy of the embedding or head, to be compared with the base's; name the base (--base)", adapter.display())]
     NeedsBase {

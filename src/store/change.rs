@@ -382,6 +382,12 @@ impl Change<'_, '_> {
         if old.is_none_or(|old| old.parent != parent) {
             self.check_place(name, &parent)?;
         }
+        let trained_on = details.trained_on.unwrap_or(parent_content);
+        // A later content of the parent could get that number, and the node would pass for trained on it.
+        if trained_on > self.state.generation {
+            let (name, last) = (name.to_owned(), self.state.generation);
+            return self.refuse(StoreDefect::TrainedOn { name, trained_on, last });
+        }
         let generation = self.generation();
         let location = self.locations.next().expect("every content was appended");
         let original = content.original.as_ref().and_then(|_| self.locations.next());
@@ -393,7 +399,7 @@ impl Change<'_, '_> {
             parent,
             generation,
             content_generation: generation,
-            trained_on: details.trained_on.unwrap_or(parent_content),
+            trained_on,
             created_ms: self.now_ms,
             kind: content.kind,
             ranks: content.ranks.clone(),

@@ -105,7 +105,8 @@ fn run(folder: &Path, options: &StoreOptions) -> (Vec<Model>, Vec<Error>) {
 fn fail_after(steps: i64, for_good: bool, kinds: &mut BTreeMap<&'static str, usize>) -> Result<()> {
     let folder = scratch();
     let place = folder.path().join("store");
-    let options = StoreOptions { faults: Faults::after(steps, for_good), segment_bytes: 4096 };
+    let options =
+        StoreOptions { faults: Faults::after(steps, for_good), segment_bytes: 4096, ..StoreOptions::default() };
     let (models, errors) = run(&place, &options);
     for error in &errors {
         *kinds.entry(kind(error)).or_default() += 1;
@@ -130,7 +131,8 @@ fn fail_after(steps: i64, for_good: bool, kinds: &mut BTreeMap<&'static str, usi
 #[test]
 fn a_failure_at_any_step_loses_nothing_and_leaves_nothing_half_done() {
     let folder = scratch();
-    let options = StoreOptions { faults: Faults::after(i64::MAX, false), segment_bytes: 4096 };
+    let options =
+        StoreOptions { faults: Faults::after(i64::MAX, false), segment_bytes: 4096, ..StoreOptions::default() };
     let (models, errors) = run(&folder.path().join("store"), &options);
     assert!(models.len() == 1 && errors.is_empty(), "{errors:?}");
     let steps = i64::try_from(options.faults.steps()).unwrap();

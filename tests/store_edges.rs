@@ -14,6 +14,13 @@ use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::{Error, WeightName};
 use stored::{content, info, labelled, lattice, scratch, seed_of, verified};
 
+fn defect(error: Error) -> StoreDefect {
+    match error {
+        Error::Store { defect, .. } => *defect,
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn a_move_may_give_a_node_the_name_that_another_gives_up() {
     let folder = scratch();
@@ -69,7 +76,8 @@ fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
         let folder = scratch();
         let path = folder.path().join("store");
         drop(Store::create(&path, info(), lattice()).unwrap());
-        let options = StoreOptions { faults: Faults::after(steps, false), segment_bytes: 2048 };
+        let options =
+            StoreOptions { faults: Faults::after(steps, false), segment_bytes: 2048, ..StoreOptions::default() };
         let Ok(store) = Store::open_with(&path, &options) else { continue };
         let before = store.stats().unwrap();
         let mut changes = Changes::new();
@@ -127,7 +135,8 @@ fn a_folder_that_cannot_be_replaced_is_refused_before_anything_is_made() {
     std::os::unix::fs::symlink(&empty, &link).unwrap();
     let options = StoreOptions { faults: Faults::after(i64::MAX, false), ..StoreOptions::default() };
     let refusal = Store::create_with(&link, info(), lattice(), &options).unwrap_err();
-    assert!(matches!(&refusal, Error::Io { path, .. } if *path == link), "{refusal}");
+    assert!(matches!(&refusal, Error::Store { path, .. } if *path == link), "{refusal}");
+    assert!(matches!(defect(refusal), StoreDefect::NotReplaceable { .. }));
     assert_eq!(options.faults.steps(), 0);
     Store::create(&empty, info(), lattice()).unwrap();
 }
@@ -164,8 +173,76 @@ fn a_node_cannot_be_trained_on_content_that_is_yet_to_come() {
         |trained_on| store.publish("fr/alice", content(2), Details { trained_on: Some(trained_on), ..labelled(2) });
     for later in [2, 3, u64::MAX] {
         let refusal = publish(later).unwrap_err();
-        let defect = |error| if let Error::Store { defect, .. } = error { Some(*defect) } else { None };
-        assert!(matches!(defect(refusal), Some(StoreDefect::TrainedOn { last: 1, .. })), "{later}");
+        assert!(matches!(defect(refusal), StoreDefect::TrainedOn { last: 1, .. }), "{later}");
     }
     assert_eq!(publish(1).unwrap(), 2);
+}
+
+/// A server whose volume only the publisher may write to.
+#[test]
+fn a_store_that_may_only_be_read_follows_its_publisher_and_refuses_changes() {
+    let folder = scratch();
+    let path = folder.path().join("store");
+    let store = Store::create(&path, info(), lattice()).unwrap();
+    store.publish("fr", content(1), labelled(1)).unwrap();
+    let read_only = StoreOptions { read_only: true, ..StoreOptions::default() };
+    let reader = Store::open_with(&path, &read_only).unwrap();
+    let seed = |name| seed_of(&reader, &reader.get(name)?.version);
+    assert_eq!(seed("fr").unwrap(), 1);
+    for round in 2..40 {
+        store.replace("fr", content(round), labelled(round), None).unwrap();
+        if round % 7 == 0 {
+            store.compact(|_, _| ()).unwrap();
+        }
+        assert_eq!(seed("fr").unwrap(), round);
+    }
+    let before = std::fs::read(path.join("catalogue.db")).unwrap();
+    let refusals = [
+        reader.publish("de", content(1), labelled(1)).unwrap_err(),
+        reader.remove("fr", false, None).unwrap_err(),
+        reader.compact(|_, _| ()).unwrap_err(),
+        reader.compact_catalogue().unwrap_err(),
+        reader.verify(true, |_, _| ()).unwrap_err(),
+    ];
+    for refusal in refusals {
+        assert!(matches!(defect(refusal), StoreDefect::ReadOnly));
+    }
+    drop(reader);
+    assert!(std::fs::read(path.join("catalogue.db")).unwrap() == before);
+    verified(&store);
+}
+
+/// Its catalogue looks as one whose publisher was killed: nobody has it open.
+#[test]
+fn a_store_copied_from_under_its_publisher_must_be_opened_to_write_first() {
+    let folder = scratch();
+    let [path, copy] = ["store", "copy"].map(|name| folder.path().join(name));
+    let store = Store::create(&path, info(), lattice()).unwrap();
+    store.publish("fr", content(1), labelled(1)).unwrap();
+    std::fs::create_dir_all(copy.join("segments")).unwrap();
+    for file in ["catalogue.db", "segments/00000001.seg"] {
+        std::fs::copy(path.join(file), copy.join(file)).unwrap();
+    }
+    let read_only = StoreOptions { read_only: true, ..StoreOptions::default() };
+    let refusal = Store::open_with(&copy, &read_only).err().unwrap();
+    assert!(matches!(defect(refusal), StoreDefect::Unfinished));
+    drop(Store::open(&copy).unwrap());
+    let reader = Store::open_with(&copy, &read_only).unwrap();
+    assert_eq!(seed_of(&reader, &reader.get("fr").unwrap().version).unwrap(), 1);
+}
+
+#[test]
+fn a_file_that_is_named_almost_as_a_segment_is_left_alone() {
+    let folder = scratch();
+    let path = folder.path().join("store");
+    let store = Store::create(&path, info(), lattice()).unwrap();
+    store.publish("fr", content(1), labelled(1)).unwrap();
+    let strays = ["7.seg", "00000007.seg.bak", "+0000007.seg"].map(|name| path.join("segments").join(name));
+    for stray in &strays {
+        std::fs::write(stray, "mine").unwrap();
+    }
+    store.remove("fr", false, None).unwrap();
+    store.compact(|_, _| ()).unwrap();
+    verified(&store);
+    assert!(strays.iter().all(|stray| std::fs::read(stray).unwrap() == b"mine"));
 }

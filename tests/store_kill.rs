@@ -204,6 +204,8 @@ fn what_a_killed_process_had_confirmed_is_there() {
     let folder = scratch();
     let place = folder.path().join("store");
     drop(Store::create(&place, info(), lattice()).unwrap());
+    // Stays open through all of it.
+    let reader = Store::open_with(&place, &StoreOptions { read_only: true, ..StoreOptions::default() }).unwrap();
     let mut rng = StdRng::seed_from_u64(7);
     let (mut model, mut done, mut killed, mut round) = (Model::default(), 0, 0, 0);
     while killed < kills {
@@ -226,6 +228,7 @@ fn what_a_killed_process_had_confirmed_is_there() {
         let mut names = all_names();
         names.extend(model.names());
         let found = look(&store, &names).unwrap();
+        assert_eq!(look(&reader, &names).unwrap().nodes, found.nodes, "as one sees it who may only read");
         done += victims.iter().map(|victim| victim.check(&model, &found, victims.len() == 1)).sum::<usize>();
         if round % 50 == 0 || killed >= kills {
             verified(&store);

@@ -13,6 +13,12 @@ pub enum StoreDefect {
     /// There is something where a store is to be made.
     #[error("there is something here already; name a folder that does not exist or is empty")]
     Exists,
+    /// The empty folder where a store is to be made cannot be replaced by it.
+    #[error("this folder cannot be replaced by a store ({problem}); name a folder in it that does not exist yet")]
+    NotReplaceable {
+        /// What the operating system said.
+        problem: String,
+    },
     /// A part was written by another version of this program.
     #[error("{part} has format version {found}, this program reads version {expected}; use the program that wrote it")]
     FormatVersion {
@@ -40,6 +46,15 @@ pub enum StoreDefect {
     /// Another program holds the catalogue in a way that excludes this one.
     #[error("the catalogue is open in another program that does not share it; close that program")]
     Locked,
+    /// The store may be read, not written.
+    #[error("the store may not be written here: its files, or the disk they lie on, are read-only")]
+    ReadOnly,
+    /// A program that wrote ended in the middle, and what it left cannot be tidied up without writing.
+    #[error(
+        "a program ended while it had the store open to write, which must be tidied up first: open the store once where it may \
+         be written, for example with `pleach store stat`"
+    )]
+    Unfinished,
     /// The last step of a change failed.
     #[error(
         "the change was written but its end was not confirmed ({problem}): it may or may not have been made; look \

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::Store;
-use super::catalogue::Catalogue;
 use super::segment::HEADER_BYTES;
 use crate::Result;
 use crate::tree::Location;
@@ -94,7 +93,7 @@ impl Store {
     /// # Errors
     /// What reading and writing return.
     pub fn compact_catalogue(&self) -> Result<()> {
-        Catalogue::compact(&self.inner.folder, &self.inner.segments.faults)
+        self.inner.catalogue.compact()
     }
 
     /// Bytes of segments and catalogue.

@@ -90,11 +90,13 @@ pub struct StoreOptions {
     pub faults: Faults,
     /// Longest segment.
     pub segment_bytes: u64,
+    /// Only to be read, also where it could be written.
+    pub read_only: bool,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { faults: Faults::default(), segment_bytes: SEGMENT_BYTES }
+        Self { faults: Faults::default(), segment_bytes: SEGMENT_BYTES, read_only: false }
     }
 }
 
@@ -139,7 +141,8 @@ impl Store {
         let faults = &options.faults;
         match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
             // At once: a link, a mount or the folder one is in cannot be replaced, which is better told before the work.
-            Ok(true) => std::fs::remove_dir(folder).map_err(|error| Error::io(folder, error))?,
+            Ok(true) => std::fs::remove_dir(folder)
+                .map_err(|error| Error::store(folder, StoreDefect::NotReplaceable { problem: error.to_string() }))?,
             Ok(false) => return Err(Error::store(folder, StoreDefect::Exists)),
             Err(error) => match error.kind() {
                 std::io::ErrorKind::NotFound => {}
@@ -179,9 +182,11 @@ impl Store {
     }
 
     /// Opens the store in `folder`. Nothing but the catalogue's first pages is read; a change in progress is waited for.
+    /// Where the files may not be written, the store can be read, and follows what others publish: a change is refused.
     ///
     /// # Errors
-    /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`], [`StoreDefect::Locked`].
+    /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`], [`StoreDefect::Locked`],
+    /// [`StoreDefect::Unfinished`].
     pub fn open(folder: &Path) -> Result<Self> {
         Self::open_with(folder, &StoreOptions::default())
     }
@@ -199,7 +204,7 @@ impl Store {
         for part in [CATALOGUE_FILE, SEGMENT_FOLDER] {
             not_a_link(&folder.join(part))?;
         }
-        let catalogue = Catalogue::open(folder, &options.faults)?;
+        let catalogue = Catalogue::open(folder, options.read_only, &options.faults)?;
         let header = catalogue.read(|reading| {
             // Both are looked at: a store without a state is none.
             reading.state()?;

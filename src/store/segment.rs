@@ -226,7 +226,8 @@ impl Segments {
                 let entry = entry?;
                 let name = entry.file_name();
                 let number = name.to_str().and_then(|name| name.strip_suffix(".seg")?.parse().ok());
-                let Some(number) = number else { continue };
+                // What is not named as segments are is not ours.
+                let Some(number) = number.filter(|&number| name == *file_name(number)) else { continue };
                 match entry.metadata() {
                     Ok(metadata) => files.push((number, metadata.len())),
                     // A compaction has removed it since the folder was listed.

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::catalogue::{Catalogue, Version};
+use super::catalogue::Version;
 use super::{CompiledNode, Store};
-use crate::Result;
 use crate::device::cpu::{SimdLevel, tighten};
+use crate::error::StoreDefect;
 use crate::lattice::BaseLattice;
+use crate::{Error, Result};
 
 /// Versions checked at a time.
 const AT_ONCE: usize = 512;
@@ -54,10 +55,13 @@ impl Store {
     /// `progress` is told how many of how many versions are done.
     ///
     /// # Errors
-    /// When the store cannot be read at all; what is wrong with parts of it is in the report.
+    /// [`StoreDefect::ReadOnly`] where mending would not be possible, and when the store cannot be read at all; what is wrong with parts of it is in the report.
     pub fn verify(&self, deep: bool, mut progress: impl FnMut(u64, u64)) -> Result<StoreReport> {
+        if self.inner.catalogue.is_read_only() {
+            return Err(Error::store(self.folder(), StoreDefect::ReadOnly));
+        }
         let mut report = StoreReport::default();
-        match Catalogue::check_integrity(&self.inner.folder) {
+        match self.inner.catalogue.check_integrity() {
             Ok(false) => {}
             Ok(true) => report.problem("the catalogue was damaged and had to be mended".to_owned()),
             Err(error) => report.problem(error.to_string()),

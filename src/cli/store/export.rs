@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pleach::adapter::Limits;
 use pleach::store::{ExportReport, Store};
 use serde::Serialize;
 
@@ -11,8 +12,8 @@ use crate::cli::Console;
 /// Write a node as a standard PEFT adapter
 #[derive(Args)]
 #[command(after_help = "\
-Files that were kept are written as they were. Otherwise the adapter is made from the compiled deltas, in F32, and differs
-from what was published by their rounding.")]
+Without --flatten, files that were kept are written as they were. Otherwise the adapter is made from the compiled deltas, in
+F32, and differs from what was published by their rounding.")]
 pub(super) struct Export {
     /// Folder of the store
     store: PathBuf,
@@ -28,7 +29,7 @@ pub(super) struct Export {
 /// The answer as JSON.
 #[derive(Serialize)]
 struct Answer {
-    adapter: PathBuf,
+    adapter: String,
     #[serde(flatten)]
     report: ExportReport,
 }
@@ -36,14 +37,19 @@ struct Answer {
 impl Export {
     pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
         let report = Store::open(&self.store)?.export(&self.node, &self.dir, self.flatten)?;
-        let answer = Answer { adapter: self.dir, report };
+        let (rank, limit) = (report.rank, Limits::default().rank);
+        if rank > limit {
+            console
+                .note(&format!("rank {rank}: programs that take up to a rank, this one up to {limit}, will refuse it"));
+        }
+        let answer = Answer { adapter: self.dir.display().to_string(), report };
         console.answer(&answer, || {
             let report = &answer.report;
             let what = match report.original {
                 true => "the files that were published".to_owned(),
                 false => format!("made from the compiled deltas, rank up to {}", report.rank),
             };
-            format!("{}: {}, {what}\n", answer.adapter.display(), report.nodes.join(" + "))
+            format!("{}: {}, {what}\n", answer.adapter, report.nodes.join(" + "))
         })
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct Import {
 /// The answer as JSON.
 #[derive(Serialize)]
 struct Answer {
-    store: PathBuf,
+    store: String,
     #[serde(flatten)]
     report: ImportReport,
     seconds: f64,
@@ -56,10 +56,10 @@ impl Import {
             on(done as u64, total as u64);
         })?;
         bar.finish_and_clear();
-        let answer = Answer { store: self.store, report, seconds: start.elapsed().as_secs_f64() };
+        let answer = Answer { store: self.store.display().to_string(), report, seconds: start.elapsed().as_secs_f64() };
         console.answer(&answer, || {
             let (nodes, bytes) = (HumanCount(report.nodes), DecimalBytes(report.bytes));
-            format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", answer.store.display(), answer.seconds)
+            format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", answer.store, answer.seconds)
         })
     }
 }

@@ -62,7 +62,8 @@ impl List {
         let store = Store::open(&self.store)?;
         let mut left = if self.limit == 0 { usize::MAX } else { self.limit };
         let mut after = self.after.clone();
-        let mut before = format!("{{\"store\":{},\"nodes\":[", serde_json::to_string(&self.store)?);
+        let mut before =
+            format!("{{\"store\":{},\"nodes\":[", serde_json::to_string(&self.store.display().to_string())?);
         // With nothing left it only looks whether more follow.
         let more = loop {
             let (last, nodes) = self.page(&store, after.as_deref(), left.clamp(1, PAGE))?;

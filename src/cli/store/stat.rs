@@ -20,7 +20,7 @@ pub(super) struct Stat {
 /// A store in short, as JSON.
 #[derive(Serialize)]
 pub(in crate::cli) struct Summary {
-    path: PathBuf,
+    path: String,
     name: Option<String>,
     levels: Vec<String>,
     base_name: String,
@@ -41,7 +41,7 @@ impl Summary {
     pub(in crate::cli) fn of(store: &Store) -> anyhow::Result<Self> {
         let info = store.info();
         Ok(Self {
-            path: store.folder().to_owned(),
+            path: store.folder().display().to_string(),
             name: info.tree_name,
             levels: info.levels,
             base_name: info.base_name,
@@ -55,7 +55,7 @@ impl Summary {
         let stats = &self.stats;
         let (nodes, past) = (HumanCount(stats.nodes), HumanCount(stats.past_versions));
         [
-            line("store", self.path.display()),
+            line("store", &self.path),
             line("name", self.name.as_deref().unwrap_or("none")),
             line("nodes", format!("{nodes}, and {past} past versions to roll back to")),
             line("levels", if self.levels.is_empty() { "unnamed".to_owned() } else { self.levels.join(", ") }),

@@ -9,10 +9,10 @@
 //! disk that was full for a moment does not end a server.
 
 mod backend;
+mod open;
 mod record;
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use redb::{
-    CommitError, ConcurrencyMode, Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase,
-    ReadableTable, ReadableTableMetadata, StorageError, Table, TableDefinition,
+    CommitError, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, StorageError,
+    Table, TableDefinition,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,15 +29,13 @@ use serde::de::DeserializeOwned;
 use super::faults::Faults;
 use crate::error::StoreDefect;
 use crate::{Error, Result};
-use backend::{Backend, CATALOGUE_VERSION, HeadProblem};
+use open::{Mode, Open};
 pub use record::{Ending, NodeKind, PastVersion, Version};
 use record::{FrameProblem, RECORD_VERSION, frame, unframe};
 pub(super) use record::{Header, State};
 
 /// The catalogue's file in a store's folder.
 pub(super) const CATALOGUE_FILE: &str = crate::tree::STORE_FILE;
-/// Memory that redb keeps pages in.
-const CACHE_BYTES: usize = 16 << 20;
 
 /// Name → [`Version`].
 const NODES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("nodes");
@@ -51,39 +49,12 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 /// The database.
 pub(super) struct Catalogue {
     database: RwLock<Arc<Open>>,
+    /// How it is opened anew.
+    mode: Mode,
     path: PathBuf,
     faults: Faults,
     /// A write failed, or the database panicked: it refuses from then on, so the next step opens it anew.
     broken: AtomicBool,
-}
-
-/// An open database. Closing it writes, and may run into damage: who had an answer from it has it, so nothing is made of
-/// that.
-struct Open {
-    /// There until it is dropped.
-    database: Option<Database>,
-    path: PathBuf,
-}
-
-impl Open {
-    fn database(&self) -> &Database {
-        self.database.as_ref().expect("it is there until it is dropped")
-    }
-
-    fn alone<T>(&mut self, work: impl FnOnce(&mut Database) -> Step<T>) -> Result<T> {
-        let database = self.database.as_mut().expect("it is there until it is dropped");
-        guarded(&self.path, || work(database), || ())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let close = || {
-            self.database = None;
-            Ok(())
-        };
-        let _ = guarded(&self.path, close, || ());
-    }
 }
 
 /// What went wrong inside a transaction.
@@ -133,7 +104,7 @@ pub(super) struct Writing<'a> {
 impl Catalogue {
     /// Makes the catalogue of a new store.
     pub(super) fn create(folder: &Path, header: &Header, state: &State, faults: &Faults) -> Result<Self> {
-        let catalogue = Self::start(folder, true, faults)?;
+        let catalogue = Self::start(folder, Mode::New, faults)?;
         catalogue.write(|writing| {
             writing.put_meta("header", header)?;
             writing.put_meta("state", state)
@@ -141,15 +112,22 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// Opens the catalogue of a store.
-    pub(super) fn open(folder: &Path, faults: &Faults) -> Result<Self> {
-        Self::start(folder, false, faults)
+    /// Opens the catalogue of a store; `read_only` also where it could be written.
+    pub(super) fn open(folder: &Path, read_only: bool, faults: &Faults) -> Result<Self> {
+        Self::start(folder, if read_only { Mode::Read } else { Mode::Write }, faults)
     }
 
-    fn start(folder: &Path, new: bool, faults: &Faults) -> Result<Self> {
+    fn start(folder: &Path, mode: Mode, faults: &Faults) -> Result<Self> {
         let path = folder.join(CATALOGUE_FILE);
-        let database = RwLock::new(Arc::new(start(&path, new, faults)?));
-        Ok(Self { database, path, faults: faults.clone(), broken: AtomicBool::new(false) })
+        let open = Open::new(&path, mode, faults)?;
+        let mode = if open.is_read_only() { Mode::Read } else { Mode::Write };
+        let database = RwLock::new(Arc::new(open));
+        Ok(Self { database, mode, path, faults: faults.clone(), broken: AtomicBool::new(false) })
+    }
+
+    /// Whether it may not be written.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.mode == Mode::Read
     }
 
     /// Reads one committed state.
@@ -165,7 +143,7 @@ impl Catalogue {
     /// `work` must not come back here: it may have to open the database, which waits for the change to end.
     pub(super) fn write<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
         self.whole(|database| {
-            let mut transaction = database.begin_write()?;
+            let mut transaction = database.writable()?.begin_write()?;
             // What is left to do after a crash is then little, however large the catalogue.
             transaction.set_quick_repair(true);
             let done = work(&mut Writing {
@@ -183,58 +161,34 @@ impl Catalogue {
         })
     }
 
-    fn whole<T>(&self, work: impl FnOnce(&Database) -> Step<T>) -> Result<T> {
+    fn whole<T>(&self, work: impl FnOnce(&Open) -> Step<T>) -> Result<T> {
         if self.broken.load(Ordering::Relaxed) {
             let mut database = self.database.write().expect("no thread panics holding it");
             // Another thread may have been quicker.
             if self.broken.load(Ordering::Relaxed) {
-                *database = Arc::new(start(&self.path, false, &self.faults)?);
+                *database = Arc::new(Open::new(&self.path, self.mode, &self.faults)?);
                 self.broken.store(false, Ordering::Relaxed);
             }
         }
         let database = self.database.read().expect("no thread panics holding it").clone();
-        guarded(&self.path, || work(database.database()), || self.broken.store(true, Ordering::Relaxed))
+        guarded(&self.path, || work(&database), || self.broken.store(true, Ordering::Relaxed))
     }
 
     /// Checks every page of the database; whether it had to be mended.
-    pub(super) fn check_integrity(folder: &Path) -> Result<bool> {
-        let mut open = start(&folder.join(CATALOGUE_FILE), false, &Faults::default())?;
+    pub(super) fn check_integrity(&self) -> Result<bool> {
+        let mut open = Open::new(&self.path, self.mode, &Faults::default())?;
         open.alone(|database| Ok(!database.check_integrity()?))
     }
 
     /// Gives back what the database no longer needs of its file. Readers in all processes wait meanwhile.
-    pub(super) fn compact(folder: &Path, faults: &Faults) -> Result<()> {
-        let mut open = start(&folder.join(CATALOGUE_FILE), false, faults)?;
+    pub(super) fn compact(&self) -> Result<()> {
+        let mut open = Open::new(&self.path, self.mode, &self.faults)?;
         open.alone(|database| match database.compact() {
             // Somebody reads or writes: another time.
             Ok(_) | Err(redb::CompactionError::TransactionInProgress) => Ok(()),
             Err(error) => Err(Failure::Database(error.into())),
         })
     }
-}
-
-/// Opens the database at `path`, or makes a new one.
-fn start(path: &Path, new: bool, faults: &Faults) -> Result<Open> {
-    let start = || -> Step<Database> {
-        let io = |source| Failure::Ours(Error::io(path, source));
-        if new {
-            faults.step().map_err(io)?;
-        }
-        let file = OpenOptions::new().read(true).write(true).create_new(new).open(path).map_err(io)?;
-        let backend = Backend::new(file, new, faults).map_err(|problem| match problem {
-            HeadProblem::Io(error) => io(error),
-            HeadProblem::Damaged(problem) => damaged(path, CATALOGUE_FILE, problem).into(),
-            HeadProblem::Version(found) => {
-                let (part, expected) = ("the catalogue", CATALOGUE_VERSION);
-                Error::store(path, StoreDefect::FormatVersion { part, expected, found }).into()
-            }
-        })?;
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
-        Ok(builder.create_with_backend(backend)?)
-    };
-    let database = Some(guarded(path, start, || ())?);
-    Ok(Open { database, path: path.to_owned() })
 }
 
 /// Runs `work`; `broken` is told when the database is not to be used again.
@@ -268,6 +222,7 @@ fn database_error(path: &Path, error: redb::Error) -> Error {
             }
             _ => Error::io(path, source),
         },
+        redb::Error::RepairAborted => Error::store(path, StoreDefect::Unfinished),
         redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Error::store(path, StoreDefect::Locked),
         error @ (redb::Error::Corrupted(_)
         | redb::Error::UpgradeRequired(_)

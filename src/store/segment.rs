@@ -148,7 +148,7 @@ impl Segments {
 
     /// Gives back what was written from the tail on, as far as it can be: on a full disk there would be no room for any
     /// other change, not even to remove a node.
-    pub(super) fn give_back(&self, (mut segment, offset): (u32, u64)) {
+    fn give_back(&self, (mut segment, offset): (u32, u64)) {
         let path = self.path(segment);
         if offset > 0 {
             let cut = |file: std::fs::File| if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) };

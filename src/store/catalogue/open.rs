@@ -92,16 +92,14 @@ fn open(path: &Path, mode: Mode, faults: &Faults) -> Step<Handle> {
     if mode == Mode::New {
         faults.step().map_err(io)?;
     }
-    let (file, writable) =
-        match OpenOptions::new().read(true).write(mode != Mode::Read).create_new(mode == Mode::New).open(path) {
-            Err(error)
-                if mode == Mode::Write
-                    && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
-            {
-                (OpenOptions::new().read(true).open(path).map_err(io)?, false)
-            }
-            file => (file.map_err(io)?, mode != Mode::Read),
-        };
+    let attempt = |write| OpenOptions::new().read(true).write(write).create_new(mode == Mode::New).open(path);
+    let may_not =
+        |error: &std::io::Error| matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
+    let (file, writable) = match attempt(mode != Mode::Read) {
+        Err(error) if mode == Mode::Write && may_not(&error) => (attempt(false), false),
+        file => (file, mode != Mode::Read),
+    };
+    let file = file.map_err(io)?;
     let backend = Backend::new(file, mode == Mode::New, faults).map_err(|problem| match problem {
         HeadProblem::Io(error) => io(error),
         HeadProblem::Damaged(problem) => damaged(path, CATALOGUE_FILE, problem).into(),

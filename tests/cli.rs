@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use cli::{Run, keys, pleach};
+use cli::{Run, keys, make_base_and_tree, pleach};
 
 /// A made base and a made tree: `fr`, `fr/alice` and `fr/bob`.
 struct Made {
@@ -24,12 +24,7 @@ struct Made {
 impl Made {
     fn new() -> Self {
         let made = Self { dir: tempfile::tempdir().unwrap() };
-        tiny_hf_model(&made.base(), &TinyModel::default());
-        let linear = |name: &str| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64);
-        let both = || vec![linear("self_attn.q_proj"), linear("self_attn.o_proj")];
-        TinyAdapter::new(both(), 3, 1).write(&made.tree().join("fr")).unwrap();
-        TinyAdapter::new(both(), 2, 2).write(&made.tree().join("fr/alice")).unwrap();
-        TinyAdapter::new(vec![linear("self_attn.o_proj")], 1, 3).write(&made.tree().join("fr/bob")).unwrap();
+        make_base_and_tree(made.dir.path());
         made
     }
 

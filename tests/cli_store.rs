@@ -9,12 +9,12 @@ mod cli;
 
 use std::path::{Path, PathBuf};
 
-use pleach::testing::adapter::{TinyAdapter, TinyModule};
+use pleach::testing::adapter::TinyAdapter;
 use pleach::testing::{TinyModel, tiny_hf_model};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use cli::{Run, keys, pleach};
+use cli::{Run, keys, make_base_and_tree, modules, pleach};
 
 /// A made base, a made tree (`fr`, `fr/alice`, `fr/bob`), another adapter, and the place of a store.
 struct Made {
@@ -24,10 +24,8 @@ struct Made {
 impl Made {
     fn new() -> Self {
         let made = Self { dir: tempfile::tempdir().unwrap() };
-        tiny_hf_model(&made.dir.path().join("base"), &TinyModel::default());
-        for (name, rank, seed) in [("tree/fr", 3, 1), ("tree/fr/alice", 2, 2), ("tree/fr/bob", 1, 3), ("other", 4, 4)] {
-            TinyAdapter::new(modules(), rank, seed).write(&made.dir.path().join(name)).unwrap();
-        }
+        make_base_and_tree(made.dir.path());
+        TinyAdapter::new(modules().to_vec(), 4, 4).write(&made.dir.path().join("other")).unwrap();
         made
     }
 
@@ -66,12 +64,6 @@ impl Made {
         let report = self.json("verify", &["--deep"]);
         assert_eq!((&report["clean"], &report["problems"]), (&json!(true), &json!([])));
     }
-}
-
-fn modules() -> Vec<TinyModule> {
-    ["self_attn.q_proj", "self_attn.o_proj"]
-        .map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
-        .to_vec()
 }
 
 fn bytes(folder: &str) -> [Vec<u8>; 2] {
@@ -361,4 +353,30 @@ fn help_of_every_command_fits_a_line() {
         assert!(help.lines().all(|line| line.chars().count() <= 140), "{help}");
     }
     assert!(pleach(&["store", "--help"]).text().lines().all(|line| line.chars().count() <= 140));
+}
+
+/// A change that was made, and then an error about its answer, would be made a second time.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_that_is_not_utf_8_is_answered_in_json_too() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStringExt;
+
+    let made = Made::new();
+    let store = made.dir.path().join(OsString::from_vec(b"st\xf6re".to_vec()));
+    let run = |arguments: &[&OsStr]| {
+        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_pleach")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let [tree, base] = ["tree", "base"].map(|name| made.at(name));
+    let import = ["store", "import", &tree].map(OsStr::new);
+    let more = ["--base", &base, "--headroom", "4", "--json"].map(OsStr::new);
+    assert_eq!(run(&[&import[..], &[store.as_os_str()], &more].concat())["nodes"], 3);
+    for command in ["stat", "list", "verify"] {
+        run(&[OsStr::new("store"), OsStr::new(command), store.as_os_str(), OsStr::new("--json")]);
+    }
+    let adapter = made.dir.path().join(OsString::from_vec(b"\xe9l\xe8ve".to_vec()));
+    let export = [OsStr::new("store"), OsStr::new("export"), store.as_os_str(), OsStr::new("fr/bob")];
+    run(&[&export[..], &[adapter.as_os_str(), OsStr::new("--json")]].concat());
 }

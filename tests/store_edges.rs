@@ -212,6 +212,27 @@ fn a_store_that_may_only_be_read_follows_its_publisher_and_refuses_changes() {
     verified(&store);
 }
 
+#[cfg(unix)]
+#[test]
+fn files_that_this_user_may_not_write_are_opened_to_read() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = scratch();
+    let path = folder.path().join("store");
+    let store = Store::create(&path, info(), lattice()).unwrap();
+    store.publish("fr", content(1), labelled(1)).unwrap();
+    drop(store);
+    let catalogue = path.join("catalogue.db");
+    std::fs::set_permissions(&catalogue, std::fs::Permissions::from_mode(0o444)).unwrap();
+    if std::fs::OpenOptions::new().write(true).open(&catalogue).is_ok() {
+        eprintln!("skipped: this user may write everything; run the test as another");
+        return;
+    }
+    let reader = Store::open(&path).unwrap();
+    assert_eq!(seed_of(&reader, &reader.get("fr").unwrap().version).unwrap(), 1);
+    assert!(matches!(defect(reader.remove("fr", false, None).unwrap_err()), StoreDefect::ReadOnly));
+}
+
 /// Its catalogue looks as one whose publisher was killed: nobody has it open.
 #[test]
 fn a_store_copied_from_under_its_publisher_must_be_opened_to_write_first() {

@@ -3,8 +3,25 @@
 // Each test file compiles this for itself.
 #![allow(unreachable_pub, reason = "shared by test files")]
 
+use std::path::Path;
+
 use assert_cmd::Command;
+use pleach::testing::adapter::{TinyAdapter, TinyModule};
+use pleach::testing::{TinyModel, tiny_hf_model};
 use serde_json::Value;
+
+/// Two matrices of the made base.
+pub fn modules() -> [TinyModule; 2] {
+    ["self_attn.q_proj", "self_attn.o_proj"].map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
+}
+
+/// Makes a base in `base` and, in `tree`, adapters `fr`, `fr/alice` and `fr/bob`.
+pub fn make_base_and_tree(folder: &Path) {
+    tiny_hf_model(&folder.join("base"), &TinyModel::default());
+    for (name, rank, seed) in [("fr", 3, 1), ("fr/alice", 2, 2), ("fr/bob", 1, 3)] {
+        TinyAdapter::new(modules().to_vec(), rank, seed).write(&folder.join("tree").join(name)).unwrap();
+    }
+}
 
 /// What a command left behind.
 pub struct Run {

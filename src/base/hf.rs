@@ -2,8 +2,7 @@
 //!
 //! **Invariant:** a setting that would change the computation and is not understood is refused by name.
 //!
-//! **Source:** transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config`, of v4 (`rope_theta`, `rope_scaling`) and
-//! v5 (`rope_parameters`).
+//! **Source:** transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,7 +11,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::config::{Biases, ModelConfig, RopeScaling, default_head_dim};
+use super::config::{Biases, ModelConfig, default_head_dim};
+use super::family::{self, Family, FamilyBiases, Window};
+use super::given::Given;
+use super::hf_rope::rope;
 use crate::error::ConfigDefect;
 use crate::file::read_limited;
 use crate::file::safetensors::SafeTensorsFile;
@@ -20,50 +22,40 @@ use crate::{Error, Result};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_INDEX_BYTES: u64 = 32 << 20;
-/// What transformers takes where `rope_theta` is not given.
-const DEFAULT_ROPE_THETA: f64 = 10_000.0;
-const DEFAULT_RMS_NORM_EPS: f64 = 1e-6;
-const ACTIVATION: &str = "silu";
+/// Names of the one activation that is run.
+const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
 
-/// `config.json` as it is written. Sizes that have no default are looked for in [`required`].
-#[derive(Deserialize)]
-struct RawConfig {
+/// `config.json` as it is written.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawConfig {
     architectures: Option<Vec<String>>,
-    hidden_size: Option<usize>,
-    intermediate_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    num_key_value_heads: Option<usize>,
+    model_type: Option<String>,
+    hidden_size: Given<usize>,
+    intermediate_size: Given<usize>,
+    num_hidden_layers: Given<usize>,
+    num_attention_heads: Given<usize>,
+    num_key_value_heads: Given<usize>,
     head_dim: Option<usize>,
-    vocab_size: Option<usize>,
-    max_position_embeddings: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    sliding_window: Option<usize>,
+    vocab_size: Given<usize>,
+    max_position_embeddings: Given<usize>,
+    rms_norm_eps: Given<f64>,
+    pub(super) rope_theta: Option<f64>,
+    pub(super) rope_scaling: Option<Value>,
+    pub(super) rope_parameters: Option<Value>,
+    pub(super) original_max_position_embeddings: Option<usize>,
+    pub(super) partial_rotary_factor: Option<f64>,
+    sliding_window: Given<usize>,
     use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     tie_word_embeddings: Option<bool>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     hidden_act: Option<String>,
-    partial_rotary_factor: Option<f64>,
     quantization_config: Option<Value>,
     eos_token_id: Option<OneOrMany>,
     bos_token_id: Option<u32>,
-}
-
-#[derive(Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
-    r#type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
-    partial_rotary_factor: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -104,49 +96,48 @@ pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, Biases)> {
 }
 
 fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
-    let architecture = raw.architectures.iter().flatten().next().cloned().unwrap_or_default();
-    let qwen2 = architecture == "Qwen2ForCausalLM";
-    if !qwen2 && !matches!(architecture.as_str(), "LlamaForCausalLM" | "MistralForCausalLM") {
-        return Err(ConfigDefect::Architecture { found: format!("`{architecture}`") });
-    }
+    let family = family::of(raw.architectures.as_deref().unwrap_or_default(), raw.model_type.as_deref())?;
     if let Some(quantization) = raw.quantization_config {
         let method = quantization.get("quant_method").unwrap_or(&quantization).to_string();
         return Err(unsupported("quantization_config", method, "plain f32, f16 or bf16 weights, or a GGUF file"));
     }
-    if let Some(activation) = raw.hidden_act.filter(|activation| activation != ACTIVATION) {
-        return Err(unsupported("hidden_act", activation, ACTIVATION));
+    if let Some(activation) = raw.hidden_act.as_ref().filter(|name| !ACTIVATIONS.contains(&name.as_str())) {
+        return Err(unsupported("hidden_act", activation, ACTIVATIONS[0]));
     }
-    let (rope_theta, rope_scaling) =
-        rope(raw.rope_theta, raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref()), raw.partial_rotary_factor)?;
-    let hidden_size = required("hidden_size", raw.hidden_size)?;
-    let num_attention_heads = required("num_attention_heads", raw.num_attention_heads)?;
+    let max_position_embeddings =
+        raw.max_position_embeddings.or("max_position_embeddings", family.max_position_embeddings)?;
+    let (rope_theta, rope_scaling) = rope(&raw, family.rope_theta, max_position_embeddings)?;
+    let hidden_size = raw.hidden_size.or("hidden_size", family.hidden_size)?;
+    let num_attention_heads = raw.num_attention_heads.or("num_attention_heads", family.num_attention_heads)?;
     let head_dim = match raw.head_dim {
         Some(head_dim) => head_dim,
         None => default_head_dim(hidden_size, num_attention_heads)?,
     };
-    // Qwen2 writes a window that it does not use; the others have no switch for it.
-    let windowed = raw.use_sliding_window.unwrap_or(!qwen2);
-    let window_types = raw.layer_types.unwrap_or_default();
-    if windowed && raw.sliding_window.is_some() && (qwen2 || window_types.iter().any(|kind| kind == "full_attention")) {
-        return Err(unsupported("use_sliding_window", "true for some layers", "one window for all layers, or none"));
-    }
-    let bias = raw.attention_bias.unwrap_or(false);
-    let biases = Biases { qkv: bias || qwen2, o: bias && !qwen2, mlp: raw.mlp_bias.unwrap_or(false) };
+    let num_hidden_layers = raw.num_hidden_layers.or("num_hidden_layers", family.num_hidden_layers)?;
+    let sliding_window = window(&raw, family, num_hidden_layers, max_position_embeddings)?;
+    let biases = match family.biases {
+        FamilyBiases::AsConfigured => {
+            let attention = raw.attention_bias.unwrap_or(false);
+            Biases { qkv: attention, o: attention, mlp: raw.mlp_bias.unwrap_or(false) }
+        }
+        FamilyBiases::Never => Biases::default(),
+        FamilyBiases::QueryKeyValue => Biases { qkv: true, ..Biases::default() },
+    };
     let config = ModelConfig {
-        architecture,
+        architecture: family.architecture.to_owned(),
         hidden_size,
-        intermediate_size: required("intermediate_size", raw.intermediate_size)?,
-        num_hidden_layers: required("num_hidden_layers", raw.num_hidden_layers)?,
+        intermediate_size: raw.intermediate_size.or("intermediate_size", family.intermediate_size)?,
+        num_hidden_layers,
         num_attention_heads,
-        num_key_value_heads: raw.num_key_value_heads.unwrap_or(num_attention_heads),
+        num_key_value_heads: raw.num_key_value_heads.or_none(family.num_key_value_heads).unwrap_or(num_attention_heads),
         head_dim,
-        vocab_size: required("vocab_size", raw.vocab_size)?,
-        rms_norm_eps: raw.rms_norm_eps.unwrap_or(DEFAULT_RMS_NORM_EPS),
+        vocab_size: raw.vocab_size.or("vocab_size", family.vocab_size)?,
+        rms_norm_eps: raw.rms_norm_eps.or("rms_norm_eps", family.rms_norm_eps)?,
         rope_theta,
         rope_scaling,
-        max_position_embeddings: required("max_position_embeddings", raw.max_position_embeddings)?,
-        sliding_window: raw.sliding_window.filter(|_| windowed),
-        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+        max_position_embeddings,
+        sliding_window,
+        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(family.tie_word_embeddings),
         eos_token_ids: ids(raw.eos_token_id),
         bos_token_id: raw.bos_token_id,
     };
@@ -154,28 +145,48 @@ fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
     Ok((config, biases))
 }
 
-fn rope(theta: Option<f64>, rope: Option<&RawRope>, partial: Option<f64>) -> Result<(f64, RopeScaling), ConfigDefect> {
-    if let Some(part) = rope.and_then(|rope| rope.partial_rotary_factor).or(partial).filter(|part| *part != 1.0) {
-        return Err(unsupported("partial_rotary_factor", part, "1"));
-    }
-    let Some(rope) = rope else { return Ok((theta.unwrap_or(DEFAULT_ROPE_THETA), RopeScaling::None)) };
-    let theta = rope.rope_theta.or(theta).unwrap_or(DEFAULT_ROPE_THETA);
-    let factor = || required("rope_scaling.factor", rope.factor);
-    let scaling = match rope.rope_type.as_deref().or(rope.r#type.as_deref()) {
-        Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: factor()? },
-        Some("llama3") => RopeScaling::Llama3 {
-            factor: factor()?,
-            low_freq_factor: required("rope_scaling.low_freq_factor", rope.low_freq_factor)?,
-            high_freq_factor: required("rope_scaling.high_freq_factor", rope.high_freq_factor)?,
-            original_max_position: required(
-                "rope_scaling.original_max_position_embeddings",
-                rope.original_max_position_embeddings,
-            )?,
+/// The attention window of all layers, if they have one.
+fn window(
+    raw: &RawConfig,
+    family: &Family,
+    layers: usize,
+    max_position_embeddings: usize,
+) -> Result<Option<usize>, ConfigDefect> {
+    let windowed = |kind: &String| kind == "sliding_attention";
+    match family.window {
+        // The class takes no notice of the key, but the cache of keys and values does once a text is longer.
+        Window::Never => match raw.sliding_window.or_none(None).filter(|window| *window < max_position_embeddings) {
+            Some(found) => Err(unsupported("sliding_window", found, "null: this family's attention has no window")),
+            None => Ok(None),
         },
-        other => return Err(unsupported("rope_type", other.unwrap_or("missing"), "default, linear or llama3")),
-    };
-    Ok((theta, scaling))
+        Window::Always(default) => {
+            let window = raw.sliding_window.or_none(Some(default));
+            match raw.layer_types.iter().flatten().find(|kind| window.is_some() != windowed(kind)) {
+                Some(found) => Err(unsupported("layer_types", found, "what sliding_window says, for all layers")),
+                None => Ok(window),
+            }
+        }
+        Window::Switched { window, first_layer } => {
+            let window = raw.sliding_window.or_none(Some(window)).filter(|_| raw.use_sliding_window == Some(true));
+            let count = match &raw.layer_types {
+                Some(types) => types.iter().filter(|kind| windowed(kind)).count(),
+                None => layers.saturating_sub(raw.max_window_layers.unwrap_or(first_layer)),
+            };
+            match (window, count) {
+                (Some(_), 0) => Ok(None),
+                (Some(window), count) if count >= layers => Ok(Some(window)),
+                (Some(_), count) => {
+                    let found = format!("{count} of {layers}");
+                    Err(unsupported("layers with a sliding_window", found, "one window for all layers, or none"))
+                }
+                (None, count) if raw.layer_types.is_some() && count > 0 => {
+                    let expected = "full_attention where use_sliding_window is not true";
+                    Err(unsupported("layer_types", "sliding_attention", expected))
+                }
+                (None, _) => Ok(None),
+            }
+        }
+    }
 }
 
 /// Opens the folder's safetensors, in name order: one file, or those that the index names.
@@ -226,10 +237,6 @@ fn ids(ids: Option<OneOrMany>) -> Vec<u32> {
     }
 }
 
-fn required<T>(key: &str, value: Option<T>) -> Result<T, ConfigDefect> {
-    value.ok_or_else(|| ConfigDefect::Missing { key: key.to_owned() })
-}
-
-fn unsupported(key: &str, found: impl ToString, expected: &'static str) -> ConfigDefect {
+pub(super) fn unsupported(key: &str, found: impl ToString, expected: &'static str) -> ConfigDefect {
     ConfigDefect::Unsupported { key: key.to_owned(), found: found.to_string(), expected }
 }

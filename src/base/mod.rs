@@ -4,10 +4,14 @@
 //! gives, whatever the file format; rows are given in Hugging Face order.
 
 mod config;
+mod family;
 mod fetched;
 mod gguf;
+mod given;
 mod hf;
+mod hf_rope;
 mod made;
+mod tied_head;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,6 +27,7 @@ use crate::file::gguf::GgufFile;
 use crate::file::safetensors::SafeTensorsFile;
 use crate::{Error, Result, WeightName};
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 /// Shape and storage of one weight of the base.
@@ -114,11 +119,11 @@ impl BaseModel {
     }
 
     fn open_folder(path: &Path) -> Result<Self> {
-        let (config, biases) = hf::read_config(path)?;
+        let (mut config, biases) = hf::read_config(path)?;
         let files = hf::open_files(path)?;
         let mut found = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for tensor in file.names().filter(|tensor| !is_left_out(tensor, &config)) {
+            for tensor in file.names().filter(|tensor| !tensor.ends_with("rotary_emb.inv_freq")) {
                 let info = file.info(tensor)?;
                 let weight = Weight {
                     info: WeightInfo { shape: info.shape.clone(), dtype: info.dtype.to_string() },
@@ -132,6 +137,9 @@ impl BaseModel {
                     return Err(Error::Weight { path, weight: name, defect });
                 }
             }
+        }
+        if config.tie_word_embeddings {
+            config.tie_word_embeddings = tied_head::settle(&mut found, &files)?;
         }
         let path = path.to_owned();
         let weights = select(&path, config.expected_weights(biases), found)?;
@@ -238,11 +246,6 @@ impl BaseModel {
     fn weight_error(&self, name: &WeightName, defect: WeightDefect) -> Error {
         Error::Weight { path: self.path.clone(), weight: name.clone(), defect }
     }
-}
-
-/// Tensors that a folder may have and the model does not need: old rotary buffers, and the copy of a tied head.
-fn is_left_out(tensor: &str, config: &ModelConfig) -> bool {
-    tensor.ends_with("rotary_emb.inv_freq") || (tensor == HEAD && config.tie_word_embeddings)
 }
 
 /// Checks what was found against what the architecture needs.

@@ -34,6 +34,16 @@ pub enum ConfigDefect {
         /// The file's.
         found: String,
     },
+    /// Two keys name two families.
+    #[error(
+        "`architectures` says {architecture}, `model_type` says {model_type}: these compute differently; take the config.json of the model that the weights are of"
+    )]
+    FamilyConflict {
+        /// The first of `architectures`.
+        architecture: String,
+        /// `model_type`.
+        model_type: String,
+    },
     /// A setting that changes the computation and is not supported.
     #[error("`{key}` is {found}, which is not supported; expected {expected}: choose another base")]
     Unsupported {

@@ -126,6 +126,14 @@ pub enum Error {
         /// The headroom the base was opened with.
         headroom: f32,
     },
+    /// There is something else where a file is wanted.
+    #[error("{}: not a regular file: {found}; put the file itself there", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there, in words: `a named pipe`, `a folder`.
+        found: &'static str,
+    },
     /// A file is larger than what is read into memory.
     #[error("{}: the file has {bytes} bytes, more than the limit of {limit}", path.display())]
     FileTooLarge {

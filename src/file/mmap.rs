@@ -5,27 +5,23 @@
 
 #![allow(unsafe_code, reason = "mapping a file is unsafe: another process may change it")]
 
-use std::fs::File;
 use std::path::Path;
 
 use memmap2::{Mmap, MmapOptions};
 
+use super::regular::open_regular;
 use crate::{Error, Result};
 
 /// Maps the whole of the regular file at `path`.
 pub(super) fn map(path: &Path) -> Result<Mmap> {
-    let open = || -> std::io::Result<Mmap> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        let bytes = usize::try_from(metadata.len())
+    let (file, bytes) = open_regular(path)?;
+    let map = || -> std::io::Result<Mmap> {
+        let bytes = usize::try_from(bytes)
             .map_err(|_| std::io::Error::new(std::io::ErrorKind::FileTooLarge, "larger than the address space"))?;
         // SAFETY: the file is opened read-only and its length is the mapping's length, so every byte exists now. The
         // bytes are only ever read as plain integers, for which any value is valid. That nobody truncates the file
         // while it is mapped is the documented duty of whoever owns the folder.
         unsafe { MmapOptions::new().len(bytes).map(&file) }
     };
-    open().map_err(|e| Error::io(path, e))
+    map().map_err(|e| Error::io(path, e))
 }

@@ -2,11 +2,13 @@
 //!
 //! **Invariant:** `mmap.rs` is the only place that maps a file. Every size in a file is checked against the file's own
 //! length before it is used, and no file makes the reader take more than twice its size plus 16 MiB.
+//! **Invariant:** only regular files are opened: a named pipe would wait for a writer that never comes, a device has no end.
 
 mod cache;
 pub mod gguf;
 pub mod hub;
 mod mmap;
+mod regular;
 pub mod safetensors;
 
 use std::fs::File;
@@ -16,6 +18,7 @@ use std::path::Path;
 
 pub(crate) use cache::{cache_folder, folder_variable};
 use half::{bf16, f16};
+pub(crate) use regular::open_regular;
 
 use crate::{Error, Result};
 
@@ -72,7 +75,7 @@ pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
 /// Reads a whole file of at most `max_bytes` into memory.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::FileTooLarge`] before more than `max_bytes` are read.
+/// [`Error::Io`], [`Error::NotAFile`], or [`Error::FileTooLarge`] before more than `max_bytes` are read.
 pub fn read_limited(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, _) = open_limited(path, max_bytes)?;
     read_open(&file, path, max_bytes)
@@ -91,10 +94,9 @@ pub(crate) fn read_open(file: &File, path: &Path, max_bytes: u64) -> Result<Vec<
     Ok(bytes)
 }
 
-/// Opens a file of at most `max_bytes` and gives its length.
+/// Opens a regular file of at most `max_bytes` and gives its length.
 pub(crate) fn open_limited(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let (file, bytes) = open_regular(path)?;
     if bytes > max_bytes {
         return Err(Error::FileTooLarge { path: path.to_owned(), bytes, limit: max_bytes });
     }

@@ -19,7 +19,8 @@ pub use base::{ConfigDefect, WeightDefect};
 pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
 pub use store::StoreDefect;
-pub use tree::TreeDefect;
+pub(crate) use tree::refusals;
+pub use tree::{PassedOverWhy, RefusedEntry, TreeDefect};
 
 /// Most headroom: beyond it a row has too few steps left for its own weights.
 pub const MAX_HEADROOM: f32 = 1024.0;

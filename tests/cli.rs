@@ -180,7 +180,7 @@ fn clean_walk_is_verified_with_status_0() {
     let root = made.run("score", &["-p", "hello", "--json"]).json()["fingerprint"].clone();
     let expected = json!({
         "switches": 60, "nodes_visited": 4, "compared": 9, "mismatched_nodes": 0, "mismatched": [],
-        "differing_bits": 0, "root_fingerprint": root,
+        "differing_bits": 0, "root_fingerprint": root, "refused": [],
     });
     assert_eq!(answer, expected);
     let text = made.run("verify", &["--switches", "5"]).text();
@@ -356,7 +356,7 @@ fn bench_fits_the_base(device: &str, own_memory: bool) {
     std::fs::write(&config, short.to_string()).unwrap();
     let arguments = ["--ranks", "2", "--repeats", "1", "--device", device, "--quiet"];
     let answer = made.run("bench", &[&arguments[..], &["--json"]].concat()).json();
-    assert_eq!(keys(&answer), ["base", "device", "figures"]);
+    assert_eq!(keys(&answer), ["base", "device", "figures", "refused"]);
     let (names, figures) = figures(&answer);
     for name in ["switch_leaf_ms", "switch_path_ms", "switch_all_r2_ms", "switch_qv_r2_ms", "prefill_tok_s_base_40"] {
         assert!(names.contains(&name), "{name} in {names:?}");

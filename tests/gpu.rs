@@ -11,7 +11,7 @@ use common::made;
 use pleach::device::gpu::GpuOptions;
 use pleach::model::GenerateOptions;
 use pleach::runtime::{DeviceChoice, Prompt};
-use pleach::store::Store;
+use pleach::store::{ImportOptions, Store};
 use pleach::testing::{self, smollm2_base};
 use pleach::tree::{AdapterTree, NodeId};
 use pleach::weights::base_lattice;
@@ -77,7 +77,7 @@ fn a_store_gives_the_gpu_the_bits_that_a_tree_in_memory_gives_the_cpu() {
     let (mut cpu, tree) = made_runtime(dir.path(), DeviceChoice::Cpu);
     let lattice = base_lattice(cpu.base(), HEADROOM, |_, _| ()).unwrap();
     let path = dir.path().join("store");
-    Store::import(&path, &tree, cpu.base(), &lattice, false, |_, _| ()).unwrap();
+    Store::import(&path, &tree, cpu.base(), &lattice, ImportOptions::default(), |_, _| ()).unwrap();
     let mut here = Runtime::builder().base(dir.path()).tree(&path).device(gpu(GpuOptions::default())).open().unwrap();
     for node in tree.nodes() {
         let name = tree.name(node);

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pleach::Error;
 use pleach::adapter::{Limits, PeftAdapter};
 use pleach::base::BaseModel;
 use pleach::error::{AdapterDefect, SafeTensorsDefect, StoreDefect, TreeDefect};
-use pleach::store::{Changes, Details, Store};
+use pleach::store::{Changes, Details, ImportOptions, Store};
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
 use pleach::tree::AdapterTree;
@@ -40,7 +41,7 @@ impl Made {
     fn import(&self) -> pleach::Result<Store> {
         let tree = AdapterTree::open(&self.at("tree"))?;
         let lattice = base_lattice(&self.base, 4.0, |_, _| ())?;
-        Store::import(&self.at("store"), &tree, &self.base, &lattice, false, |_, _| ())?;
+        Store::import(&self.at("store"), &tree, &self.base, &lattice, ImportOptions::default(), |_, _| ())?;
         Store::open(&self.at("store"))
     }
 
@@ -51,6 +52,26 @@ impl Made {
         let left: Vec<_> = entries.filter(|name| name.to_string_lossy().contains("store")).collect();
         assert!(left.is_empty(), "{left:?}");
         error
+    }
+
+    /// The entries that an import refuses, each with its reason.
+    fn refused_entries(&self) -> Vec<(String, Error)> {
+        match self.refused() {
+            Error::Store { defect, .. } => match *defect {
+                StoreDefect::Refused { refused } => {
+                    refused.into_iter().map(|entry| (entry.name, Arc::into_inner(entry.reason).unwrap())).collect()
+                }
+                other => panic!("{other}"),
+            },
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The reason of the one entry that an import refuses.
+    fn refused_entry(&self) -> Error {
+        let mut refused = self.refused_entries();
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        refused.remove(0).1
     }
 }
 
@@ -75,19 +96,21 @@ fn defect(result: pleach::Result<impl Sized>) -> StoreDefect {
     }
 }
 
-/// Fifty parts that no name may have, alone or between others.
+/// Parts that no name may have, alone or between others.
 #[rustfmt::skip]
-const PARTS: [&str; 50] = [
+const PARTS: &[&str] = &[
     // Ways up and away.
     "..", ".", "...", ". .", "..\\..", "..\\windows", "a/../b", "a/./b", "a//b", "a/..", "~", "~root", "$HOME", "`id`",
     // Hidden, or another name on another system.
-    ".git", ".ssh", "alice.", "alice..", " alice", "alice ", "a b",
+    ".git", ".ssh", "alice.", "alice..", " alice", "alice ", "a  b", "a\u{a0}b", "a\u{3000}b",
     // Drives, shares, addresses, streams, patterns.
-    "C:", "C:\\x", "\\\\host\\share", "file:x", "alice:stream", "*", "?", "a|b", "<a>", "\"a\"", "'a'", "a;b", "a&b",
+    "C:", "C:\\x", "c:x", "alice:", "\\\\host\\share", "file://x", "alice:str/eam:", "*", "?", "a#b", "[a]", "{a}", "a!", "a|b", "<a>", "\"a\"", "'a'", "a;b", "a&b",
     // Devices of Windows, with any extension and in any case.
-    "CON", "nul", "Aux.txt", "PRN.tar.gz", "COM1", "lpt9.safetensors",
+    "CON", "nul", "Aux.txt", "PRN.tar.gz", "COM1", "lpt9.safetensors", "CON:x", "nul .txt",
     // What is decoded, cut or drawn otherwise later.
-    "%2e%2e", "%2Fetc", "a\0", "a\nb", "\u{1b}[2J", "\u{7f}", "é", "аlice", "a\u{202e}b", "\u{2215}etc",
+    "%2e%2e", "%2Fetc", "a\0", "a\nb", "\u{1b}[2J", "\u{7f}", "аlice", "a\u{202e}b", "\u{2215}etc",
+    // Seen as nothing, as another letter, as a slash, or drawn over the line above.
+    "a\u{200b}b", "a\u{3164}", "ａlice", "ﬁn", "aノb", "１２", "\u{301}a", "x\u{300}\u{301}\u{302}\u{303}\u{304}",
 ];
 
 /// The parts at four places, and names that are wrong as a whole.
@@ -133,6 +156,27 @@ fn two_hundred_hostile_names_are_refused_by_publish_and_move() {
     assert_eq!((store.stats().unwrap(), store.list("", None, 100).unwrap()), before);
 }
 
+/// Platforms call their users by mail addresses, by numbers behind colons and by their names.
+#[test]
+fn names_that_platforms_give_are_published_and_found_in_either_encoding() {
+    let made = Made::new();
+    let store = made.import().unwrap();
+    let content = || store.compile(&Default::default()).unwrap();
+    for name in ["alice smith", "fr/alice@example.org", "user:42", "a+b=c,d (2)", "médecine/Zoë", "東京dev", "москва"]
+    {
+        store.publish(name, content(), Details::default()).unwrap();
+        assert_eq!(store.get(name).unwrap().name, name);
+    }
+    // As macOS writes it: `e` and a mark.
+    assert_eq!(store.get("me\u{301}decine/Zoe\u{308}").unwrap().name, "médecine/Zoë");
+    store.publish("de\u{301}jà", content(), Details::default()).unwrap();
+    assert_eq!(store.get("déjà").unwrap().name, "déjà");
+    let again = defect(store.publish("de\u{301}ja\u{300}", content(), Details::default()));
+    assert!(matches!(again, StoreDefect::NodeExists { .. }), "{again}");
+    let folder = std::fs::read_dir(store.folder()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "segments"].map(Into::into).into());
+}
+
 #[test]
 fn absolute_name_is_a_name_inside_the_store() {
     let made = Made::new();
@@ -151,12 +195,12 @@ fn links_out_of_the_tree_are_not_imported() {
     let made = Made::new();
     adapter(&made.at("secret"), 3);
     symlink(made.at("secret"), made.at("tree/fr/eve")).unwrap();
-    assert!(matches!(made.refused(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. })));
+    assert!(matches!(made.refused_entry(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. })));
     std::fs::remove_file(made.at("tree/fr/eve")).unwrap();
     let tensors = made.at("tree/fr/alice/adapter_model.safetensors");
     std::fs::remove_file(&tensors).unwrap();
     symlink(made.at("secret/adapter_model.safetensors"), &tensors).unwrap();
-    assert!(matches!(made.refused(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. })));
+    assert!(matches!(made.refused_entry(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. })));
 }
 
 #[test]
@@ -178,9 +222,11 @@ fn another_base_is_refused() {
     tiny_hf_model(&narrow, &TinyModel { hidden: 96, heads: 6, ..TinyModel::default() });
     std::fs::remove_file(made.at("tree/tree.toml")).unwrap();
     let made = Made { base: BaseModel::open(&narrow).unwrap(), ..made };
-    assert!(
-        matches!(made.refused(), Error::Adapter { defect, .. } if matches!(*defect, AdapterDefect::ShapeMismatch { .. }))
-    );
+    // The child of what is refused is refused with it: under the root it would be another model.
+    let found = made.refused_entries();
+    let [(fr, Error::Adapter { defect, .. }), (alice, Error::Tree(below))] = &found[..] else { panic!("{found:?}") };
+    assert!(fr == "fr" && matches!(**defect, AdapterDefect::ShapeMismatch { .. }), "{defect}");
+    assert!(alice == "fr/alice" && matches!(&**below, TreeDefect::BelowRefused { parent, .. } if parent == "fr"));
 }
 
 #[test]
@@ -219,7 +265,7 @@ fn oversized_headers_are_refused_before_they_are_read() {
     for length in [u64::MAX, 1 << 40, (8 << 20) + 1] {
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         std::fs::write(&tensors, &bytes).unwrap();
-        match made.refused() {
+        match made.refused_entry() {
             Error::SafeTensors { path, defect: SafeTensorsDefect::HeaderTooLarge { bytes, .. } } => {
                 assert!(bytes == length && path.ends_with("fr/alice/adapter_model.safetensors"), "{}", path.display());
             }
@@ -227,7 +273,7 @@ fn oversized_headers_are_refused_before_they_are_read() {
         }
     }
     std::fs::write(made.at("tree/fr/alice/adapter_config.json"), vec![b' '; (1 << 20) + 1]).unwrap();
-    assert!(matches!(made.refused(), Error::FileTooLarge { .. }));
+    assert!(matches!(made.refused_entry(), Error::FileTooLarge { .. }));
 }
 
 /// A thread moves whole versions of a folder into place. A reader gets one of them, or is told that it came in between.

@@ -1,9 +1,10 @@
 //! A tree of a million users' adapters is written by many hands. Servers that built a path from an adapter's name have
 //! served files from anywhere on the disk, through `..` and through links; a link to a folder above has sent scanners
-//! round and round. Here a name is an id, every file is inside the tree's folder, and what is not a tree is refused with
-//! what is wrong about it.
+//! round and round; and one bad entry of a million has taken the others down with it. Here a name is an id, every file is
+//! inside the tree's folder, and what is no node is left out with what is wrong about it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use pleach::Error;
 use pleach::error::TreeDefect;
@@ -35,6 +36,26 @@ fn defect(result: pleach::Result<AdapterTree>) -> TreeDefect {
 
 fn refused(nodes: &[&str], manifest: &str) -> TreeDefect {
     defect(AdapterTree::open(folder(nodes, manifest).path()))
+}
+
+/// What is left out of a tree that serves `served`.
+fn left_out(dir: &TempDir, served: &[&str]) -> Vec<(String, Error)> {
+    let tree = AdapterTree::open(dir.path()).unwrap();
+    assert_eq!(names(&tree), served);
+    let entries = tree.refused().to_vec();
+    drop(tree);
+    entries.into_iter().map(|entry| (entry.name, Arc::into_inner(entry.reason).unwrap())).collect()
+}
+
+/// The one defect of such a tree.
+fn one_left_out(dir: &TempDir, served: &[&str]) -> (String, TreeDefect) {
+    let mut entries = left_out(dir, served);
+    let (name, error) = entries.pop().expect("something is left out");
+    assert!(entries.is_empty(), "{entries:?}");
+    match error {
+        Error::Tree(defect) => (name, *defect),
+        other => panic!("{name}: {other}"),
+    }
 }
 
 fn names(tree: &AdapterTree) -> Vec<&str> {
@@ -103,17 +124,19 @@ fn hostile_names_are_refused() {
         "a//b",
         "/a",
         "a/",
-        "a b",
+        " a",
+        "a  b",
         "a\\b",
         "a\0b",
-        "é",
+        "e\u{301}",
+        "ａ",
         "a\n",
         "%2e%2e",
         "C:",
         "~",
         "a/.b",
         "a/..",
-        "a:b",
+        "a:",
         "*",
         "a\u{202e}b",
         &"x".repeat(129),
@@ -122,20 +145,32 @@ fn hostile_names_are_refused() {
         assert!(matches!(defect(built), TreeDefect::InvalidName { .. }), "{name:?}");
     }
     AdapterTree::builder().node("x".repeat(128), "", memory()).build().unwrap();
-    for folder in ["a b", "plain folder/a", "fr/é", ".hidden", "fr/.eve"] {
-        assert!(matches!(refused(&["fr", folder], ""), TreeDefect::InvalidName { .. }), "{folder}");
+    for (folder, problem) in [
+        ("a  b", "two spaces"),
+        ("plain  folder/a", "two spaces"),
+        ("fr/é!", "'!' (U+0021) is neither"),
+        ("аlice", "of another script"),
+        (".hidden", "hidden"),
+        ("fr/.eve", "hidden"),
+    ] {
+        let (name, defect) = one_left_out(&self::folder(&["fr", folder], ""), &["fr"]);
+        assert!(name == folder && matches!(defect, TreeDefect::InvalidName { .. }), "{folder}: {defect}");
+        assert!(defect.to_string().contains(problem), "{defect}");
     }
-    assert!(matches!(refused(&["fr"], "[nodes.\"../x\"]\nadapter = \"fr\""), TreeDefect::InvalidName { .. }));
+    // Its folder is not a node under its own name for that.
+    let dir = self::folder(&["fr", "de"], "[nodes.\"../x\"]\nadapter = \"fr\"");
+    assert!(matches!(one_left_out(&dir, &["de"]), (name, TreeDefect::InvalidName { .. }) if name == "../x"));
 }
 
 #[test]
 fn adapters_outside_the_folder_are_refused() {
     for path in ["../x", "fr/../../x", "/etc", "fr/.."] {
-        let found = refused(&["fr"], &format!("[nodes.x]\nadapter = {path:?}"));
+        let dir = folder(&["fr"], &format!("[nodes.x]\nadapter = {path:?}"));
+        let (_, found) = one_left_out(&dir, &["fr"]);
         assert!(matches!(found, TreeDefect::OutsideRoot { .. }), "{path}: {found:?}");
     }
-    let missing = folder(&["fr"], "[nodes.x]\nadapter = \"nowhere\"");
-    assert!(matches!(AdapterTree::open(missing.path()), Err(Error::Io { .. })));
+    let missing = left_out(&folder(&["fr"], "[nodes.x]\nadapter = \"nowhere\""), &["fr"]);
+    assert!(matches!(&missing[..], [(name, Error::Io { .. })] if name == "x"), "{missing:?}");
 }
 
 #[cfg(unix)]
@@ -145,19 +180,29 @@ fn links_that_leave_the_folder_are_refused() {
     let outside = folder(&["secret"], "");
     let dir = folder(&["fr"], "");
     symlink(outside.path().join("secret"), dir.path().join("fr/eve")).unwrap();
-    assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::OutsideRoot { node, .. } if node == "fr/eve"));
+    let found = one_left_out(&dir, &["fr"]);
+    assert!(matches!(&found, (name, TreeDefect::OutsideRoot { node, .. }) if name == node && node == "fr/eve"));
 
     let dir = folder(&["fr"], "[nodes.x]\nadapter = \".store/x\"");
     std::fs::create_dir(dir.path().join(".store")).unwrap();
     symlink(outside.path().join("secret"), dir.path().join(".store/x")).unwrap();
-    assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::OutsideRoot { .. }));
+    assert!(matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::OutsideRoot { .. }) if name == "x"));
 
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
-        let dir = folder(&["fr"], "");
+        let dir = folder(&["de", "fr"], "");
         std::fs::remove_file(dir.path().join("fr").join(file)).unwrap();
         symlink(outside.path().join("secret").join(file), dir.path().join("fr").join(file)).unwrap();
-        assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::OutsideRoot { .. }), "{file}");
+        assert!(
+            matches!(one_left_out(&dir, &["de"]), (name, TreeDefect::OutsideRoot { .. }) if name == "fr"),
+            "{file}"
+        );
     }
+
+    // The tree's own file, too; without it nobody knows what was meant.
+    let dir = folder(&["fr"], "");
+    std::fs::write(outside.path().join("other.toml"), "").unwrap();
+    symlink(outside.path().join("other.toml"), dir.path().join("tree.toml")).unwrap();
+    assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::OutsideRoot { .. }));
 }
 
 #[cfg(unix)]
@@ -166,33 +211,40 @@ fn links_that_go_round_are_refused() {
     use std::os::unix::fs::symlink;
     let dir = folder(&["fr/a"], "");
     symlink(dir.path(), dir.path().join("fr/a/top")).unwrap();
-    assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::LinkCycle { .. }));
+    assert!(matches!(one_left_out(&dir, &["fr/a"]), (name, TreeDefect::LinkCycle { .. }) if name == "fr/a/top"));
 
     let dir = folder(&["fr"], "");
     symlink("self", dir.path().join("fr/self")).unwrap();
-    assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::LinkCycle { .. }));
+    assert!(matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::LinkCycle { .. }) if name == "fr/self"));
 
-    let dir = folder(&["fr/alice"], "");
-    symlink("alice", dir.path().join("fr/bob")).unwrap();
-    assert!(matches!(defect(AdapterTree::open(dir.path())), TreeDefect::FolderTwice { .. }));
+    // The folder is the node, and the link is not, whichever comes first.
+    for link in ["fr/bob", "fr/aaron", "aa"] {
+        let dir = folder(&["fr/alice"], "");
+        symlink(dir.path().join("fr/alice"), dir.path().join(link)).unwrap();
+        assert!(matches!(one_left_out(&dir, &["fr/alice"]), (name, TreeDefect::FolderTwice { .. }) if name == link));
+    }
 
     let dir = folder(&["a", "b"], "");
     symlink("../b", dir.path().join("a/x")).unwrap();
     symlink("../a", dir.path().join("b/y")).unwrap();
-    let found = defect(AdapterTree::open(dir.path()));
-    assert!(matches!(found, TreeDefect::LinkCycle { .. } | TreeDefect::FolderTwice { .. }), "{found:?}");
+    let found = left_out(&dir, &["a", "b"]);
+    assert_eq!(found.iter().map(|(name, _)| &name[..]).collect::<Vec<_>>(), ["a/x", "b/y"]);
 
     let dir = folder(&["fr"], "");
     symlink("nowhere", dir.path().join("fr/gone")).unwrap();
-    assert!(matches!(AdapterTree::open(dir.path()), Err(Error::Io { .. })));
+    assert!(matches!(&left_out(&dir, &["fr"])[..], [(name, Error::Io { .. })] if name == "fr/gone"));
 }
 
 #[test]
 fn two_nodes_of_one_name_are_refused() {
     let built = AdapterTree::builder().node("a", "", memory()).node("a", "", memory()).build();
     assert!(matches!(defect(built), TreeDefect::DuplicateNode { .. }));
-    let found = refused(&["fr", "store"], "[nodes.fr]\nadapter = \"store\"");
-    assert!(matches!(found, TreeDefect::DuplicateNode { .. }), "{found:?}");
+    // Neither is served, since nobody knows which is meant; nor is what hangs below.
+    let dir = folder(&["de", "fr", "fr/alice", "store"], "[nodes.fr]\nadapter = \"store\"");
+    let found = left_out(&dir, &["de"]);
+    let [(fr, Error::Tree(doubled)), (alice, Error::Tree(below))] = &found[..] else { panic!("{found:?}") };
+    assert!(fr == "fr" && matches!(**doubled, TreeDefect::DuplicateNode { .. }), "{doubled}");
+    assert!(alice == "fr/alice" && matches!(**below, TreeDefect::BelowRefused { .. }), "{below}");
     let found = refused(&["fr"], "[nodes.fr]\nlabel = \"x\"\n[nodes.fr]\nlabel = \"y\"");
     assert!(matches!(found, TreeDefect::Manifest { .. }), "{found:?}");
 }
@@ -211,9 +263,11 @@ fn cycles_of_parents_are_refused() {
 
 #[test]
 fn unknown_parents_and_nodes_are_refused_with_a_suggestion() {
-    let found = refused(&["fr", "fr/alice"], "[nodes.\"fr/alice\"]\nparent = \"fry\"");
+    let dir = folder(&["fr", "fr/alice"], "[nodes.\"fr/alice\"]\nparent = \"fry\"");
+    let (_, found) = one_left_out(&dir, &["fr"]);
     assert!(matches!(&found, TreeDefect::UnknownParent { nearest, .. } if nearest == &["fr"]), "{found:?}");
-    let found = refused(&["fr", "fr/alice"], "[nodes.\"fr/alise\"]\nlabel = \"x\"");
+    let dir = folder(&["fr", "fr/alice"], "[nodes.\"fr/alise\"]\nlabel = \"x\"");
+    let (_, found) = one_left_out(&dir, &["fr", "fr/alice"]);
     assert!(matches!(&found, TreeDefect::NodeWithoutFiles { nearest, .. } if nearest[0] == "fr/alice"), "{found:?}");
 }
 
@@ -227,8 +281,8 @@ fn trees_deeper_than_the_limit_are_refused() {
     };
     assert_eq!(chain(MAX_DEPTH).build().unwrap().len(), MAX_DEPTH + 1);
     assert!(matches!(defect(chain(MAX_DEPTH + 1).build()), TreeDefect::TooDeep { .. }));
-    let found = refused(&[&vec!["d"; MAX_DEPTH + 1].join("/")], "");
-    assert!(matches!(found, TreeDefect::TooDeep { .. }), "{found:?}");
+    let dir = folder(&["fr", &vec!["d"; MAX_DEPTH + 1].join("/")], "");
+    assert!(matches!(one_left_out(&dir, &["fr"]), (_, TreeDefect::TooDeep { .. })));
 }
 
 #[test]

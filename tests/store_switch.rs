@@ -13,7 +13,7 @@ use pleach::base::BaseModel;
 use pleach::error::{StoreDefect, TreeDefect};
 use pleach::lattice::BaseLattice;
 use pleach::runtime::{RuntimeBuilder, StalePolicy};
-use pleach::store::{Changes, Content, Details, Store, StoreInfo};
+use pleach::store::{Changes, Content, Details, ImportOptions, Store, StoreInfo};
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
 use pleach::tree::AdapterTree;
@@ -103,7 +103,7 @@ fn an_imported_tree_has_the_fingerprints_of_its_folder_at_every_node() {
         let tree = made::tree(&mut StdRng::seed_from_u64(seed), &base, 12, 1e-3);
         let lattice = base_lattice(&base, HEADROOM, |_, _| ()).unwrap();
         let path = dir.path().join("store");
-        let report = Store::import(&path, &tree, &base, &lattice, false, |_, _| ()).unwrap();
+        let report = Store::import(&path, &tree, &base, &lattice, ImportOptions::default(), |_, _| ()).unwrap();
         assert_eq!(report.nodes, tree.len() as u64 - 1);
         let builder = || Runtime::builder().base(dir.path().join("base"));
         let mut folder = builder().adapter_tree(tree.clone()).headroom(HEADROOM).open().unwrap();
@@ -196,7 +196,9 @@ fn a_tree_taken_from_a_runtime_over_a_store_is_refused_without_the_store() {
     let of_a_store =
         |error: Error| matches!(error, Error::Store { defect, .. } if matches!(*defect, StoreDefect::OfAStore { .. }));
     let other = made.dir.path().join("other");
-    assert!(of_a_store(Store::import(&other, &tree, &made.base, &made.lattice, false, |_, _| ()).unwrap_err()));
+    assert!(of_a_store(
+        Store::import(&other, &tree, &made.base, &made.lattice, ImportOptions::default(), |_, _| ()).unwrap_err()
+    ));
     assert!(!other.exists());
     let base = made.dir.path().join("base");
     let mut without = Runtime::builder().base(base).adapter_tree(tree).headroom(HEADROOM).open().unwrap();
@@ -311,7 +313,15 @@ fn the_real_tree_has_the_same_fingerprints_from_a_store() {
     let lattice = base_lattice(&base, 1.25, |_, _| ()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    Store::import(&store, &tree, &base, &lattice, true, |_, _| ()).unwrap();
+    Store::import(
+        &store,
+        &tree,
+        &base,
+        &lattice,
+        ImportOptions { keep_files: true, ..ImportOptions::default() },
+        |_, _| (),
+    )
+    .unwrap();
     let mut from_folder = Runtime::builder().base(&path).tree(&folder).open().unwrap();
     let mut from_store = Runtime::builder().base(&path).tree(&store).open().unwrap();
     assert_eq!(from_store.store_stats().unwrap().unwrap().reads, 0);

@@ -35,11 +35,14 @@ const UNSAFE_FILES: [(&str, &str); 10] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 11] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 14] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
     ("petgraph", &["src/tree/"]),
+    ("glob", &["src/tree/manifest.rs"]),
+    ("icu_normalizer", &["src/tree/name.rs"]),
+    ("icu_properties", &["src/tree/name.rs"]),
     ("redb", &["src/store/catalogue/"]),
     ("bincode", &["src/store/catalogue/record.rs"]),
     ("candle_core", &["src/file/gguf/", "src/error/file.rs", "src/testing"]),

@@ -1,5 +1,6 @@
 //! `pleach bench`: what this machine makes of it, every figure beside its ceiling, in one run.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::{BaseModel, SHAPES};
+use pleach::error::RefusedEntry;
 use pleach::runtime::{Measured, MeasuredSwitch, Nodes, median, open_base};
 use pleach::tree::{AdapterTree, NodeId, NodeSource};
 use pleach::{Runtime, WeightName};
@@ -15,6 +17,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
 use super::Console;
+use super::left_out::refused_lines;
 use super::model::Loading;
 
 /// Tokens of context before the decoded ones.
@@ -64,6 +67,8 @@ struct Answer {
     base: String,
     device: String,
     figures: Vec<Figure>,
+    /// What of the tree was left out, each with its reason.
+    refused: Vec<RefusedEntry>,
 }
 
 /// One figure.
@@ -99,18 +104,18 @@ impl Bench {
             held >= needed,
             "the base holds {held} tokens of context, and decoding is measured in {needed}"
         );
-        let mut figures = Figures::default();
+        let (mut figures, mut refused) = (Figures::default(), Vec::new());
         if let Some(folder) = &self.tree {
             let mut runtime = self.loading.open_model(base, Nodes::open(folder)?, console)?;
             runtime.load_nodes(MAX_STORE_NODES)?;
-            self.measure_tree(&mut runtime, &mut figures, console)?;
+            refused = self.measure_tree(&mut runtime, &mut figures, console)?;
         }
         let base = self.base()?;
         let tree = made_tree(&base, &self.ranks)?;
         let mut runtime = self.loading.open_model(base, tree, console)?;
         self.measure_made(&mut runtime, &mut figures, console)?;
-        let answer =
-            Answer { base: runtime.base().path().display().to_string(), device: runtime.device(), figures: figures.0 };
+        let (base, device) = (runtime.base().path().display().to_string(), runtime.device());
+        let answer = Answer { base, device, figures: figures.0, refused };
         console.answer(&answer, || answer.text())?;
         Ok(ExitCode::SUCCESS)
     }
@@ -122,14 +127,20 @@ impl Bench {
         }
     }
 
-    /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the root.
-    fn measure_tree(&self, runtime: &mut Runtime, figures: &mut Figures, console: &Console) -> anyhow::Result<()> {
+    /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the root. Gives what of the
+    /// tree is refused.
+    fn measure_tree(
+        &self,
+        runtime: &mut Runtime,
+        figures: &mut Figures,
+        console: &Console,
+    ) -> anyhow::Result<Vec<RefusedEntry>> {
         memory(runtime, figures, "loaded");
         console.note(&format!("checking the tree's weights at every node, on {}", runtime.device()));
         let nodes = runtime.tree().len();
         let check = runtime.verify(4 * nodes, 1, 1, |_| ())?;
         anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; nothing was measured");
-        let (a, b) = siblings(runtime.tree());
+        let (a, b) = siblings(runtime.tree(), &check.refused);
         let [a, b] = [a, b].map(|node| runtime.tree().name(node).to_owned());
         console.note(&format!("measuring {a} ↔ {b}"));
         deltas_at_hand(runtime, &a, &b)?;
@@ -164,7 +175,7 @@ impl Bench {
         if let Some(bytes) = peak_memory_bytes() {
             figures.plain("peak_memory_bytes", bytes, "bytes");
         }
-        Ok(())
+        Ok(check.refused)
     }
 
     /// Decode speed at `leaf` against the root's, in turns: a machine whose speed drifts then drifts for both.
@@ -292,8 +303,13 @@ fn peak_memory_bytes() -> Option<f64> {
 }
 
 /// The deepest two leaves with one parent; a leaf and its parent where no two are.
-fn siblings(tree: &AdapterTree) -> (NodeId, NodeId) {
-    let mut leaves: Vec<NodeId> = tree.leaves().collect();
+fn siblings(tree: &AdapterTree, refused: &[RefusedEntry]) -> (NodeId, NodeId) {
+    let refused: HashSet<&str> = refused.iter().map(|entry| &entry.name[..]).collect();
+    let is_served = |node: &NodeId| !refused.contains(tree.name(*node));
+    let is_named = |node: &NodeId| tree.node(tree.name(*node)).is_ok_and(|named| named == *node);
+    // A leaf of what is served: what hangs below it, if anything, is refused.
+    let is_leaf = |node: &NodeId| is_served(node) && is_named(node) && !tree.children(*node).iter().any(is_served);
+    let mut leaves: Vec<NodeId> = tree.nodes().filter(is_leaf).collect();
     leaves.sort_by_key(|&leaf| std::cmp::Reverse(tree.depth(leaf)));
     let pair = leaves.iter().enumerate().find_map(|(k, &a)| {
         let b = leaves[k + 1..].iter().find(|&&b| tree.parent(b) == tree.parent(a))?;
@@ -399,6 +415,9 @@ impl Answer {
                 or_blank(figure.device_upload_ms, 3),
             );
             text += &format!("{}\n", line.trim_end());
+        }
+        for line in refused_lines(&self.refused) {
+            text += &format!("{line}\n");
         }
         text
     }

@@ -16,6 +16,7 @@ use pleach::tree::{AdapterTree, NodeSource};
 use serde::Serialize;
 
 use super::Console;
+use super::left_out::LeftOut;
 use super::store::Summary;
 
 /// Tell what an adapter, a base, a tree or a store is, and whether it fits a base
@@ -97,6 +98,11 @@ struct Tree {
     base_hash: Option<String>,
     /// Every node but the root, parents before children.
     adapters: Vec<Node>,
+    /// What is refused, passed over and doubtful.
+    #[serde(flatten)]
+    left_out: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip)]
+    left_out_text: String,
     #[serde(flatten)]
     fit: Fit,
 }
@@ -202,7 +208,10 @@ fn tree(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Tree> {
     });
     let of_a_node = || adapters.iter().find_map(|node| Some(format!("{}: {}", node.node, node.refusal.as_ref()?)));
     let refusal = other_base.or_else(of_a_node);
+    let left_out = LeftOut::of(&tree);
     Ok(Tree {
+        left_out: left_out.json().into_iter().map(|(field, value)| (field.to_owned(), value)).collect(),
+        left_out_text: left_out.text(),
         path: path.to_owned(),
         name: tree.tree_name().map(str::to_owned),
         levels: (1..=depth).map_while(|depth| tree.level_name(depth).map(str::to_owned)).collect(),
@@ -316,6 +325,6 @@ impl Tree {
             let refusal = node.refusal.as_ref().map(|refusal| format!("  refused: {refusal}")).unwrap_or_default();
             let _ = writeln!(text, "  {}  {summary}{refusal}", node.node);
         }
-        text + &self.fit.text()
+        text + &self.left_out_text + &self.fit.text()
     }
 }

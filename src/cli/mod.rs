@@ -9,6 +9,7 @@ mod demo;
 mod devices;
 mod generate;
 mod inspect;
+mod left_out;
 mod model;
 mod score;
 mod store;

@@ -11,10 +11,14 @@ use pleach::store::{Store, StoreNode};
 use pleach::tree::{AdapterTree, NodeId, NodeSource, render};
 use serde_json::{Value, json};
 
+use super::left_out::LeftOut;
 use super::{Console, store};
 
-/// Draw a tree, with what each adapter is
+/// Draw a tree, with what each adapter is, and what is left out of it
 #[derive(Args)]
+#[command(after_help = "\
+Below the picture stand the entries that are not served (refused), the folders that are not entered (passed over), and nodes
+that may be another state of their parent's adapter (doubtful); tree.toml settles the last: skip and parent.")]
 pub(crate) struct Tree {
     /// Folder of the tree, or a store
     tree: PathBuf,
@@ -41,10 +45,18 @@ impl Tree {
             return Ok(ExitCode::SUCCESS);
         }
         let tree = AdapterTree::open(&self.tree)?;
+        let left_out = LeftOut::of(&tree);
         console.print(&match format {
-            Format::Text => render::text(&tree, |node| note(&tree, node)),
-            Format::Dot => render::dot(&tree, |node| note(&tree, node)),
-            Format::Json => format!("{}\n", render::json(&tree, |node| json_note(&tree, node))),
+            Format::Text => render::text(&tree, |node| note(&tree, node)) + &left_out.text(),
+            Format::Dot => {
+                let comments: String = left_out.lines().iter().map(|line| format!("// {line}\n")).collect();
+                comments + &render::dot(&tree, |node| note(&tree, node))
+            }
+            Format::Json => {
+                let mut json = render::json(&tree, |node| json_note(&tree, node));
+                left_out.json().into_iter().for_each(|(field, value)| json[field] = value);
+                format!("{json}\n")
+            }
         })?;
         Ok(ExitCode::SUCCESS)
     }

@@ -5,17 +5,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use pleach::error::RefusedEntry;
 use pleach::runtime::{Nodes, VerifyReport};
 use serde::Serialize;
 
 use super::Console;
+use super::left_out::refused_lines;
 use super::model::Loading;
 
 /// Walk the tree at random, comparing every node with a fresh load of it
 #[derive(Args)]
 #[command(after_help = "\
 At every arrival the fingerprint is compared with that of the base read anew with the node's path added. At the end,
-back at the root, every bit is compared with the base. Exit status 1 if anything differs.")]
+back at the root, every bit is compared with the base. Entries of the tree that are refused, and what hangs below them, are
+left out and listed. Exit status 1 if anything differs, or if something is refused and not left out with --skip-refused.")]
 pub(crate) struct Verify {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long)]
@@ -32,6 +35,9 @@ pub(crate) struct Verify {
     /// Compare the fingerprint at every Nth arrival, and at the last
     #[arg(long, value_name = "N", default_value = "1")]
     every: NonZeroUsize,
+    /// Do not fail because some entries of the tree are refused
+    #[arg(long)]
+    skip_refused: bool,
     #[command(flatten)]
     loading: Loading,
 }
@@ -47,6 +53,8 @@ struct Answer {
     mismatched: Vec<String>,
     differing_bits: u64,
     root_fingerprint: String,
+    /// What was left out, each with its reason.
+    refused: Vec<RefusedEntry>,
 }
 
 impl Verify {
@@ -58,15 +66,16 @@ impl Verify {
         let report =
             runtime.verify(self.switches, self.every.get(), self.seed, |switches| bar.set_position(switches as u64))?;
         bar.finish_and_clear();
-        let status = status(&report);
+        let status = status(&report, self.skip_refused);
         let answer = Answer::from(report);
         console.answer(&answer, || answer.text())?;
         Ok(status)
     }
 }
 
-fn status(report: &VerifyReport) -> ExitCode {
-    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+fn status(report: &VerifyReport, skip_refused: bool) -> ExitCode {
+    let is_good = report.is_clean() && (skip_refused || report.refused.is_empty());
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 impl From<VerifyReport> for Answer {
@@ -79,6 +88,7 @@ impl From<VerifyReport> for Answer {
             mismatched: report.mismatched_nodes,
             differing_bits: report.differing_bits,
             root_fingerprint: report.root_fingerprint,
+            refused: report.refused,
         }
     }
 }
@@ -92,7 +102,11 @@ impl Answer {
         for node in &self.mismatched {
             text += &format!("mismatch          {node}\n");
         }
-        text + &format!("root_fingerprint  {}\n", self.root_fingerprint)
+        text += &format!("root_fingerprint  {}\n", self.root_fingerprint);
+        for line in refused_lines(&self.refused) {
+            text += &format!("{line}\n");
+        }
+        text
     }
 }
 
@@ -105,8 +119,10 @@ mod tests {
         let clean = VerifyReport { switches: 3, ..VerifyReport::default() };
         let node = VerifyReport { mismatched_nodes: vec!["fr".into()], ..clean.clone() };
         let bits = VerifyReport { differing_bits: 1, ..clean.clone() };
-        assert_eq!(status(&clean), ExitCode::SUCCESS);
-        assert_eq!([status(&node), status(&bits)], [ExitCode::FAILURE; 2]);
+        assert_eq!(status(&clean, false), ExitCode::SUCCESS);
+        for skip_refused in [false, true] {
+            assert_eq!([&node, &bits].map(|report| status(report, skip_refused)), [ExitCode::FAILURE; 2]);
+        }
         let text = Answer::from(node).text();
         assert!(text.contains("mismatched_nodes  1\n") && text.contains("mismatch          fr\n"), "{text}");
     }

@@ -1,5 +1,7 @@
 //! What can be wrong with a store of compiled deltas, or with what is asked of it: each defect named.
 
+use super::{RefusedEntry, refusals};
+
 /// Why a store or a request to it is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -216,6 +218,17 @@ pub enum StoreDefect {
     OfAStore {
         /// The node.
         name: String,
+    },
+    /// Entries of a tree that cannot be in a store.
+    #[error(
+        "no store was made, since {} refused; mend what is wrong, pass it over in tree.toml ([tree] skip), or make a store \
+         of the rest with --skip-refused:{}",
+        if let [_] = refused[..] { "an entry of the tree is".to_owned() } else { format!("{} entries of the tree are", refused.len()) },
+        refusals(refused)
+    )]
+    Refused {
+        /// All of them, each with its reason.
+        refused: Vec<RefusedEntry>,
     },
     /// A node's deltas are too large for one segment.
     #[error("{name} takes {bytes} bytes, the limit is {limit}")]

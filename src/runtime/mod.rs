@@ -40,7 +40,7 @@ use crate::tree::{AdapterTree, NodeId};
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
 use live::{AnyLive, Budgets, Live, on_device};
-use sources::Sources;
+use sources::{Contents, Sources};
 
 /// Bytes of compiled deltas kept beside the applied ones.
 pub const DEFAULT_DELTA_BUDGET_BYTES: usize = 1 << 30;
@@ -208,7 +208,9 @@ impl RuntimeBuilder {
         };
         let (shapes, current) = (shapes(&base), tree.root());
         let (stale, warned, limits) = (self.stale, HashSet::new(), self.limits);
-        let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom };
+        tree.warn_of_refused();
+        let contents = Contents::default();
+        let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom, contents };
         #[cfg(feature = "gpu")]
         let live = match gpu {
             Some((gpu, or_cpu)) => match Live::load(gpu, &sources, &host, self.budgets, &mut progress) {

@@ -1,8 +1,8 @@
 //! Where weights and deltas come from: read-only, whatever the device.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::adapter::{AdapterDeltas, BaseShapes, Limits, PeftAdapter};
 use crate::base::BaseModel;
@@ -83,6 +83,26 @@ pub(super) struct Sources {
     pub(super) warned: HashSet<NodeId>,
     pub(super) limits: Limits,
     pub(super) headroom: f32,
+    pub(super) contents: Contents,
+}
+
+/// What the files of a folder tree's nodes held when each was first read: BLAKE3 of both files. **Invariant:** a node is one
+/// content while the runtime lives, so what was added to the weights, dropped from a cache and read again is the same.
+#[derive(Default)]
+pub(super) struct Contents(Mutex<HashMap<NodeId, blake3::Hash>>);
+
+impl Contents {
+    /// Keeps the hash of what was read first, and gives it.
+    fn first(&self, node: NodeId, read: blake3::Hash) -> (blake3::Hash, bool) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&node) {
+            Some(first) => (*first, false),
+            None => {
+                known.insert(node, read);
+                (read, true)
+            }
+        }
+    }
 }
 
 /// One node's deltas as they are kept.
@@ -165,9 +185,25 @@ impl Sources {
             Some(NodeSource::Folder(dir)) => {
                 let adapter = PeftAdapter::open(dir, &self.limits)?;
                 adapter.check_copies(&self.base)?;
-                Ok(Deltas::Float(Arc::new(adapter.deltas(&self.shapes)?)))
+                let deltas = adapter.deltas(&self.shapes)?;
+                self.check_content(node, dir, adapter.hash())?;
+                Ok(Deltas::Float(Arc::new(deltas)))
             }
         }
+    }
+
+    /// Refuses files that are not those that were read first. When they are, tells what is doubtful about the node.
+    fn check_content(&self, node: NodeId, dir: &Path, found: blake3::Hash) -> Result<()> {
+        let (first, is_first) = self.contents.first(node, found);
+        if first != found {
+            let [first, found] = [first, found].map(|hash| hash.to_hex()[..16].to_owned());
+            let (node, path) = (self.tree.name(node).to_owned(), dir.to_owned());
+            return Err(TreeDefect::Changed { node, path, first, found }.into());
+        }
+        if is_first && let Some(doubt) = self.tree.doubt(node, &self.limits) {
+            tracing::warn!("{doubt}");
+        }
+        Ok(())
     }
 
     /// Names of nodes to visit: all of a tree, of a store up to `count` chosen so that each is as likely as any other.

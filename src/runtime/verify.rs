@@ -14,13 +14,13 @@ use serde::Serialize;
 use super::Runtime;
 use super::live::on_device;
 use super::sources::Deltas;
-use crate::Result;
-use crate::WeightName;
 use crate::device::Device;
 use crate::device::cpu::delta_apply;
+use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
 use crate::lattice::{CompiledDelta, Segment, Sign, compile};
 use crate::tree::NodeId;
 use crate::weights::MatrixId;
+use crate::{Error, Result, WeightName};
 
 /// Most nodes of a store that are visited.
 const MAX_STORE_NODES: usize = 4096;
@@ -40,10 +40,12 @@ pub struct VerifyReport {
     pub differing_bits: u64,
     /// Fingerprint at the root, hexadecimal.
     pub root_fingerprint: String,
+    /// Nodes and entries of the tree that cannot be served, and so were not visited, each with the reason.
+    pub refused: Vec<RefusedEntry>,
 }
 
 impl VerifyReport {
-    /// Whether nothing differed.
+    /// Whether nothing differed. What was refused is another question.
     pub fn is_clean(&self) -> bool {
         self.mismatched_nodes.is_empty() && self.differing_bits == 0
     }
@@ -59,10 +61,11 @@ struct Expected {
 
 impl Runtime {
     /// Makes `switches` random switches over all nodes (of a store up to 4,096, chosen at random), compares the fingerprint at every `every`-th arrival and at the
-    /// last with that of a fresh load of the node, then returns to the root and compares every bit with the base.
+    /// last with that of a fresh load of the node, then returns to the root and compares every bit with the base. Of a tree
+    /// every node is first tried once: what is refused there, and what hangs below it, is left out and in the report.
     ///
     /// # Errors
-    /// What [`Runtime::switch_to`] and reading the base return.
+    /// What [`Runtime::switch_to`] and reading the base return, but for adapters that are refused.
     pub fn verify(
         &mut self,
         switches: usize,
@@ -71,9 +74,10 @@ impl Runtime {
         mut progress: impl FnMut(usize),
     ) -> Result<VerifyReport> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let nodes = self.sources.some_names(MAX_STORE_NODES, &mut rng)?;
+        let mut nodes = self.sources.some_names(MAX_STORE_NODES, &mut rng)?;
+        let refused = if self.sources.store.is_some() { Vec::new() } else { self.leave_out_refused(&mut nodes)? };
         let mut expected = Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
-        let mut report = VerifyReport { switches, ..VerifyReport::default() };
+        let mut report = VerifyReport { switches, refused, ..VerifyReport::default() };
         let mut visited = vec![false; nodes.len()];
         let mut mismatched = vec![false; nodes.len()];
         for done in 1..=switches {
@@ -92,6 +96,40 @@ impl Runtime {
         report.differing_bits = self.differing_bits_at_root()?;
         report.root_fingerprint = self.fingerprint()?.to_hex().to_string();
         Ok(report)
+    }
+
+    /// Switches to every one of `nodes`, all of a tree's, parents first; takes out of them those that cannot be served, and
+    /// gives these with the reasons.
+    fn leave_out_refused(&mut self, nodes: &mut Vec<String>) -> Result<Vec<RefusedEntry>> {
+        let mut refused: Vec<RefusedEntry> = self.sources.tree.refused().to_vec();
+        let mut unserved = HashSet::new();
+        let mut served = Vec::with_capacity(nodes.len());
+        for name in std::mem::take(nodes) {
+            let node = self.sources.tree.node(&name)?;
+            let parent = self.sources.tree.parent(node).filter(|parent| unserved.contains(parent));
+            let reason = match parent {
+                Some(parent) => {
+                    let parent = self.sources.tree.name(parent).to_owned();
+                    TreeDefect::BelowRefused { node: name.clone(), parent }.into()
+                }
+                None => match self.switch_to_node(node) {
+                    Err(error) if is_refusal(&error) => error,
+                    result => {
+                        result?;
+                        served.push(name);
+                        continue;
+                    }
+                },
+            };
+            // What would leave the lattice may come back into it further down.
+            if !matches!(reason, Error::Overflow { .. }) {
+                unserved.insert(node);
+            }
+            refused.push(RefusedEntry::new(name, reason));
+        }
+        *nodes = served;
+        refused.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(refused)
     }
 
     /// Bits in which the resident weights differ from the base, read anew. Stand at the root before.
@@ -165,5 +203,23 @@ impl Runtime {
         let fingerprint = on_device!(&self.live, live => live.weights.fingerprint_of(&hashes));
         expected.fingerprints.insert(node, fingerprint);
         Ok(fingerprint)
+    }
+}
+
+/// Whether an error is about one node and what is below it: the others can be served.
+fn is_refusal(error: &Error) -> bool {
+    match error {
+        Error::Adapter { .. }
+        | Error::SafeTensors { .. }
+        | Error::NotAFile { .. }
+        | Error::FileTooLarge { .. }
+        | Error::Io { .. }
+        | Error::NonFinite { .. }
+        | Error::DeltaShape { .. }
+        | Error::SparseEntry { .. }
+        | Error::NoSuchMatrix { .. }
+        | Error::Overflow { .. } => true,
+        Error::Store { defect, .. } => matches!(**defect, StoreDefect::OfAStore { .. }),
+        _ => false,
     }
 }

@@ -2,45 +2,61 @@
 //!
 //! **Invariant:** the store appears whole: it is made beside its place and renamed there once every adapter is in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::change::Content;
 use super::{Changes, Details, Store, StoreInfo, StoreOptions};
-use crate::Result;
 use crate::adapter::Limits;
 use crate::base::BaseModel;
-use crate::error::StoreDefect;
+use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
 use crate::lattice::BaseLattice;
-use crate::tree::{AdapterTree, NodeId, NodeSource};
+use crate::tree::{AdapterTree, Doubt, NodeId, NodeSource};
+use crate::{Error, Result};
 
 /// Bytes published at a time, or little more.
 const BYTES_AT_ONCE: u64 = 64 << 20;
 
+/// What an import is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// Keep the adapters' own files, too.
+    pub keep_files: bool,
+    /// Make a store of the rest where some entries of the tree are refused.
+    pub skip_refused: bool,
+}
+
 /// What an import made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ImportReport {
     /// Nodes.
     pub nodes: u64,
     /// Bytes of compiled deltas and kept files.
     pub bytes: u64,
+    /// Entries of the tree that are not in the store, each with the reason.
+    pub refused: Vec<RefusedEntry>,
+    /// Adapters in folders that the tree passes over.
+    pub passed_over: usize,
+    /// Nodes that may not be what their places say.
+    pub doubts: Vec<Doubt>,
 }
 
 impl Store {
     /// Makes a store in `folder` from a tree of PEFT adapters, compiled for `base` on `lattice`
-    /// ([`base_lattice`](crate::weights::base_lattice)). With `keep_files` the adapters' own files are kept, too.
-    /// `progress` is told how many of how many adapters are in it.
+    /// ([`base_lattice`](crate::weights::base_lattice)). `progress` is told how many of how many adapters are looked at.
     ///
     /// # Errors
-    /// As [`Store::create`]; and [`Error::Adapter`] for the first adapter that is refused. There is no store then.
+    /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, unless the options let a store
+    /// be made of the rest. There is no store then.
     pub fn import(
         folder: &Path,
         tree: &AdapterTree,
         base: &BaseModel,
         lattice: &BaseLattice,
-        keep_files: bool,
+        options: ImportOptions,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<ImportReport> {
         if let Some(pin) = tree.base() {
@@ -55,38 +71,61 @@ impl Store {
             levels: (1..).map_while(|depth| tree.level_name(depth).map(str::to_owned)).collect(),
         };
         Self::make(folder, info, lattice, &StoreOptions::default(), |store| {
-            let mut report = ImportReport::default();
+            let passed_over = tree.passed_over().iter().map(|passed| passed.adapters).sum();
+            let refused = tree.refused().to_vec();
+            let mut report = ImportReport { passed_over, refused, ..ImportReport::default() };
             let nodes: Vec<NodeId> = tree.nodes().skip(1).collect();
-            let mut changes = Changes::new();
-            let mut waiting_bytes = 0;
+            let (mut changes, mut waiting_bytes, mut done) = (Changes::new(), 0, 0);
+            let mut left_out = HashSet::new();
             // As many at a time as there are threads: adapters may be large.
             for part in nodes.chunks(rayon::current_num_threads().max(1)) {
-                let compiled = part.par_iter().map(|&node| match tree.source(node) {
-                    Some(NodeSource::Folder(dir)) => {
-                        store.compile_adapter(dir, Some(base), &Limits::default(), keep_files)
-                    }
-                    Some(NodeSource::Memory(deltas)) => store.compile(deltas),
-                    Some(NodeSource::Stored(_)) => {
-                        Err(store.defect(StoreDefect::OfAStore { name: tree.name(node).to_owned() }))
-                    }
-                    None => store.compile(&BTreeMap::new()),
-                });
-                for (&node, content) in part.iter().zip(compiled.collect::<Result<Vec<_>>>()?) {
+                let compiled = part.par_iter().map(|&node| store.compile_source(tree, node, base, options.keep_files));
+                let compiled: Vec<_> = compiled.collect();
+                for (&node, content) in part.iter().zip(compiled) {
+                    let name = tree.name(node);
+                    let parent = tree.parent(node).filter(|parent| left_out.contains(parent));
+                    let content = match (parent.map(|parent| tree.name(parent).to_owned()), content) {
+                        (None, content @ Err(Error::Store { .. })) => content?,
+                        (None, Ok(content)) => content,
+                        (parent, content) => {
+                            let below = parent.map(|parent| TreeDefect::BelowRefused { node: name.to_owned(), parent });
+                            let reason = below.map(Error::from).or(content.err());
+                            report.refused.extend(reason.map(|reason| RefusedEntry::new(name, reason)));
+                            left_out.insert(node);
+                            continue;
+                        }
+                    };
+                    report.doubts.extend(tree.doubt(node, &Limits::default()));
                     waiting_bytes += content.bytes();
                     report.bytes += content.bytes();
+                    report.nodes += 1;
                     let parent = tree.parent(node).map(|parent| tree.name(parent).to_owned());
                     let labels = tree.label(node).map(|label| BTreeMap::from([("label".to_owned(), label.to_owned())]));
-                    changes.publish(tree.name(node), content, Details { parent, labels, trained_on: None });
+                    changes.publish(name, content, Details { parent, labels, trained_on: None });
                 }
-                report.nodes += part.len() as u64;
+                done += part.len();
                 if waiting_bytes > BYTES_AT_ONCE {
                     store.apply(&std::mem::take(&mut changes))?;
                     waiting_bytes = 0;
                 }
-                progress(usize::try_from(report.nodes).unwrap_or(usize::MAX), nodes.len());
+                progress(done, nodes.len());
+            }
+            report.refused.sort_by(|a, b| a.name.cmp(&b.name));
+            if !report.refused.is_empty() && (!options.skip_refused || report.nodes == 0) {
+                return Err(Error::store(folder, StoreDefect::Refused { refused: report.refused }));
             }
             store.apply(&changes)?;
             Ok(report)
         })
+    }
+
+    /// Compiles what a node of a tree holds.
+    fn compile_source(&self, tree: &AdapterTree, node: NodeId, base: &BaseModel, keep_files: bool) -> Result<Content> {
+        match tree.source(node) {
+            Some(NodeSource::Folder(dir)) => self.compile_adapter(dir, Some(base), &Limits::default(), keep_files),
+            Some(NodeSource::Memory(deltas)) => self.compile(deltas),
+            Some(NodeSource::Stored(_)) => Err(self.defect(StoreDefect::OfAStore { name: tree.name(node).to_owned() })),
+            None => self.compile(&BTreeMap::new()),
+        }
     }
 }

@@ -34,14 +34,14 @@ pub use compile::compile_node;
 pub use export::ExportReport;
 #[doc(hidden)]
 pub use faults::Faults;
-pub use import::ImportReport;
+pub use import::{ImportOptions, ImportReport};
 pub use look::{StoreNode, StoreStats};
 pub use verify::StoreReport;
 
 use crate::base::BaseModel;
 use crate::error::StoreDefect;
 use crate::lattice::BaseLattice;
-use crate::tree::{Location, StoredNode};
+use crate::tree::{Location, StoredNode, normal};
 use crate::{Error, Result};
 use blob::{decode_lattice, decode_node, encode_lattice};
 use catalogue::{CATALOGUE_FILE, Catalogue, Header, State};
@@ -100,9 +100,9 @@ impl Default for StoreOptions {
     }
 }
 
-/// A name as nodes have it: without slashes around it; empty for the root.
+/// A name as nodes have it: without slashes around it, in NFC; empty for the root.
 fn clean_name(name: &str) -> String {
-    name.trim_matches('/').to_owned()
+    normal(name.trim_matches('/')).into_owned()
 }
 
 impl Store {

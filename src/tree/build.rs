@@ -1,9 +1,9 @@
 //! From a list of nodes to a tree: names checked, parents found, cycles refused.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{AdapterTree, BasePin, MAX_DEPTH, NodeSource};
+use super::{AdapterTree, BasePin, MAX_DEPTH, NodeSource, check_name, normal, shown};
 use crate::Result;
 use crate::error::TreeDefect;
 use crate::suggest::nearest;
@@ -54,19 +54,48 @@ impl TreeBuilder {
     /// # Errors
     /// [`TreeDefect`]: a bad name, two nodes of one name, an unknown parent, a cycle, a node too deep.
     pub fn build(self) -> Result<AdapterTree> {
+        self.build_without(BTreeSet::new(), |_, defect| Err(defect.into()))
+    }
+
+    /// The same without the nodes called as `refused` says. What else cannot be a node is told to `refuse`, and is left
+    /// out, too, if that lets it pass; and so is all that hangs below what is left out.
+    pub(super) fn build_without(
+        self,
+        refused: BTreeSet<String>,
+        mut refuse: impl FnMut(&str, TreeDefect) -> Result<()>,
+    ) -> Result<AdapterTree> {
+        let mut left_out = refused;
         let mut specs: BTreeMap<String, Spec> = BTreeMap::new();
         for spec in self.nodes {
-            check_name(&spec.name)?;
-            match specs.entry(spec.name.clone()) {
-                Entry::Occupied(_) => return Err(TreeDefect::DuplicateNode { name: spec.name }.into()),
-                Entry::Vacant(place) => place.insert(spec),
-            };
+            let name = spec.name.clone();
+            if let Err(defect) = check_name(&name) {
+                refuse(&name, defect)?;
+                left_out.insert(name);
+                continue;
+            }
+            match specs.entry(name) {
+                Entry::Occupied(place) => {
+                    let name = place.key().clone();
+                    refuse(&name, TreeDefect::DuplicateNode { name: name.clone() })?;
+                    left_out.insert(name);
+                }
+                Entry::Vacant(place) => drop(place.insert(spec)),
+            }
         }
+        specs.retain(|name, _| !left_out.contains(name));
         let mut children: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut lost = Vec::new();
         for spec in specs.values() {
-            let parent = parent_of(spec, &specs)?;
-            children.entry(parent).or_default().push(spec.name.clone());
+            match parent_of(spec, &specs, &left_out) {
+                Ok(parent) => children.entry(parent).or_default().push(spec.name.clone()),
+                Err(defect) => {
+                    refuse(&spec.name, defect)?;
+                    lost.push(spec.name.clone());
+                }
+            }
         }
+        lost.iter().for_each(|name| drop(specs.remove(name)));
+        lost.extend(left_out);
         let unplaced = specs.clone();
         let mut tree = AdapterTree::of_root(self.name, self.levels, self.base);
         // Depth first, children in the order of their names: the stack holds the last child at the bottom.
@@ -76,13 +105,25 @@ impl TreeBuilder {
         };
         push(&mut stack, children.remove(""), tree.root());
         while let Some((name, parent)) = stack.pop() {
+            let Some(spec) = specs.remove(&name) else { continue };
             let depth = tree.depth(parent) + 1;
             if depth > MAX_DEPTH {
-                return Err(TreeDefect::TooDeep { name, depth, limit: MAX_DEPTH }.into());
+                refuse(&name, TreeDefect::TooDeep { name: name.clone(), depth, limit: MAX_DEPTH })?;
+                lost.push(name);
+                continue;
             }
-            let Some(spec) = specs.remove(&name) else { continue };
             let id = tree.attach(parent, &name, spec.label.as_deref(), spec.source);
+            if let Some(node) = tree.nodes.get_mut(&id) {
+                node.is_placed = spec.parent.is_some();
+            }
             push(&mut stack, children.remove(&name), id);
+        }
+        while let Some(parent) = lost.pop() {
+            for node in children.remove(&parent).into_iter().flatten() {
+                specs.remove(&node);
+                refuse(&node, TreeDefect::BelowRefused { node: node.clone(), parent: parent.clone() })?;
+                lost.push(node);
+            }
         }
         // What is left hangs under no node that hangs under the root.
         match specs.into_keys().next() {
@@ -92,21 +133,23 @@ impl TreeBuilder {
     }
 }
 
-/// The name of a node's parent, `""` for the root.
-fn parent_of(spec: &Spec, specs: &BTreeMap<String, Spec>) -> Result<String, TreeDefect> {
+/// The name of a node's parent, `""` for the root. The nearest name above it counts also where that is left out: to hang
+/// a node under the one above that would make another model of it.
+fn parent_of(spec: &Spec, specs: &BTreeMap<String, Spec>, left_out: &BTreeSet<String>) -> Result<String, TreeDefect> {
+    let is_known = |name: &str| specs.contains_key(name) || left_out.contains(name);
     let Some(parent) = &spec.parent else {
         let above =
             std::iter::successors(Some(spec.name.as_str()), |name| name.rsplit_once('/').map(|(above, _)| above));
-        return Ok(above.skip(1).find(|name| specs.contains_key(*name)).unwrap_or_default().to_owned());
+        return Ok(above.skip(1).find(|name| is_known(name)).unwrap_or_default().to_owned());
     };
-    let parent = parent.trim_matches('/');
-    if parent.is_empty() || specs.contains_key(parent) {
-        return Ok(parent.to_owned());
+    let parent = normal(parent.trim_matches('/'));
+    if parent.is_empty() || is_known(&parent) {
+        return Ok(parent.into_owned());
     }
     Err(TreeDefect::UnknownParent {
         node: spec.name.clone(),
-        parent: parent.to_owned(),
-        nearest: nearest(parent, '/', specs.keys().map(String::as_str).filter(|name| *name != spec.name)),
+        parent: shown(&parent),
+        nearest: nearest(&parent, '/', specs.keys().map(String::as_str).filter(|name| *name != spec.name)),
     })
 }
 
@@ -115,7 +158,7 @@ fn cycle_from(name: String, specs: &BTreeMap<String, Spec>) -> TreeDefect {
     let mut walk = vec![name];
     loop {
         let last = &walk[walk.len() - 1];
-        let parent = specs.get(last).and_then(|spec| parent_of(spec, specs).ok()).unwrap_or_default();
+        let parent = specs.get(last).and_then(|spec| parent_of(spec, specs, &BTreeSet::new()).ok()).unwrap_or_default();
         if let Some(start) = walk.iter().position(|seen| *seen == parent) {
             walk.drain(..start);
             walk.push(parent);
@@ -123,30 +166,4 @@ fn cycle_from(name: String, specs: &BTreeMap<String, Spec>) -> TreeDefect {
         }
         walk.push(parent);
     }
-}
-
-/// Checks a node's name: parts of `[A-Za-z0-9._-]{1,128}`, at most [`MAX_DEPTH`] of them. A part can be a folder on every
-/// system: no dot at its start or end, and no device of Windows, which has those in every folder and with any extension.
-pub(crate) fn check_name(name: &str) -> Result<(), TreeDefect> {
-    let depth = name.split('/').count();
-    if depth > MAX_DEPTH {
-        return Err(TreeDefect::TooDeep { name: shown(name), depth, limit: MAX_DEPTH });
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    let good = |part: &str| {
-        let dotted = part.starts_with('.') || part.ends_with('.');
-        (1..=128).contains(&part.len()) && !dotted && part.bytes().all(allowed) && !is_device(part)
-    };
-    if name.split('/').all(good) { Ok(()) } else { Err(TreeDefect::InvalidName { name: shown(name) }) }
-}
-
-fn is_device(part: &str) -> bool {
-    let stem = part.split('.').next().unwrap_or_default().to_ascii_uppercase();
-    let numbered = |kind| stem.strip_prefix(kind).is_some_and(|n| n.len() == 1 && n.as_bytes()[0].is_ascii_digit());
-    matches!(&stem[..], "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
-}
-
-/// A name that may be long, for a message of one line.
-pub(crate) fn shown(name: &str) -> String {
-    name.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -14,9 +14,10 @@ impl AdapterTree {
     /// A tree of nothing but the root.
     pub(crate) fn of_root(name: Option<String>, levels: Vec<String>, base: Option<BasePin>) -> Self {
         let root = NodeId(0);
-        let node = Node { name: Arc::from("/"), label: None, source: None, parent: root, depth: 0 };
+        let node = Node { name: Arc::from("/"), label: None, source: None, parent: root, depth: 0, is_placed: false };
         let (nodes, by_name) = (HashMap::from([(root, node)]), HashMap::new());
-        Self { graph: DiGraphMap::new(), nodes, by_name, next_id: 1, name, levels, base }
+        let (refused, passed_over) = (Vec::new(), Vec::new());
+        Self { graph: DiGraphMap::new(), nodes, by_name, next_id: 1, name, levels, base, refused, passed_over }
     }
 
     /// The node called `name`, without slashes around it, if it is here; `""` is the root.
@@ -41,7 +42,8 @@ impl AdapterTree {
         self.next_id += 1;
         self.by_name.insert(name.clone(), id);
         self.graph.add_edge(parent, id, ());
-        self.nodes.insert(id, Node { name, label: label.map(str::to_owned), source: Some(source), parent, depth });
+        let (label, source) = (label.map(str::to_owned), Some(source));
+        self.nodes.insert(id, Node { name, label, source, parent, depth, is_placed: false });
         id
     }
 

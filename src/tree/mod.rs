@@ -5,9 +5,13 @@
 //! another node. A tree that was built counts them without gaps from the root in depth-first order, children in the order
 //! of their names, so equal trees have equal ids.
 
+mod assemble;
 mod build;
+mod doubt;
+mod left_out;
 mod loaded;
 mod manifest;
+mod name;
 mod plan;
 pub mod render;
 mod scan;
@@ -20,16 +24,19 @@ use std::sync::Arc;
 
 use petgraph::graphmap::DiGraphMap;
 
+pub(crate) use assemble::read_manifest_bytes;
 pub use build::TreeBuilder;
-pub(crate) use build::{check_name, shown};
+pub use doubt::{Doubt, DoubtWhy};
+pub use left_out::PassedOver;
 pub use manifest::BasePin;
+pub(crate) use name::{check_name, normal, shown};
 pub use plan::{PlanSummary, SwitchPlan};
 pub(crate) use stored::STORE_FILE;
 pub use stored::{Location, StoredNode};
 
 use crate::Result;
 use crate::adapter::AdapterDeltas;
-use crate::error::TreeDefect;
+use crate::error::RefusedEntry;
 use crate::suggest::nearest;
 
 /// Deepest node: the root has depth 0.
@@ -66,6 +73,8 @@ struct Node {
     /// Here and not in the graph alone: walks up need no search. The root's is the root.
     parent: NodeId,
     depth: usize,
+    /// Whether `tree.toml` names its parent.
+    is_placed: bool,
 }
 
 /// A tree of adapters. Nothing of an adapter but its place is read when a tree is opened.
@@ -95,17 +104,20 @@ pub struct AdapterTree {
     name: Option<String>,
     levels: Vec<String>,
     base: Option<BasePin>,
+    refused: Vec<RefusedEntry>,
+    passed_over: Vec<PassedOver>,
 }
 
 impl AdapterTree {
     /// Opens the tree in `folder`: every folder with an `adapter_config.json` is a node called by its path, its parent
     /// the nearest node above it. `tree.toml` may add to that.
     ///
-    /// Hidden folders and trainers' `checkpoint-500` folders are not entered.
+    /// Hidden folders and trainers' `checkpoint-500` folders are not entered. An entry that cannot be a node (a link out of
+    /// the folder, a bad name, a folder that cannot be read) and what hangs below it are left out: [`Self::refused`].
     ///
     /// # Errors
-    /// [`Error::Tree`](crate::Error::Tree) for everything [`TreeDefect`] names, [`Error::Io`](crate::Error::Io) if a
-    /// folder cannot be read.
+    /// [`TreeDefect`](crate::error::TreeDefect) for what concerns the whole: `tree.toml`, a cycle of parents, an adapter at
+    /// the root, no node at all; [`Error::Io`](crate::Error::Io) if the folder itself cannot be read.
     pub fn open(folder: &Path) -> Result<Self> {
         scan::open(folder)
     }
@@ -124,11 +136,12 @@ impl AdapterTree {
     /// The node called `name`; `""` and `/` are the root, a slash before or after a name does not matter.
     ///
     /// # Errors
-    /// [`TreeDefect::UnknownNode`], with the names nearest to it.
+    /// [`TreeDefect::UnknownNode`](crate::error::TreeDefect::UnknownNode), with the names nearest to it, or what it is that
+    /// has the name: [`TreeDefect::Refused`](crate::error::TreeDefect::Refused),
+    /// [`TreeDefect::PassedOver`](crate::error::TreeDefect::PassedOver).
     pub fn node(&self, name: &str) -> Result<NodeId> {
-        let name = name.trim_matches('/');
-        let unknown = || TreeDefect::UnknownNode { name: shown(name), nearest: self.nearest_names(name) }.into();
-        self.find(name).ok_or_else(unknown)
+        let name = normal(name.trim_matches('/'));
+        self.find(&name).ok_or_else(|| self.unknown(&name))
     }
 
     fn nearest_names(&self, name: &str) -> Vec<String> {

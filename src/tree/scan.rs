@@ -1,16 +1,17 @@
 //! A folder → a tree: every folder with an `adapter_config.json` is a node.
 //!
-//! **Invariant:** every path handed on is canonical and inside the root; each folder is entered once.
+//! **Invariant:** every path handed on is canonical and inside the root; each folder is entered once; nothing outside the
+//! root is read. What cannot be entered or served is left out with its reason, and nothing else with it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Component, Path, PathBuf};
+use std::collections::{HashMap, VecDeque};
+use std::fs::DirEntry;
+use std::path::{Path, PathBuf};
 
-use super::build::{Spec, TreeBuilder};
-use super::manifest::Manifest;
-use super::{AdapterTree, MAX_DEPTH, NodeSource, STORE_FILE, check_name};
+use super::assemble::{Found, Places, assemble};
+use super::manifest::{Manifest, Skip};
+use super::{AdapterTree, MAX_DEPTH, PassedOver, STORE_FILE, check_name, normal, shown};
 use crate::adapter::{CONFIG_FILE, TENSOR_FILE};
-use crate::error::TreeDefect;
-use crate::suggest::nearest;
+use crate::error::{PassedOverWhy, TreeDefect};
 use crate::{Error, Result};
 
 pub(super) fn open(folder: &Path) -> Result<AdapterTree> {
@@ -22,64 +23,26 @@ pub(super) fn open(folder: &Path) -> Result<AdapterTree> {
         return Err(TreeDefect::IsStore { path: folder.to_owned() }.into());
     }
     let manifest = Manifest::read(&root)?;
-    let mut scan = Scan { root: &root, seen: HashMap::new(), found: BTreeMap::new() };
-    scan.enter(&root, "", 0)?;
-    let mut folders = scan.found;
-    let mut specs = Vec::new();
-    // Entries with files of their own first: a folder they claim is a node under their name only.
-    for (name, entry) in &manifest.nodes {
-        let Some(adapter) = &entry.adapter else { continue };
-        check_name(name)?;
-        let path = inside(&root, name, adapter)?;
-        if folders.contains_key(name) {
-            return Err(TreeDefect::DuplicateNode { name: name.clone() }.into());
-        }
-        specs.push(Spec {
-            name: name.clone(),
-            parent: entry.parent.clone(),
-            label: entry.label.clone(),
-            source: NodeSource::Folder(path),
-        });
-    }
-    let claimed: Vec<PathBuf> = specs.iter().filter_map(|spec| folder_of(&spec.source)).collect();
-    folders.retain(|_, path| !claimed.contains(path));
-    for (name, entry) in manifest.nodes.iter().filter(|(_, entry)| entry.adapter.is_none()) {
-        let Some(path) = folders.remove(name) else {
-            let nearest = nearest(name, '/', folders.keys().map(String::as_str));
-            return Err(TreeDefect::NodeWithoutFiles { name: name.clone(), nearest }.into());
-        };
-        let (parent, label) = (entry.parent.clone(), entry.label.clone());
-        specs.push(Spec { name: name.clone(), parent, label, source: NodeSource::Folder(path) });
-    }
-    specs.extend(folders.into_iter().map(|(name, path)| Spec {
-        name,
-        parent: None,
-        label: None,
-        source: NodeSource::Folder(path),
-    }));
-    if specs.is_empty() {
-        return Err(TreeDefect::Empty { path: folder.to_owned() }.into());
-    }
-    let (name, levels, base) = (manifest.tree.name, manifest.tree.levels, manifest.base);
-    TreeBuilder { nodes: specs, name, levels, base }.build()
+    let skip = manifest.skip()?;
+    let mut scan =
+        Scan { root: &root, skip: &skip, seen: HashMap::new(), links: VecDeque::new(), found: Found::default() };
+    scan.list(&root).map_err(|source| Error::io(folder, source))?;
+    scan.enter(root.clone(), String::new(), 0);
+    scan.follow_links();
+    assemble(folder, manifest, scan.found, &Root(&root))
 }
 
-fn folder_of(source: &NodeSource) -> Option<PathBuf> {
-    match source {
-        NodeSource::Folder(path) => Some(path.clone()),
-        NodeSource::Memory(_) | NodeSource::Stored(_) => None,
-    }
-}
+/// The tree's folder, canonical.
+struct Root<'a>(&'a Path);
 
-/// The folder `adapter` names, if it and its files are inside the root.
-fn inside(root: &Path, node: &str, adapter: &str) -> Result<PathBuf> {
-    let relative = Path::new(adapter);
-    if !relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return Err(TreeDefect::OutsideRoot { node: node.to_owned(), path: relative.to_owned() }.into());
+impl Places for Root<'_> {
+    fn resolve(&self, node: &str, adapter: &Path) -> Result<PathBuf> {
+        resolve(self.0, node, &self.0.join(adapter))
     }
-    let path = resolve(root, node, &root.join(relative))?;
-    check_files(root, node, &path)?;
-    Ok(path)
+
+    fn check(&self, node: &str, folder: &Path) -> Result<()> {
+        check_files(self.0, node, folder)
+    }
 }
 
 /// Follows links; what they lead to must be inside the root.
@@ -91,7 +54,7 @@ fn resolve(root: &Path, node: &str, path: &Path) -> Result<PathBuf> {
     if real.starts_with(root) {
         return Ok(real);
     }
-    Err(TreeDefect::OutsideRoot { node: node.to_owned(), path: real }.into())
+    Err(TreeDefect::OutsideRoot { node: shown(node), path: real }.into())
 }
 
 /// The adapter's files may be links, but not out of the root.
@@ -105,64 +68,155 @@ fn check_files(root: &Path, node: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether there is a config: a link that leads nowhere is a node with a missing file, not no node.
+fn has_config(folder: &Path) -> bool {
+    folder.join(CONFIG_FILE).symlink_metadata().is_ok()
+}
+
 struct Scan<'a> {
     root: &'a Path,
+    skip: &'a Skip,
     /// Folders entered (canonical), and the path they were entered by.
     seen: HashMap<PathBuf, PathBuf>,
-    /// Nodes by name.
-    found: BTreeMap<String, PathBuf>,
+    /// Links to follow once every real folder was entered, so that a folder is a node under its own name first.
+    links: VecDeque<Link>,
+    found: Found,
+}
+
+/// A link that lies in `folder`, canonical.
+struct Link {
+    path: PathBuf,
+    folder: PathBuf,
+    name: String,
+    depth: usize,
 }
 
 impl Scan<'_> {
     /// Looks at a folder (canonical, inside the root) called `name`, and at those in it.
-    fn enter(&mut self, folder: &Path, name: &str, depth: usize) -> Result<()> {
+    fn enter(&mut self, folder: PathBuf, name: String, depth: usize) {
         if depth > MAX_DEPTH {
-            return Err(TreeDefect::TooDeep { name: name.to_owned(), depth, limit: MAX_DEPTH }.into());
+            let defect = TreeDefect::TooDeep { name: shown(&name), depth, limit: MAX_DEPTH };
+            return self.found.refused.add(&name, defect, Some(&folder));
         }
-        let path = self.root.join(name);
-        if let Some(first) = self.seen.insert(folder.to_owned(), path.clone()) {
-            return Err(TreeDefect::FolderTwice { path, first }.into());
+        let path = self.root.join(&name);
+        if let Some(first) = self.seen.get(&folder) {
+            let defect = TreeDefect::FolderTwice { path, first: first.clone() };
+            return self.found.refused.add(&name, defect, None);
         }
-        // `symlink_metadata`: a link that leads nowhere is a node with a missing file, not no node.
-        if depth > 0 && folder.join(CONFIG_FILE).symlink_metadata().is_ok() {
-            check_name(name)?;
-            check_files(self.root, name, folder)?;
-            self.found.insert(name.to_owned(), folder.to_owned());
+        self.seen.insert(folder.clone(), path);
+        let entries = match self.list(&folder) {
+            Ok(entries) => entries,
+            // What is below is not known, so the node itself is not served either.
+            Err(source) => return self.found.refused.add(&name, Error::io(&folder, source), Some(&folder)),
+        };
+        if depth > 0 && has_config(&folder) {
+            self.take(&folder, &name);
         }
-        let mut entries: Vec<_> =
-            std::fs::read_dir(folder).and_then(Iterator::collect).map_err(|source| Error::io(folder, source))?;
-        entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
-            let path = entry.path();
-            let kind = entry.file_type().map_err(|source| Error::io(&path, source))?;
-            let file_name = entry.file_name().to_string_lossy().into_owned();
-            if !kind.is_dir() && !kind.is_symlink() || is_clutter(&file_name) {
-                continue;
+            self.look_at(&folder, &name, depth, &entry);
+        }
+    }
+
+    fn list(&self, folder: &Path) -> std::io::Result<Vec<DirEntry>> {
+        let mut entries: Vec<DirEntry> = std::fs::read_dir(folder)?.collect::<std::io::Result<_>>()?;
+        entries.sort_by_key(DirEntry::file_name);
+        Ok(entries)
+    }
+
+    /// Takes the folder called `name` as a node.
+    fn take(&mut self, folder: &Path, name: &str) {
+        let checked = check_name(name).map_err(Error::from).and_then(|()| check_files(self.root, name, folder));
+        let refused = &mut self.found.refused;
+        match checked {
+            Err(error) => refused.add(name, error, Some(folder)),
+            // Names of one text in two encodings. Which of them is meant nobody can know.
+            Ok(()) if self.found.folders.remove(name).is_some() => {
+                refused.add(name, TreeDefect::DuplicateNode { name: name.to_owned() }, None);
             }
-            let child = if name.is_empty() { file_name.clone() } else { format!("{name}/{file_name}") };
-            if file_name.starts_with('.') {
-                // Hidden folders are not part of a tree; an adapter in one is more likely a mistake.
-                if path.join(CONFIG_FILE).exists() {
-                    return Err(TreeDefect::InvalidName { name: child }.into());
+            Ok(()) => drop(self.found.folders.insert(name.to_owned(), folder.to_owned())),
+        }
+    }
+
+    /// Looks at one entry of the folder (canonical) called `name`.
+    fn look_at(&mut self, folder: &Path, name: &str, depth: usize, entry: &DirEntry) {
+        let path = entry.path();
+        let file_name = entry.file_name().to_string_lossy().into_owned();
+        let child =
+            normal(&if name.is_empty() { file_name.clone() } else { format!("{name}/{file_name}") }).into_owned();
+        let kind = match entry.file_type() {
+            Ok(kind) => kind,
+            Err(source) => return self.found.refused.add(&child, Error::io(&path, source), None),
+        };
+        let is_adapters = kind.is_symlink() && [CONFIG_FILE, TENSOR_FILE].contains(&&file_name[..]);
+        if !kind.is_dir() && !kind.is_symlink() || is_adapters {
+            return;
+        }
+        let why = passed_over(&file_name).or_else(|| self.skip.pattern(&child).map(PassedOverWhy::Pattern));
+        if let Some(why) = why {
+            return self.pass_over(path, child, why, kind.is_symlink());
+        }
+        if file_name.starts_with('.') {
+            // Hidden folders are not part of a tree; an adapter in one is more likely a mistake.
+            if kind.is_dir() && has_config(&path) {
+                let problem = "it is hidden: its folder's name starts with a dot".to_owned();
+                let defect = TreeDefect::InvalidName { name: shown(&child), problem };
+                self.found.refused.add(&child, defect, Some(&path));
+            }
+        } else if kind.is_symlink() {
+            self.links.push_back(Link { path, folder: folder.to_owned(), name: child, depth: depth + 1 });
+        } else {
+            self.enter(path, child, depth + 1);
+        }
+    }
+
+    /// Enters what links lead to, and links that are found there.
+    fn follow_links(&mut self) {
+        while let Some(Link { path, folder, name, depth }) = self.links.pop_front() {
+            match resolve(self.root, &name, &path) {
+                // A file is no node, wherever it lies.
+                Err(Error::Tree(defect)) if matches!(&*defect, TreeDefect::OutsideRoot { path, .. } if !path.is_dir()) =>
+                    {}
+                Err(error) => self.found.refused.add(&name, error, None),
+                Ok(real) if folder.starts_with(&real) => {
+                    self.found.refused.add(&name, TreeDefect::LinkCycle { path }, None);
                 }
-                continue;
-            }
-            let real = if kind.is_symlink() { resolve(self.root, &child, &path)? } else { path.clone() };
-            if kind.is_symlink() && folder.starts_with(&real) {
-                return Err(TreeDefect::LinkCycle { path }.into());
-            }
-            if real.is_dir() {
-                self.enter(&real, &child, depth + 1)?;
+                Ok(real) if real.is_dir() => self.enter(real, name, depth),
+                Ok(_) => {}
             }
         }
-        Ok(())
+    }
+
+    fn pass_over(&mut self, path: PathBuf, folder: String, why: PassedOverWhy, is_link: bool) {
+        let adapters = if is_link { 0 } else { adapters_in(&path) };
+        // Nothing is missed where a trainer's or a system's own folder holds no adapter.
+        if adapters > 0 || matches!(why, PassedOverWhy::Pattern(_)) {
+            self.found.passed_over.push(PassedOver { folder, why, adapters, path });
+        }
     }
 }
 
-/// Folders that trainers leave beside an adapter: earlier states of the same adapter.
-fn is_clutter(name: &str) -> bool {
-    name == "__pycache__"
-        || name
-            .strip_prefix("checkpoint-")
-            .is_some_and(|step| !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit()))
+/// Folders with a config in and below `folder`; what cannot be read does not count.
+fn adapters_in(folder: &Path) -> usize {
+    let mut adapters = 0;
+    let mut folders = vec![(folder.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        adapters += usize::from(has_config(&folder));
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        if depth < MAX_DEPTH {
+            let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            folders.extend(below.map(|entry| (entry.path(), depth + 1)));
+        }
+    }
+    adapters
+}
+
+/// Folders that are no nodes by their names.
+fn passed_over(name: &str) -> Option<PassedOverWhy> {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match name {
+        "__pycache__" => Some(PassedOverWhy::Cache),
+        _ if name.strip_prefix("checkpoint-").is_some_and(is_number) => Some(PassedOverWhy::Checkpoint),
+        _ if name.starts_with("..") => Some(PassedOverWhy::Volume),
+        _ => None,
+    }
 }

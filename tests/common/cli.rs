@@ -1,7 +1,7 @@
 //! The command line, run as scripts run it.
 
 // Each test file compiles this for itself.
-#![allow(unreachable_pub, reason = "shared by test files")]
+#![allow(dead_code, unreachable_pub, reason = "shared by test files that use different parts")]
 
 use std::path::Path;
 

@@ -6,16 +6,20 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
 use pleach::runtime::open_base;
-use pleach::store::{ImportReport, Store};
+use pleach::store::{ImportOptions, ImportReport, Store};
 use pleach::tree::AdapterTree;
 use pleach::weights::base_lattice;
 use serde::Serialize;
 
 use super::moving;
 use crate::cli::Console;
+use crate::cli::left_out::refused_lines;
 
 /// Make a store from a tree of PEFT adapters
 #[derive(Args)]
+#[command(after_help = "\
+Where an entry of the tree is refused, all that are refused are named and there is no store, unless --skip-refused leaves them
+and what hangs below them out.")]
 pub(super) struct Import {
     /// Folder of the tree
     tree: PathBuf,
@@ -30,6 +34,9 @@ pub(super) struct Import {
     /// Keep the adapters' own files, too, to be exported as they were
     #[arg(long)]
     keep_files: bool,
+    /// Make a store of the rest where some entries of the tree are refused
+    #[arg(long)]
+    skip_refused: bool,
 }
 
 /// The answer as JSON.
@@ -52,14 +59,30 @@ impl Import {
         bar.finish_and_clear();
         let bar = console.bar("compiling the adapters");
         let mut on = moving(&bar);
-        let report = Store::import(&self.store, &tree, &base, &lattice, self.keep_files, |done, total| {
+        let options = ImportOptions { keep_files: self.keep_files, skip_refused: self.skip_refused };
+        let report = Store::import(&self.store, &tree, &base, &lattice, options, |done, total| {
             on(done as u64, total as u64);
         })?;
         bar.finish_and_clear();
         let answer = Answer { store: self.store.display().to_string(), report, seconds: start.elapsed().as_secs_f64() };
-        console.answer(&answer, || {
-            let (nodes, bytes) = (HumanCount(report.nodes), DecimalBytes(report.bytes));
-            format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", answer.store, answer.seconds)
-        })
+        console.answer(&answer, || answer.text())
+    }
+}
+
+impl Answer {
+    fn text(&self) -> String {
+        let ImportReport { refused, passed_over, doubts, .. } = &self.report;
+        let (nodes, bytes) = (HumanCount(self.report.nodes), DecimalBytes(self.report.bytes));
+        let mut text = format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", self.store, self.seconds);
+        for line in refused_lines(refused) {
+            text += &format!("{line}\n");
+        }
+        if *passed_over > 0 {
+            text += &format!("passed over: adapters in {passed_over} folders; `pleach tree` names them\n");
+        }
+        for doubt in doubts {
+            text += &format!("doubtful: {doubt}\n");
+        }
+        text
     }
 }

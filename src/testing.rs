@@ -11,6 +11,7 @@
 
 pub mod adapter;
 pub mod store;
+pub mod tree;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use pleach::testing::adapter::read_adapter_bytes;
+use pleach::testing::tree::read_tree_toml_bytes;
 use pleach::testing::{read_gguf_bytes, read_safetensors_bytes};
 
 fn run(target: &str, read: impl Fn(Vec<u8>) -> pleach::Result<()>) {
@@ -32,4 +33,9 @@ fn saved_gguf_files_are_read_or_refused() {
 #[test]
 fn saved_adapters_are_read_or_refused() {
     run("adapter", |bytes| read_adapter_bytes(&bytes));
+}
+
+#[test]
+fn saved_tree_tomls_are_read_or_refused() {
+    run("tree_toml", |bytes| read_tree_toml_bytes(&bytes));
 }

@@ -99,6 +99,17 @@ fn verify_says_that_files_changed_and_blames_no_weights() {
     assert_eq!(changed(runtime.verify(20, 1, 1, |_| ())).0, "fr");
 }
 
+/// Files that would be refused today are told to be others, not what is wrong with them.
+#[test]
+fn content_that_no_longer_fits_is_other_content() {
+    let (dir, mut runtime) = forgetful();
+    runtime.switch_to("de").unwrap();
+    runtime.switch_to("/").unwrap();
+    let wide = TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.q_proj", 96, 96)], 2, 3);
+    wide.write(&tree(&dir, "de")).unwrap();
+    assert_eq!(changed(runtime.switch_to("de")).0, "de");
+}
+
 /// A first read that failed is no content: an upload that is completed is served.
 #[test]
 fn adapter_that_could_not_be_read_is_served_once_it_can() {

@@ -171,6 +171,8 @@ fn names_that_platforms_give_are_published_and_found_in_either_encoding() {
     assert_eq!(store.get("me\u{301}decine/Zoe\u{308}").unwrap().name, "médecine/Zoë");
     store.publish("de\u{301}jà", content(), Details::default()).unwrap();
     assert_eq!(store.get("déjà").unwrap().name, "déjà");
+    let below = store.list("me\u{301}", None, 9).unwrap();
+    assert_eq!(below.iter().map(|node| &node.name[..]).collect::<Vec<_>>(), ["médecine/Zoë"]);
     let again = defect(store.publish("de\u{301}ja\u{300}", content(), Details::default()));
     assert!(matches!(again, StoreDefect::NodeExists { .. }), "{again}");
     let folder = std::fs::read_dir(store.folder()).unwrap().map(|entry| entry.unwrap().file_name());

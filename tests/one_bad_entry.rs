@@ -143,6 +143,9 @@ fn verify_walks_the_others_and_fails_unless_refusals_are_left_out() {
     assert_eq!((&answer["nodes_visited"], &answer["mismatched_nodes"]), (&json!(4), &json!(0)));
     let nodes: Vec<&Value> = answer["refused"].as_array().unwrap().iter().map(|entry| &entry["node"]).collect();
     assert_eq!(nodes, ["de", "de/eve"]);
+    let drawn = pleach(&["tree", &made.path("tree"), "--json"]).json();
+    let eve = drawn["children"][0]["children"][0]["adapter"]["refusal"].as_str().unwrap();
+    assert!(eve.starts_with("its parent de is refused"), "{eve}");
     let text = made.run("verify", &["--switches", "5", "--skip-refused"]).text();
     assert!(text.contains("\nrefused: de: adapter "), "{text}");
 }

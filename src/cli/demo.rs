@@ -66,7 +66,8 @@ impl Demo {
         let tree = AdapterTree::open(&folder)?;
         let tell = |text: String| if console.json { Ok(()) } else { console.print(&text) };
 
-        tell(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| tree::note(&tree, node))))?;
+        let adapters = tree::Adapters::of(&tree);
+        tell(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| adapters.note(node))))?;
         let (mut runtime, load_ms) = self.loading.open(&base, tree, None, console)?;
         let fingerprint = runtime.fingerprint()?;
         let parameters = runtime.base().parameters();

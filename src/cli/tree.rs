@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use pleach::adapter::{AdapterSummary, Limits, PeftHeader};
+use pleach::error::TreeDefect;
 use pleach::store::{Store, StoreNode};
 use pleach::tree::{AdapterTree, NodeId, NodeSource, render};
 use serde_json::{Value, json};
@@ -45,15 +46,15 @@ impl Tree {
             return Ok(ExitCode::SUCCESS);
         }
         let tree = AdapterTree::open(&self.tree)?;
-        let left_out = LeftOut::of(&tree);
+        let (adapters, left_out) = (Adapters::of(&tree), LeftOut::of(&tree));
         console.print(&match format {
-            Format::Text => render::text(&tree, |node| note(&tree, node)) + &left_out.text(),
+            Format::Text => render::text(&tree, |node| adapters.note(node)) + &left_out.text(),
             Format::Dot => {
                 let comments: String = left_out.lines().iter().map(|line| format!("// {line}\n")).collect();
-                comments + &render::dot(&tree, |node| note(&tree, node))
+                comments + &render::dot(&tree, |node| adapters.note(node))
             }
             Format::Json => {
-                let mut json = render::json(&tree, |node| json_note(&tree, node));
+                let mut json = render::json(&tree, |node| adapters.json(node));
                 left_out.json().into_iter().for_each(|(field, value)| json[field] = value);
                 format!("{json}\n")
             }
@@ -123,17 +124,41 @@ pub(crate) fn summary(tree: &AdapterTree, node: NodeId) -> Option<pleach::Result
     }
 }
 
-/// A line about the node; an adapter that is refused is shown with the reason.
-pub(crate) fn note(tree: &AdapterTree, node: NodeId) -> Option<String> {
-    Some(match summary(tree, node)? {
-        Ok(summary) => summary.to_string(),
-        Err(error) => format!("refused: {error}"),
-    })
-}
+/// What each node's adapter is by its header, or why it is refused.
+pub(crate) struct Adapters(HashMap<NodeId, Result<AdapterSummary, String>>);
 
-fn json_note(tree: &AdapterTree, node: NodeId) -> Option<Value> {
-    Some(match summary(tree, node)? {
-        Ok(summary) => json!(summary),
-        Err(error) => json!({ "refusal": error.to_string() }),
-    })
+impl Adapters {
+    /// Reads the headers of all adapters of a tree. What hangs below a refused one is refused with it.
+    pub(crate) fn of(tree: &AdapterTree) -> Self {
+        let mut adapters = HashMap::new();
+        // Parents come first.
+        for node in tree.nodes() {
+            let Some(summary) = summary(tree, node) else { continue };
+            let above = tree.parent(node).filter(|parent| matches!(adapters.get(parent), Some(Err(_))));
+            let adapter = match above {
+                Some(parent) => {
+                    let [node, parent] = [node, parent].map(|id| tree.name(id).to_owned());
+                    Err(TreeDefect::BelowRefused { node, parent }.to_string())
+                }
+                None => summary.map_err(|error| error.to_string()),
+            };
+            adapters.insert(node, adapter);
+        }
+        Self(adapters)
+    }
+
+    /// A line about the node.
+    pub(crate) fn note(&self, node: NodeId) -> Option<String> {
+        Some(match self.0.get(&node)? {
+            Ok(summary) => summary.to_string(),
+            Err(refusal) => format!("refused: {refusal}"),
+        })
+    }
+
+    fn json(&self, node: NodeId) -> Option<Value> {
+        Some(match self.0.get(&node)? {
+            Ok(summary) => json!(summary),
+            Err(refusal) => json!({ "refusal": refusal }),
+        })
+    }
 }

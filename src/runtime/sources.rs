@@ -92,16 +92,13 @@ pub(super) struct Sources {
 pub(super) struct Contents(Mutex<HashMap<NodeId, blake3::Hash>>);
 
 impl Contents {
-    /// Keeps the hash of what was read first, and gives it.
-    fn first(&self, node: NodeId, read: blake3::Hash) -> (blake3::Hash, bool) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get(&node) {
-            Some(first) => (*first, false),
-            None => {
-                known.insert(node, read);
-                (read, true)
-            }
-        }
+    /// The hash of what was read first, if something was.
+    fn first(&self, node: NodeId) -> Option<blake3::Hash> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+    }
+
+    fn keep(&self, node: NodeId, read: blake3::Hash) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_insert(read);
     }
 }
 
@@ -184,24 +181,30 @@ impl Sources {
             }
             Some(NodeSource::Folder(dir)) => {
                 let adapter = PeftAdapter::open(dir, &self.limits)?;
+                self.check_content(node, dir, adapter.hash())?;
                 adapter.check_copies(&self.base)?;
                 let deltas = adapter.deltas(&self.shapes)?;
-                self.check_content(node, dir, adapter.hash())?;
+                // What is refused is no content yet: it may be mended.
+                self.contents.keep(node, adapter.hash());
                 Ok(Deltas::Float(Arc::new(deltas)))
             }
         }
     }
 
-    /// Refuses files that are not those that were read first. When they are, tells what is doubtful about the node.
+    /// Refuses files that are not those that were read first. At the first time it tells what is doubtful about the node.
     fn check_content(&self, node: NodeId, dir: &Path, found: blake3::Hash) -> Result<()> {
-        let (first, is_first) = self.contents.first(node, found);
-        if first != found {
-            let [first, found] = [first, found].map(|hash| hash.to_hex()[..16].to_owned());
-            let (node, path) = (self.tree.name(node).to_owned(), dir.to_owned());
-            return Err(TreeDefect::Changed { node, path, first, found }.into());
-        }
-        if is_first && let Some(doubt) = self.tree.doubt(node, &self.limits) {
-            tracing::warn!("{doubt}");
+        match self.contents.first(node) {
+            Some(first) if first != found => {
+                let [first, found] = [first, found].map(|hash| hash.to_hex()[..16].to_owned());
+                let (node, path) = (self.tree.name(node).to_owned(), dir.to_owned());
+                return Err(TreeDefect::Changed { node, path, first, found }.into());
+            }
+            Some(_) => {}
+            None => {
+                if let Some(doubt) = self.tree.doubt(node, &self.limits) {
+                    tracing::warn!("{doubt}");
+                }
+            }
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::catalogue::{PastVersion, Reading, Step, Version, Writing};
 use super::{Store, clean_name};
 use crate::error::{StoreDefect, TreeDefect};
 use crate::suggest::nearest;
-use crate::tree::{AdapterTree, MAX_DEPTH, NodeId, NodeSource, StoredNode, shown};
+use crate::tree::{AdapterTree, MAX_DEPTH, NodeId, NodeSource, StoredNode, normal, shown};
 use crate::{Error, Result};
 
 /// Names looked at on either side of one that is not there.
@@ -115,7 +115,7 @@ impl Store {
     /// # Errors
     /// What reading the catalogue returns.
     pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<StoreNode>> {
-        let prefix = prefix.trim_start_matches('/');
+        let prefix = &*normal(prefix.trim_start_matches('/'));
         let mut nodes = Vec::new();
         self.inner.catalogue.read(|reading| {
             // The prefix itself may be a node.

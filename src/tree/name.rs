@@ -1,7 +1,7 @@
 //! What a node may be called.
 //!
 //! A name is an identifier and never a path: no file is opened, written or linked by it. What the rule keeps out is what would
-//! be *taken* for something else: for a path or an option of another program, for a device, or for another node's name.
+//! be *taken* for something else: for a path of another program, for a device, or for another node's name.
 //!
 //! **Source:** Unicode Standard Annex 15 (NFC, NFKC) and Technical Standard 39 (the restriction level "highly restrictive").
 

@@ -157,6 +157,7 @@ impl Scan<'_> {
         }
         if file_name.starts_with('.') {
             // Hidden folders are not part of a tree; an adapter in one is more likely a mistake.
+            // What a hidden link leads to is found where it lies.
             if kind.is_dir() && has_config(&path) {
                 let problem = "it is hidden: its folder's name starts with a dot".to_owned();
                 let defect = TreeDefect::InvalidName { name: shown(&child), problem };

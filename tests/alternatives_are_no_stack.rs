@@ -118,7 +118,7 @@ fn doubts_are_told_where_the_tree_is_looked_at_imported_and_used() {
     assert_eq!(tree["doubtful"][0]["node"], json!("fr/alice/best"));
     let inspected = pleach(&["inspect", &made.path("tree"), "--json"]).json();
     assert_eq!(inspected["doubtful"], tree["doubtful"]);
-    assert_eq!(made.import().json()["doubts"], tree["doubtful"]);
+    assert_eq!(made.import().json()["doubtful"], tree["doubtful"]);
     let (base, tree) = (made.path("base"), made.path("tree"));
     let arguments = ["score", "--base", &base, "--tree", &tree, "--headroom", "4", "-p", "hello", "--node"];
     let run = pleach(&[&arguments[..], &["fr/alice/best"]].concat());

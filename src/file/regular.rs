@@ -20,7 +20,11 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
     // Where a pipe took the file's place meanwhile, this returns at once.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).map_err(io)?;
+    let file = match options.open(path) {
+        // A file that a server of files has leased: it is given back to who waits, and no pipe answers so.
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => File::open(path).map_err(io)?,
+        opened => opened.map_err(io)?,
+    };
     let metadata = file.metadata().map_err(io)?;
     check(path, &metadata)?;
     Ok((file, metadata.len()))

@@ -97,8 +97,12 @@ impl Contents {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
     }
 
-    fn keep(&self, node: NodeId, read: blake3::Hash) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_insert(read);
+    /// Keeps it; gives whether it is the first.
+    fn keep(&self, node: NodeId, read: blake3::Hash) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.len();
+        known.entry(node).or_insert(read);
+        known.len() > before
     }
 }
 
@@ -185,28 +189,27 @@ impl Sources {
                 adapter.check_copies(&self.base)?;
                 let deltas = adapter.deltas(&self.shapes)?;
                 // What is refused is no content yet: it may be mended.
-                self.contents.keep(node, adapter.hash());
+                self.keep_content(node, adapter.hash());
                 Ok(Deltas::Float(Arc::new(deltas)))
             }
         }
     }
 
-    /// Refuses files that are not those that were read first. At the first time it tells what is doubtful about the node.
+    /// Refuses files that are not those that were read first.
     fn check_content(&self, node: NodeId, dir: &Path, found: blake3::Hash) -> Result<()> {
-        match self.contents.first(node) {
-            Some(first) if first != found => {
-                let [first, found] = [first, found].map(|hash| hash.to_hex()[..16].to_owned());
-                let (node, path) = (self.tree.name(node).to_owned(), dir.to_owned());
-                return Err(TreeDefect::Changed { node, path, first, found }.into());
-            }
-            Some(_) => {}
-            None => {
-                if let Some(doubt) = self.tree.doubt(node, &self.limits) {
-                    tracing::warn!("{doubt}");
-                }
-            }
+        let Some(first) = self.contents.first(node).filter(|first| *first != found) else { return Ok(()) };
+        let [first, found] = [first, found].map(|hash| hash.to_hex()[..16].to_owned());
+        let (node, path) = (self.tree.name(node).to_owned(), dir.to_owned());
+        Err(TreeDefect::Changed { node, path, first, found }.into())
+    }
+
+    /// Keeps what a node's files held when they were first read and found good; tells then what is doubtful about it.
+    fn keep_content(&self, node: NodeId, read: blake3::Hash) {
+        if self.contents.keep(node, read)
+            && let Some(doubt) = self.tree.doubt(node, &self.limits)
+        {
+            tracing::warn!("{doubt}");
         }
-        Ok(())
     }
 
     /// Names of nodes to visit: all of a tree, of a store up to `count` chosen so that each is as likely as any other.

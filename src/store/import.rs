@@ -41,6 +41,7 @@ pub struct ImportReport {
     /// Adapters in folders that the tree passes over.
     pub passed_over: usize,
     /// Nodes that may not be what their places say.
+    #[serde(rename = "doubtful")]
     pub doubts: Vec<Doubt>,
 }
 

@@ -1,14 +1,14 @@
 // Draws a token from each row of logits, one workgroup a row, where `likeliest` has been before. Twin: device/cpu/choose.rs.
 //
-// Tokens are ranked by `key`, the order of their logits as integers, and among equals by id. The tokens that top-k and
-// top-p keep are those with a key above `threshold`, and of those at it the ones up to id `last`. The threshold is found
+// Tokens are ranked by `key`, the order of their logits as integers, and among equals by id. The tokens that top-k, top-p and
+// min-p keep are those with a key above `threshold`, and of those at it the ones up to id `last`. The threshold is found
 // by a search over keys that divides the range by 16 in a pass. Every sum is made in an order fixed by the vocabulary.
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 // Of each row: the token (the likeliest one before), and two words that are left as they are.
 @group(0) @binding(1) var<storage, read_write> results: array<u32>;
 @group(1) @binding(0) var<uniform> params: ChooseParams;
-// Of each row: temperature (0: the likeliest), top-k (0: all), top-p (1: all), random number.
+// Of each row: temperature (0: the likeliest), top-k (0: all), top-p (1: all), min-p (0: all), random number.
 @group(1) @binding(1) var<storage, read> words: array<u32>;
 
 const THREADS = 256u;
@@ -195,7 +195,7 @@ fn main(
     if index >= params.rows {
         return;
     }
-    let at = params.words + 4u * index;
+    let at = params.words + 5u * index;
     let top_k = words[at + 1u];
     let top_p = bitcast<f32>(words[at + 2u]);
     temperature = bitcast<f32>(words[at]);
@@ -224,7 +224,13 @@ fn main(
         let each = summand(WEIGHT, 0u, logit_of(threshold), threshold);
         last = walk(AT_THRESHOLD, 0.0, ceil((enough - above) / each) - 0.5);
     }
-    let token = walk(WEIGHT, bitcast<f32>(words[at + 3u]), 0.0);
+    let min_p = bitcast<f32>(words[at + 3u]);
+    if min_p > 0.0 {
+        let lowest = min(key_of(best + temperature * log(min_p)), best_key);
+        last = select(last, NONE, lowest > threshold);
+        threshold = max(threshold, lowest);
+    }
+    let token = walk(WEIGHT, bitcast<f32>(words[at + 4u]), 0.0);
     if t == 0u {
         results[3u * index] = token;
     }

@@ -350,6 +350,22 @@ pub fn read_gguf_bytes(bytes: Vec<u8>) -> Result<()> {
     tokenizer.decode(&tokenizer.encode(&text)?).map(drop)
 }
 
+/// Reads bytes as a `tokenizer.json`, and what follows a first zero byte as the `tokenizer_config.json` beside it; takes texts
+/// apart and puts them together again. What the fuzzers and the saved inputs run.
+pub fn read_tokenizer_bytes(bytes: &[u8]) -> Result<()> {
+    let split = bytes.iter().position(|byte| *byte == 0);
+    let (file, config) = split.map_or((bytes, None), |at| (&bytes[..at], Some(&bytes[at + 1..])));
+    let tokenizer = Tokenizer::from_json(file, config, 1 << 20)?;
+    for text in ["", "hello w", "  l'été 2024,\t\n 12345 don't", "日本語 👩‍👩‍👧 ß\u{301}<|im_end|>"] {
+        let ids = tokenizer.encode(text)?;
+        tokenizer.decode(&ids)?;
+        let mut stream = tokenizer.stream_after(&ids)?;
+        (0..300).step_by(7).try_for_each(|id| stream.push(id).map(drop))?;
+        stream.finish()?;
+    }
+    Ok(())
+}
+
 /// A GPU for a test, a software adapter if there is no other. Without any the test says so and is skipped, but fails where
 /// `CI` is set.
 #[cfg(feature = "gpu")]

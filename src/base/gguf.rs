@@ -6,6 +6,7 @@
 //! **Source:** llama.cpp's GGUF keys and `LlamaModel.permute`: `w.reshape(heads, 2, rows / heads / 2, in).swapaxes(1, 2)`.
 
 use super::config::{Biases, ModelConfig, RopeScaling, default_head_dim, wrong};
+use super::end_tokens;
 use crate::error::ConfigDefect;
 use crate::file::gguf::GgufFile;
 use crate::{Error, Result};
@@ -69,10 +70,6 @@ impl Metadata<'_> {
                 return Err(error(file, wrong(&self.key(key), found, format!("the head's width, {head_dim}"))));
             }
         }
-        let mut eos_token_ids = Vec::new();
-        for name in ["eos", "eot", "eom"] {
-            eos_token_ids.extend(self.token(name)?.filter(|id| !eos_token_ids.contains(id)));
-        }
         Ok(ModelConfig {
             architecture: architecture.to_owned(),
             hidden_size,
@@ -90,8 +87,8 @@ impl Metadata<'_> {
             max_position_embeddings: self.required("context_length")?,
             sliding_window: self.size("attention.sliding_window")?.filter(|window| *window > 0),
             tie_word_embeddings: file.info("output.weight").is_err(),
-            eos_token_ids,
-            bos_token_id: self.token("bos")?,
+            eos_token_ids: end_tokens::of_gguf(file)?,
+            bos_token_id: file.signed("tokenizer.ggml.bos_token_id")?.and_then(end_tokens::token_id),
         })
     }
 
@@ -142,12 +139,6 @@ impl Metadata<'_> {
 
     fn float(&self, key: &str) -> Result<Option<f64>> {
         self.file.float(&self.key(key))
-    }
-
-    fn token(&self, name: &str) -> Result<Option<u32>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let Some(found) = self.file.integer(&key)? else { return Ok(None) };
-        u32::try_from(found).map(Some).map_err(|_| error(self.file, wrong(&key, found, "a token id")))
     }
 }
 

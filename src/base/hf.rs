@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::config::{Biases, ModelConfig, default_head_dim};
+use super::end_tokens::{EndTokens, token_id};
 use super::family::{self, Family, FamilyBiases, Window};
 use super::given::Given;
 use super::hf_rope::rope;
@@ -54,20 +55,13 @@ pub(super) struct RawConfig {
     mlp_bias: Option<bool>,
     hidden_act: Option<String>,
     quantization_config: Option<Value>,
-    eos_token_id: Option<OneOrMany>,
-    bos_token_id: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
+    eos_token_id: Option<EndTokens>,
+    bos_token_id: Option<i64>,
 }
 
 #[derive(Deserialize)]
 struct GenerationConfig {
-    eos_token_id: Option<OneOrMany>,
+    eos_token_id: Option<EndTokens>,
 }
 
 #[derive(Deserialize)]
@@ -86,10 +80,8 @@ pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, Biases)> {
     let path = dir.join("generation_config.json");
     if path.exists() {
         let generation: GenerationConfig = read_json(&path, MAX_CONFIG_BYTES)?;
-        for id in ids(generation.eos_token_id) {
-            if !config.eos_token_ids.contains(&id) {
-                config.eos_token_ids.push(id);
-            }
+        if let Some(ends) = generation.eos_token_id {
+            config.eos_token_ids = ends.ids();
         }
     }
     Ok((config, biases))
@@ -138,8 +130,8 @@ fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
         max_position_embeddings,
         sliding_window,
         tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(family.tie_word_embeddings),
-        eos_token_ids: ids(raw.eos_token_id),
-        bos_token_id: raw.bos_token_id,
+        eos_token_ids: raw.eos_token_id.map(EndTokens::ids).unwrap_or_default(),
+        bos_token_id: raw.bos_token_id.and_then(token_id),
     };
     config.check()?;
     Ok((config, biases))
@@ -227,14 +219,6 @@ fn read_json<T: DeserializeOwned>(path: &Path, max_bytes: u64) -> Result<T> {
     let bytes = read_limited(path, max_bytes)?;
     serde_json::from_slice(&bytes)
         .map_err(|reason| Error::Config { path: path.to_owned(), defect: ConfigDefect::Json { reason } })
-}
-
-fn ids(ids: Option<OneOrMany>) -> Vec<u32> {
-    match ids {
-        None => Vec::new(),
-        Some(OneOrMany::One(id)) => vec![id],
-        Some(OneOrMany::Many(ids)) => ids,
-    }
 }
 
 pub(super) fn unsupported(key: &str, found: impl ToString, expected: &'static str) -> ConfigDefect {

@@ -4,6 +4,7 @@
 //! gives, whatever the file format; rows are given in Hugging Face order.
 
 mod config;
+mod end_tokens;
 mod family;
 mod fetched;
 mod gguf;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub use config::{ModelConfig, RopeScaling};
+pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
 

@@ -22,12 +22,21 @@ pub(crate) struct Generate {
     /// Divides the logits; 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
-    /// Choose among this many likeliest tokens only
+    /// Choose among this many likeliest tokens only; 0 is all
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Choose among the likeliest tokens that together reach this probability only
+    /// Choose among the likeliest tokens that together reach this probability only; 1 is all
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
+    /// Choose among tokens at least this share as likely as the likeliest only; 0 is all
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Divide the logits of tokens that were there before, in the prompt or since, by this (those below 0 are multiplied); 1 is off
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// End at this text, which is not printed; give it several times for several
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
     /// Seed of the random choices
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -52,7 +61,7 @@ struct Answer {
     prompt_tokens: usize,
     token_ids: Vec<u32>,
     text: String,
-    /// `stop_token`, `max_tokens` or `context_full`.
+    /// `stop_token`, `stop_text`, `max_tokens` or `context_full`.
     stop: &'static str,
     stop_token: Option<u32>,
     load_ms: f64,
@@ -64,10 +73,17 @@ struct Answer {
 impl Generate {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
         let prompt = self.prompt()?;
-        let sampling =
-            Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            seed: self.seed,
+        };
         let options = GenerateOptions {
             max_tokens: self.max_tokens,
+            stop_texts: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             sampling,
             ..GenerateOptions::default()
@@ -95,6 +111,7 @@ impl Generate {
         }
         let (stop, stop_token) = match generation.stop {
             StopReason::StopToken(token) => ("stop_token", Some(token)),
+            StopReason::StopText => ("stop_text", None),
             StopReason::MaxTokens => ("max_tokens", None),
             StopReason::ContextFull => ("context_full", None),
         };

@@ -75,6 +75,8 @@ pub struct Choice {
     pub top_k: Option<usize>,
     /// Only the likeliest tokens that together reach this probability, counted among those that `top_k` leaves.
     pub top_p: Option<f32>,
+    /// Of those, only the tokens that are at least this share as likely as the likeliest.
+    pub min_p: Option<f32>,
     /// What decides among the tokens that are left: evenly distributed in 0..1.
     pub random: f64,
 }

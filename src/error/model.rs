@@ -29,6 +29,34 @@ pub enum TokenizerDefect {
         /// What does not fit.
         what: String,
     },
+    /// A GGUF vocabulary without the merges that make its tokens.
+    #[error(
+        "the {merges} merges make {reached} of the {tokens} tokens of several letters: merges were lost, and words would fall apart into bytes; convert the model again, or give its tokenizer.json with --tokenizer FILE"
+    )]
+    MergesLost {
+        /// Merges in the file.
+        merges: usize,
+        /// Tokens that a merge makes.
+        reached: usize,
+        /// Tokens that some merge has to make.
+        tokens: usize,
+    },
+    /// A file that is not JSON, or not the JSON it has to be.
+    #[error("not valid: {reason}; fetch the model's file again")]
+    Json {
+        /// What the parser said, with the place.
+        reason: serde_json::Error,
+    },
+    /// An entry of a file that is not what it has to be.
+    #[error("`{entry}` is {found}, expected {expected}; fetch the model's file again")]
+    Entry {
+        /// Where, with its path in the file.
+        entry: String,
+        /// What stands there.
+        found: &'static str,
+        /// What has to.
+        expected: &'static str,
+    },
     /// The tokenizer library refused.
     #[error("{reason}; give the model's tokenizer.json with --tokenizer FILE")]
     Library {

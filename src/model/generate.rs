@@ -1,9 +1,12 @@
 //! From prompt to tokens, one after another.
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::{Batch, KvCache, Llama, Logits, Sampler, Sampling, Sequence, Want};
 use crate::device::Compute;
+use crate::device::cpu::choose;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -17,6 +20,9 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// Tokens that end the text; the one that did is not returned.
     pub stop_tokens: Vec<u32>,
+    /// Texts at which [`Runtime::generate`](crate::Runtime::generate) ends, wherever the tokens lie: they and what comes after are
+    /// left out of the text, not of the tokens.
+    pub stop_texts: Vec<String>,
     /// Whether [`Runtime::generate`](crate::Runtime::generate) goes on after tokens that end a text for the model.
     pub ignore_eos: bool,
     /// How tokens are chosen.
@@ -29,6 +35,8 @@ pub struct GenerateOptions {
 pub enum StopReason {
     /// This stop token was chosen.
     StopToken(u32),
+    /// Whoever takes the tokens wants no more: a stop text is complete.
+    StopText,
     /// `max_tokens` were generated.
     MaxTokens,
     /// The context is full.
@@ -48,11 +56,12 @@ pub struct Generation {
     pub decode: Duration,
 }
 
-/// Continues `prompt` in slot 0 of `cache`, which is emptied first. `on_token` is called with each token as it is chosen.
-/// `owner` names the weights.
+/// Continues `prompt` in slot 0 of `cache`, which is emptied first. `on_token` is called with each token as it is chosen, and may
+/// end the text there. `owner` names the weights. Where repetition is penalised the logits come to the host, and the token is
+/// chosen there.
 ///
 /// # Errors
-/// When a parameter is out of its range, the prompt is empty or longer than the context, the cache belongs to other
+/// What `on_token` returns; when a parameter is out of its range, the prompt is empty or longer than the context, the cache belongs to other
 /// weights, or logits are not finite.
 #[allow(clippy::too_many_arguments, reason = "the parts of a runtime, each borrowed once")]
 pub fn generate<D: Compute>(
@@ -63,16 +72,25 @@ pub fn generate<D: Compute>(
     owner: [u8; 32],
     prompt: &[u32],
     options: &GenerateOptions,
-    mut on_token: impl FnMut(u32),
+    mut on_token: impl FnMut(u32) -> Result<ControlFlow<()>>,
 ) -> Result<Generation> {
     let mut sampler = Sampler::new(&options.sampling)?;
     let capacity = cache.capacity();
     let started = Instant::now();
     let rest = fill(model, device, weights, cache, owner, prompt)?;
+    let mut seen: BTreeSet<u32> = if sampler.penalises() { prompt.iter().copied().collect() } else { BTreeSet::new() };
     let mut forward = |tokens: &[u32]| {
         let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
         let batch = Batch { sequences, owner };
-        Ok::<u32, Error>(model.next_tokens(device, weights, cache, &batch, &[sampler.draw()])?[0])
+        if !sampler.penalises() {
+            return Ok::<u32, Error>(model.next_tokens(device, weights, cache, &batch, &[sampler.draw()])?[0]);
+        }
+        let logits = model.forward(device, weights, cache, &batch)?;
+        let mut logits = logits.last().unwrap_or_default().to_vec();
+        sampler.penalise(&mut logits, &seen);
+        let token = choose(&logits, &sampler.draw())?;
+        seen.insert(token);
+        Ok(token)
     };
     let mut token = forward(rest)?;
     let prefill = started.elapsed();
@@ -87,7 +105,9 @@ pub fn generate<D: Compute>(
             break StopReason::StopToken(token);
         }
         token_ids.push(token);
-        on_token(token);
+        if on_token(token)?.is_break() {
+            break StopReason::StopText;
+        }
         if token_ids.len() == options.max_tokens {
             break StopReason::MaxTokens;
         }

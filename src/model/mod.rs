@@ -2,11 +2,14 @@
 
 mod batch;
 pub mod chat;
+mod contain;
 mod generate;
 mod kv_cache;
 mod llama;
 mod rope;
 mod sampling;
+mod special;
+mod stop;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -20,3 +23,4 @@ pub use kv_cache::KvCache;
 pub use llama::Llama;
 pub use rope::RopeTable;
 pub use sampling::{Sampler, Sampling, log_softmax_top};
+pub use stop::StopTexts;

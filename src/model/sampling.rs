@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** with a seed the choices are the same on every run.
 
+use std::collections::BTreeSet;
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -14,17 +16,22 @@ use crate::{Error, Result};
 pub struct Sampling {
     /// Divides the logits; 0 takes the likeliest token.
     pub temperature: f32,
-    /// Only this many likeliest tokens.
+    /// Only this many likeliest tokens; 0 is all.
     pub top_k: Option<usize>,
-    /// Only the likeliest tokens that together reach this probability (0 < p ≤ 1).
+    /// Only the likeliest tokens that together reach this probability (0 < p ≤ 1); 1 is all.
     pub top_p: Option<f32>,
+    /// Only tokens that are at least this share as likely as the likeliest (0 ≤ p ≤ 1), as transformers' `MinPLogitsWarper`; 0 is all.
+    pub min_p: Option<f32>,
+    /// Of every token that is in the prompt or was chosen, a logit above 0 is divided and one below 0 multiplied by this, as in
+    /// transformers' `RepetitionPenaltyLogitsProcessor`, before all else; 1 leaves them.
+    pub repeat_penalty: f32,
     /// Seed of the random choices.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: None, seed: 0 }
+        Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repeat_penalty: 1.0, seed: 0 }
     }
 }
 
@@ -40,24 +47,48 @@ impl Sampler {
     /// # Errors
     /// When a parameter is out of its range.
     pub fn new(sampling: &Sampling) -> Result<Self> {
-        let refuse = |name, expected, found| Err(Error::SamplingParameter { name, expected, found });
-        let Sampling { temperature, top_k, top_p, seed } = *sampling;
+        let refuse = |name, expected, found: f32| {
+            Err(Error::SamplingParameter { name, expected, found: found.to_string() })
+        };
+        let Sampling { temperature, top_p, min_p, repeat_penalty, seed, .. } = *sampling;
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return refuse("temperature", "a finite number of at least 0", temperature.to_string());
-        }
-        if top_k == Some(0) {
-            return refuse("top_k", "at least 1", "0".to_owned());
+            return refuse("temperature", "a finite number of at least 0", temperature);
         }
         if let Some(p) = top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
-            return refuse("top_p", "above 0 and at most 1", p.to_string());
+            return refuse("top_p", "above 0 and at most 1", p);
         }
-        Ok(Self { sampling: sampling.clone(), rng: StdRng::seed_from_u64(seed) })
+        if let Some(p) = min_p.filter(|p| !(0.0..=1.0).contains(p)) {
+            return refuse("min_p", "0 to 1", p);
+        }
+        if !(repeat_penalty.is_finite() && repeat_penalty > 0.0) {
+            return refuse("repeat_penalty", "a finite number above 0", repeat_penalty);
+        }
+        let mut sampling = sampling.clone();
+        sampling.top_k = sampling.top_k.filter(|k| *k > 0);
+        sampling.top_p = top_p.filter(|p| *p < 1.0);
+        sampling.min_p = min_p.filter(|p| *p > 0.0);
+        Ok(Self { sampling, rng: StdRng::seed_from_u64(seed) })
     }
 
     /// How the next token is chosen.
     pub fn draw(&mut self) -> Choice {
-        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        Choice { temperature, top_k, top_p, random: self.rng.random() }
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        Choice { temperature, top_k, top_p, min_p, random: self.rng.random() }
+    }
+
+    /// Whether the logits depend on the tokens before: they are needed on the host then.
+    pub fn penalises(&self) -> bool {
+        self.sampling.repeat_penalty != 1.0
+    }
+
+    /// Makes `seen` tokens less likely by the penalty, each once.
+    pub fn penalise(&self, logits: &mut [f32], seen: &BTreeSet<u32>) {
+        let penalty = self.sampling.repeat_penalty;
+        for &token in seen {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            }
+        }
     }
 }
 
@@ -80,7 +111,7 @@ mod tests {
     use crate::device::cpu::choose;
 
     fn sampler(temperature: f32, top_k: Option<usize>, top_p: Option<f32>, seed: u64) -> Sampler {
-        Sampler::new(&Sampling { temperature, top_k, top_p, seed }).expect("valid parameters")
+        Sampler::new(&Sampling { temperature, top_k, top_p, seed, ..Sampling::default() }).expect("valid parameters")
     }
 
     #[test]
@@ -103,18 +134,42 @@ mod tests {
 
     #[test]
     fn parameters_out_of_range_are_refused() {
+        let refused_of = |sampling: &Sampling| matches!(Sampler::new(sampling), Err(Error::SamplingParameter { .. }));
         let refused = |temperature, top_k, top_p| {
-            let sampling = Sampling { temperature, top_k, top_p, seed: 0 };
-            matches!(Sampler::new(&sampling), Err(Error::SamplingParameter { .. }))
+            refused_of(&Sampling { temperature, top_k, top_p, ..Sampling::default() })
         };
         assert!(refused(-0.1, None, None));
         assert!(refused(f32::NAN, None, None));
         assert!(refused(f32::INFINITY, None, None));
-        assert!(refused(1.0, Some(0), None));
         assert!(refused(1.0, None, Some(0.0)));
         assert!(refused(1.0, None, Some(1.1)));
         assert!(refused(1.0, None, Some(f32::NAN)));
         assert!(!refused(1.0, Some(1), Some(1.0)));
+        for min_p in [-0.1, 1.1, f32::NAN] {
+            assert!(refused_of(&Sampling { min_p: Some(min_p), ..Sampling::default() }), "{min_p}");
+        }
+        for repeat_penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(refused_of(&Sampling { repeat_penalty, ..Sampling::default() }), "{repeat_penalty}");
+        }
+    }
+
+    #[test]
+    fn zero_top_k_one_top_p_and_zero_min_p_mean_off() {
+        let off = Sampling { temperature: 1.0, top_k: Some(0), top_p: Some(1.0), min_p: Some(0.0), ..Sampling::default() };
+        let choice = Sampler::new(&off).unwrap().draw();
+        let plain = Sampler::new(&Sampling { temperature: 1.0, ..Sampling::default() }).unwrap().draw();
+        assert_eq!(choice, plain);
+        assert_eq!((choice.top_k, choice.top_p, choice.min_p), (None, None, None));
+    }
+
+    #[test]
+    fn penalty_divides_what_is_above_zero_and_multiplies_what_is_below_once_each() {
+        let sampler = Sampler::new(&Sampling { repeat_penalty: 2.0, ..Sampling::default() }).unwrap();
+        assert!(sampler.penalises() && !Sampler::new(&Sampling::default()).unwrap().penalises());
+        let mut logits = [3.0, -3.0, 0.0, 5.0, -1.0];
+        // A token beyond the logits is none of theirs.
+        sampler.penalise(&mut logits, &BTreeSet::from([0, 1, 2, 9]));
+        assert_eq!(logits, [1.5, -6.0, 0.0, 5.0, -1.0]);
     }
 
     #[test]
@@ -128,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_follow_temperature_top_k_and_top_p() {
+    fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
         // Probabilities 0.5, 0.25, 0.125, 0.125 at temperature 1.
         let logits = [2f32.ln(), 4f32.ln(), 0.0, 0.0];
         let count = |mut sampler: Sampler| {
@@ -149,6 +204,14 @@ mod tests {
         near(count(sampler(1.0, None, Some(0.6), 4)), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]);
         near(count(sampler(1.0, Some(3), Some(0.5), 5)), [0.0, 1.0, 0.0, 0.0].map(|p: f64| p.max(0.0)));
         near(count(sampler(1.0, Some(1), None, 6)), [0.0, 1.0, 0.0, 0.0]);
+        let min_p = |temperature, min_p, seed| {
+            Sampler::new(&Sampling { temperature, min_p: Some(min_p), seed, ..Sampling::default() }).unwrap()
+        };
+        // Half as likely as the likeliest; a quarter, which is a sixteenth at half the temperature.
+        near(count(min_p(1.0, 0.45, 7)), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]);
+        near(count(min_p(1.0, 0.2, 8)), [0.25, 0.5, 0.125, 0.125]);
+        near(count(min_p(0.5, 0.2, 9)), [0.2, 0.8, 0.0, 0.0]);
+        near(count(min_p(1.0, 1.0, 10)), [0.0, 1.0, 0.0, 0.0]);
     }
 
     #[test]

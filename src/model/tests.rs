@@ -2,6 +2,8 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "test code")]
 
+use std::ops::ControlFlow;
+
 use super::testing::{TinyModel, tiny_config};
 use super::{Batch, GenerateOptions, KvCache, Llama, Sampling, Sequence, StopReason, Want, generate};
 use crate::base::{ModelConfig, RopeScaling};
@@ -237,7 +239,10 @@ fn run(runner: &Runner, prompt: &[u32], options: &GenerateOptions) -> Result<(Ve
     let mut cache = runner.cache(1);
     let mut streamed = Vec::new();
     let Runner { cpu, weights, model } = runner;
-    let generation = generate(model, cpu, weights, &mut cache, OWNER, prompt, options, |token| streamed.push(token))?;
+    let generation = generate(model, cpu, weights, &mut cache, OWNER, prompt, options, |token| {
+        streamed.push(token);
+        Ok(ControlFlow::Continue(()))
+    })?;
     assert_eq!(streamed, generation.token_ids);
     Ok((generation.token_ids, generation.stop))
 }
@@ -286,7 +291,7 @@ fn long_prompt_in_parts_gives_the_tokens_of_one_prefill() {
     let whole = runner.forward(&mut cache, &[(0, &prompt, Want::Last)]).remove(0).remove(0);
     let options = GenerateOptions { max_tokens: 1, sampling: Sampling::default(), ..Default::default() };
     let Runner { cpu, weights, model } = &runner;
-    let generation = generate(model, cpu, weights, &mut cache, OWNER, &prompt, &options, |_| {}).unwrap();
+    let generation = generate(model, cpu, weights, &mut cache, OWNER, &prompt, &options, |_| Ok(ControlFlow::Continue(()))).unwrap();
     assert_eq!(generation.token_ids, [super::greedy(&whole).unwrap()]);
     assert_eq!(cache.len(0), 1030);
 }

@@ -15,7 +15,7 @@ use crate::tree::SwitchPlan;
 use crate::weights::{EMBEDDING, HEAD, MatrixId};
 use crate::{Result, WeightName};
 
-const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, random: 0.0 };
+const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
 
 /// How long a measurement takes further turns where the device is not the CPU: a GPU may be software.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,14 +1,16 @@
 //! Text in, text out: prompts become tokens, tokens become text, at the node the weights stand at.
 
+use std::ops::ControlFlow;
+
 use serde::Serialize;
 
 use super::Runtime;
 use super::live::{Live, on_device};
-use crate::Result;
 use crate::device::Compute;
 use crate::model::chat::{ChatTemplate, Message};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{self, GenerateOptions, KvCache, log_softmax_top};
+use crate::model::{self, GenerateOptions, KvCache, StopTexts, log_softmax_top};
+use crate::{Error, Result};
 
 /// What a generation starts from.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +40,7 @@ pub struct Generation {
     pub token_ids: Vec<u32>,
     /// Their text.
     pub text: String,
-    /// Why it ended: `stop_token`, `max_tokens` or `context_full`.
+    /// Why it ended: `stop_token`, `stop_text`, `max_tokens` or `context_full`.
     pub stop: model::StopReason,
     /// Time of the prompt, in milliseconds.
     pub prefill_ms: f64,
@@ -62,7 +64,7 @@ pub struct Scores {
 pub struct NextToken {
     /// Token id.
     pub id: u32,
-    /// Its text alone.
+    /// The text it adds behind the prompt.
     pub text: String,
     /// Natural logarithm of its probability.
     pub logprob: f32,
@@ -102,11 +104,12 @@ impl Runtime {
         }
     }
 
-    /// Continues `prompt` at the current node; `on_text` gets the text as it comes, in whole characters. Tokens that end a
-    /// text for this model stop it, beside those of `options`, unless `ignore_eos` is set.
+    /// Continues `prompt` at the current node; `on_text` gets the text as it comes, in whole characters and as far as it cannot
+    /// become part of a stop text. Tokens that end a text for this model stop it, beside those of `options`, unless
+    /// `ignore_eos` is set.
     ///
     /// # Errors
-    /// An empty or too long prompt, a parameter out of its range, [`crate::Error::Unusable`] after a pass that broke off.
+    /// An empty or too long prompt, a parameter out of its range, [`Error::Unusable`] after a pass that broke off.
     pub fn generate(
         &self,
         prompt: &Prompt,
@@ -120,28 +123,34 @@ impl Runtime {
         if !options.ignore_eos {
             options.stop_tokens.extend(&self.base().config().eos_token_ids);
         }
+        if options.stop_texts.iter().any(String::is_empty) {
+            let (name, expected) = ("stop_texts", "texts of at least one character");
+            return Err(Error::SamplingParameter { name, expected, found: "empty".to_owned() });
+        }
         let capacity = ids.len().saturating_add(options.max_tokens);
-        let mut stream = tokenizer.stream();
+        let mut stream = tokenizer.stream_after(&ids)?;
+        let mut stops = StopTexts::new(&options.stop_texts);
         let mut text = String::new();
-        let mut failed = None;
-        let on_token = |token| match stream.push(token) {
-            Ok(piece) => {
-                text.push_str(&piece);
-                on_text(&piece);
+        let mut give = |piece: &str| {
+            if !piece.is_empty() {
+                text.push_str(piece);
+                on_text(piece);
             }
-            Err(error) => failed = Some(error),
+        };
+        let on_token = |token| {
+            give(&stops.push(&stream.push(token)?));
+            Ok(if stops.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         let owner = self.owner();
-        let generated = on_device!(&self.live, live => {
+        let mut generated = on_device!(&self.live, live => {
             let mut cache = self.kv_cache(live, capacity)?;
             model::generate(&live.model, &live.device, &live.weights, &mut cache, owner, &ids, &options, on_token)
         })?;
-        if let Some(error) = failed {
-            return Err(error);
+        give(&stops.push(&stream.finish()?));
+        if stops.is_done() {
+            generated.stop = model::StopReason::StopText;
         }
-        let rest = stream.finish()?;
-        text.push_str(&rest);
-        on_text(&rest);
+        give(&stops.finish());
         Ok(Generation {
             node: self.current().to_owned(),
             prompt_tokens: ids.len(),
@@ -175,7 +184,7 @@ impl Runtime {
     pub fn likeliest(&self, scores: &Scores, k: usize) -> Result<Vec<NextToken>> {
         let tokenizer = self.tokenizer()?;
         let named = |(id, logprob)| {
-            let text = tokenizer.decode(&[id])?;
+            let text = tokenizer.continuation(&scores.prompt_ids, id)?;
             let text = if text.is_empty() { tokenizer.token(id).unwrap_or_default() } else { text };
             Ok(NextToken { id, text, logprob })
         };

@@ -12,14 +12,15 @@ use crate::{Error, Result};
 /// # Errors
 /// When a logit is not finite, or there are none.
 pub fn choose(logits: &[f32], choice: &Choice) -> Result<u32> {
-    let Choice { temperature, top_k, top_p, random } = *choice;
+    let Choice { temperature, top_k, top_p, min_p, random } = *choice;
     let best = greedy(logits)?;
     if temperature == 0.0 {
         return Ok(best);
     }
     let best = logits[best as usize];
     let weight = |logit: f32| (f64::from(logit - best) / f64::from(temperature)).exp();
-    if top_k.is_none() && top_p.is_none_or(|p| p >= 1.0) {
+    let min_p = min_p.filter(|p| *p > 0.0);
+    if top_k.is_none() && top_p.is_none_or(|p| p >= 1.0) && min_p.is_none() {
         return Ok(token_id(pick(logits.iter().map(|&logit| weight(logit)), random)));
     }
     let mut kept = likeliest(logits, top_k.unwrap_or(logits.len()));
@@ -32,8 +33,19 @@ pub fn choose(logits: &[f32], choice: &Choice) -> Result<u32> {
         });
         kept.truncate(reached.map_or(kept.len(), |i| i + 1));
     }
+    if let Some(p) = min_p {
+        let lowest = lowest_logit(best, temperature, p);
+        kept.retain(|&(_, logit)| logit >= lowest);
+    }
     kept.sort_unstable_by_key(|&(token, _)| token);
     Ok(kept[pick(kept.iter().map(|&(_, logit)| weight(logit)), random)].0)
+}
+
+/// The lowest logit that is at least `share` as likely as the best one.
+#[allow(clippy::cast_possible_truncation, reason = "a logit")]
+fn lowest_logit(best: f32, temperature: f32, share: f32) -> f32 {
+    // A share of 1 keeps those as likely as the best, whatever the temperature.
+    (f64::from(best) + f64::from(temperature) * f64::from(share).ln()) as f32
 }
 
 /// An index with probability proportional to its weight. At least one weight is positive.

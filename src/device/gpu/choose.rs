@@ -24,13 +24,14 @@ impl Gpu {
         let results = self.context.buffer("choices", (choices.len() * RESULT * 4) as u64, usage)?;
         let results = Slice::of(&results, 0..(choices.len() * RESULT * 4) as u64);
         let words = choices.iter().flat_map(|choice| {
-            let Choice { temperature, top_k, top_p, random } = *choice;
+            let Choice { temperature, top_k, top_p, min_p, random } = *choice;
             #[allow(clippy::cast_possible_truncation, reason = "finer than the sums it divides")]
             let random = random as f32;
             // −0 is 0 too.
             let temperature = if temperature == 0.0 { 0 } else { temperature.to_bits() };
             let top_k = top_k.filter(|k| *k < vocab_size).map_or(0, word);
-            [temperature, top_k, top_p.map_or(1.0, |p| p.max(f32::MIN_POSITIVE)).to_bits(), random.to_bits()]
+            let top_p = top_p.map_or(1.0, |p| p.max(f32::MIN_POSITIVE)).to_bits();
+            [temperature, top_k, top_p, min_p.unwrap_or(0.0).to_bits(), random.to_bits()]
         });
         let words: Vec<u32> = words.collect();
         if !choices.is_empty() {

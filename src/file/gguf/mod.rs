@@ -140,6 +140,20 @@ impl GgufFile {
         self.get(key, "a whole number", integer)
     }
 
+    /// A whole number in the metadata that may be negative, of any width.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] when the value is of another type or beyond an `i64`.
+    pub fn signed(&self, key: &str) -> Result<Option<i64>> {
+        self.get(key, "a whole number", |value| match *value {
+            Value::I8(v) => Some(v.into()),
+            Value::I16(v) => Some(v.into()),
+            Value::I32(v) => Some(v.into()),
+            Value::I64(v) => Some(v),
+            ref other => integer(other).and_then(|v| v.try_into().ok()),
+        })
+    }
+
     /// A float in the metadata.
     ///
     /// # Errors

@@ -187,7 +187,7 @@ fn upload(gpu: &Gpu, rows: &[&[f32]]) -> GpuBuffer {
     gpu.upload_buffer(rows.concat()).unwrap()
 }
 
-const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, random: 0.5 };
+const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.5 };
 
 #[test]
 fn likeliest_token_is_the_cpus_with_ties_and_both_zeros() {
@@ -214,7 +214,7 @@ fn non_finite_logits_are_refused_with_their_place() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut logits = vec![0.5; 1000];
         [999, 700, 301].into_iter().for_each(|at| logits[at] = bad);
-        for choice in [GREEDY, Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), random: 0.5 }] {
+        for choice in [GREEDY, Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 }] {
             let result = gpu.choose(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
             let Err(Error::NonFiniteLogits { index: 301, value }) = result else { panic!("{bad}: {result:?}") };
             assert_eq!(value.to_bits(), bad.to_bits());
@@ -241,6 +241,7 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
                 temperature: [0.3, 1.0, 2.5, 1e-30][(row + round) % 4],
                 top_k: [None, Some(1), Some(5), Some(50), Some(10_000)][rng.random_range(0..5)],
                 top_p: [None, Some(0.05), Some(0.5), Some(0.9), Some(1.0)][rng.random_range(0..5)],
+                min_p: [None, None, Some(0.0), Some(0.05), Some(0.4), Some(1.0)][rng.random_range(0..6)],
                 random: rng.random(),
             })
             .collect();
@@ -250,6 +251,7 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
             let around = [-1.0, 0.0, 1.0].map(|side| Choice {
                 random: (choice.random + side * 1e-4).clamp(0.0, 0.999_999),
                 top_p: choice.top_p.map(|p| (p + side as f32 * 1e-5).min(1.0)),
+                min_p: choice.min_p.map(|p| (p * (1.0 + side as f32 * 1e-5)).min(1.0)),
                 ..*choice
             });
             let expected = around.map(|choice| cpu.choose(&(&logits[..]).into(), vocab_size, &[choice]).unwrap()[0]);
@@ -264,23 +266,28 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
 }
 
 #[test]
-fn frequencies_follow_temperature_top_k_and_top_p() {
+fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
     let Some(gpu) = minimal() else { return };
     // Probabilities 0.5, 0.25, 0.125, 0.125 at temperature 1.
     let logits = [2f32.ln(), 4f32.ln(), 0.0, 0.0];
     let draws = 800;
     let there = upload(&gpu, &vec![&logits[..]; draws]);
-    for (temperature, top_k, top_p, expected) in [
-        (1.0, None, None, [0.25, 0.5, 0.125, 0.125]),
-        (0.5, None, None, [4.0 / 22.0, 16.0 / 22.0, 1.0 / 22.0, 1.0 / 22.0]),
-        (1.0, Some(2), None, [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
-        (1.0, None, Some(0.6), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
-        (1.0, Some(3), None, [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
-        (1.0, Some(3), Some(0.5), [0.0, 1.0, 0.0, 0.0]),
-        (1.0, None, Some(0.8), [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
-        (1.0, Some(1), None, [0.0, 1.0, 0.0, 0.0]),
+    for (temperature, top_k, top_p, min_p, expected) in [
+        (1.0, None, None, None, [0.25, 0.5, 0.125, 0.125]),
+        (0.5, None, None, None, [4.0 / 22.0, 16.0 / 22.0, 1.0 / 22.0, 1.0 / 22.0]),
+        (1.0, Some(2), None, None, [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
+        (1.0, None, Some(0.6), None, [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
+        (1.0, Some(3), None, None, [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
+        (1.0, Some(3), Some(0.5), None, [0.0, 1.0, 0.0, 0.0]),
+        (1.0, None, Some(0.8), None, [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
+        (1.0, Some(1), None, None, [0.0, 1.0, 0.0, 0.0]),
+        // A half and a quarter of the likeliest; the quarter is a sixteenth at half the temperature.
+        (1.0, None, None, Some(0.45), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
+        (0.5, None, None, Some(0.2), [0.2, 0.8, 0.0, 0.0]),
+        (1.0, None, None, Some(1.0), [0.0, 1.0, 0.0, 0.0]),
+        (1.0, Some(3), Some(0.8), Some(0.2), [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
     ] {
-        let choice = |i: usize| Choice { temperature, top_k, top_p, random: (i as f64 + 0.5) / draws as f64 };
+        let choice = |i: usize| Choice { temperature, top_k, top_p, min_p, random: (i as f64 + 0.5) / draws as f64 };
         let choices: Vec<Choice> = (0..draws).map(choice).collect();
         let mut counts = [0; 4];
         for token in gpu.choose(&there, 4, &choices).unwrap() {
@@ -288,7 +295,7 @@ fn frequencies_follow_temperature_top_k_and_top_p() {
         }
         for (count, expected) in counts.into_iter().zip(expected) {
             let expected = expected * draws as f64;
-            assert!((f64::from(count) - expected).abs() <= 1.0, "{temperature} {top_k:?} {top_p:?}: {counts:?}");
+            assert!((f64::from(count) - expected).abs() <= 1.0, "{temperature} {top_k:?} {top_p:?} {min_p:?}: {counts:?}");
         }
     }
 }

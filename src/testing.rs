@@ -366,6 +366,15 @@ pub fn read_tokenizer_bytes(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Renders bytes as a chat template, or as a `tokenizer_config.json` that has one. What the fuzzers and the saved inputs run.
+pub fn read_chat_bytes(bytes: &[u8]) -> Result<()> {
+    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let turns = [message("system", "be brief"), message("user", "hello\r\n{{ x }} é"), message("assistant", "")];
+    let templates = ChatTemplate::from_bytes(bytes)?;
+    let name = templates.names().next().map(str::to_owned);
+    templates.render_by(name.as_deref(), &turns).map(drop)
+}
+
 /// A GPU for a test, a software adapter if there is no other. Without any the test says so and is skipped, but fails where
 /// `CI` is set.
 #[cfg(feature = "gpu")]

@@ -89,7 +89,11 @@ fn declarations_that_are_none_are_refused_with_their_place() {
         ("tokenizer_config.json", json!({"bos_token": 5}), "`bos_token` is a number"),
         ("tokenizer_config.json", json!({"pad_token": {"contents": "x"}}), "`pad_token` is an object"),
         ("tokenizer_config.json", json!({"extra_special_tokens": ["a", 1]}), "`extra_special_tokens` is a number"),
-        ("tokenizer_config.json", json!({"added_tokens_decoder": {"x": {"content": "y"}}}), "`added_tokens_decoder` is an object"),
+        (
+            "tokenizer_config.json",
+            json!({"added_tokens_decoder": {"x": {"content": "y"}}}),
+            "`added_tokens_decoder` is an object",
+        ),
         ("added_tokens.json", json!({"<tool>": -1}), "not valid: invalid value: integer `-1`"),
         ("special_tokens_map.json", json!([]), "not valid"),
     ];

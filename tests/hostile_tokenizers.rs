@@ -41,7 +41,9 @@ fn entry_of_another_kind_or_without_its_fields_is_refused() {
     let (_dir, text) = sound();
     let value: Value = serde_json::from_str(&text).unwrap();
     for entry in ["decoder", "normalizer", "pre_tokenizer", "post_processor"] {
-        for (broken, place) in [(json!("x"), entry.to_owned()), (json!([1]), entry.to_owned()), (json!({}), format!("{entry}.type"))] {
+        for (broken, place) in
+            [(json!("x"), entry.to_owned()), (json!([1]), entry.to_owned()), (json!({}), format!("{entry}.type"))]
+        {
             let mut value = value.clone();
             value[entry] = broken;
             let found = defect(&value.to_string());
@@ -52,7 +54,10 @@ fn entry_of_another_kind_or_without_its_fields_is_refused() {
     for (entry, broken) in [
         ("normalizer", json!({"type": "Precompiled"})),
         ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "%%%"})),
-        ("normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": 5}]})),
+        (
+            "normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": 5}]}),
+        ),
         ("normalizer", json!({"type": "Replace"})),
         ("normalizer", json!({"type": "Nobody"})),
         ("decoder", json!({"type": "Sequence"})),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pleach::testing::adapter::read_adapter_bytes;
 use pleach::testing::tree::read_tree_toml_bytes;
-use pleach::testing::{read_gguf_bytes, read_safetensors_bytes};
+use pleach::testing::{read_chat_bytes, read_gguf_bytes, read_safetensors_bytes, read_tokenizer_bytes};
 
 fn run(target: &str, read: impl Fn(Vec<u8>) -> pleach::Result<()>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -38,4 +38,14 @@ fn saved_adapters_are_read_or_refused() {
 #[test]
 fn saved_tree_tomls_are_read_or_refused() {
     run("tree_toml", |bytes| read_tree_toml_bytes(&bytes));
+}
+
+#[test]
+fn saved_tokenizers_are_read_or_refused() {
+    run("tokenizer", |bytes| read_tokenizer_bytes(&bytes));
+}
+
+#[test]
+fn saved_chat_templates_are_rendered_or_refused() {
+    run("chat", |bytes| read_chat_bytes(&bytes));
 }

@@ -35,7 +35,7 @@ const UNSAFE_FILES: [(&str, &str); 10] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 14] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 16] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
@@ -47,7 +47,9 @@ const PRIVATE_CRATES: [(&str, &[&str]); 14] = [
     ("bincode", &["src/store/catalogue/record.rs"]),
     ("candle_core", &["src/file/gguf/", "src/error/file.rs", "src/testing"]),
     ("hf_hub", &["src/file/hub"]),
-    ("minijinja", &["src/model/chat.rs"]),
+    ("minijinja", &["src/model/chat/"]),
+    ("minijinja_contrib", &["src/model/chat/"]),
+    ("jiff", &["src/model/chat/clock.rs"]),
     ("tokenizers", &["src/model/tokenizer", "src/testing"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];

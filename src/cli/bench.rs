@@ -99,11 +99,7 @@ impl Bench {
         anyhow::ensure!(unfit.is_none(), "--ranks: every rank lies between 1 and 512, not {}", unfit.unwrap_or(&0));
         let base = self.base()?;
         let held = base.config().max_position_embeddings;
-        let needed = CONTEXT + 1 + DECODED;
-        anyhow::ensure!(
-            held >= needed,
-            "the base holds {held} tokens of context, and decoding is measured in {needed}"
-        );
+        anyhow::ensure!(held >= 2, "the base holds {held} token of context, and decoding takes 2 at least");
         let (mut figures, mut refused) = (Figures::default(), Vec::new());
         if let Some(folder) = &self.tree {
             let mut runtime = self.loading.open_model(base, Nodes::open(folder)?, console)?;
@@ -184,7 +180,8 @@ impl Bench {
         for _ in runtime.turns(self.repeats) {
             let mut token = |node| -> pleach::Result<f64> {
                 runtime.switch_to(node)?;
-                Ok(runtime.measure_decode(CONTEXT, DECODED)?.ms)
+                let (context, room) = decoding(runtime);
+                Ok(runtime.measure_decode(context, room.min(DECODED))?.ms)
             };
             ratios.push(token("/")? / token(leaf)?);
         }
@@ -208,8 +205,8 @@ impl Bench {
     }
 
     fn decode(&self, runtime: &Runtime) -> pleach::Result<Measured> {
-        let room = runtime.base().config().max_position_embeddings - CONTEXT - 1;
-        runtime.measure_decode(CONTEXT, (8 * self.repeats).min(room))
+        let (context, room) = decoding(runtime);
+        runtime.measure_decode(context, (8 * self.repeats).min(room))
     }
 
     /// The figures of made adapters of every rank, on all linears and on q and v.
@@ -252,6 +249,13 @@ impl Bench {
         anyhow::ensure!(runtime.fingerprint()? == before, "the root's bits changed; no figure of this run holds");
         Ok(())
     }
+}
+
+/// Tokens of context before the decoded ones, and room for these: a base of a short context gives half of it to each.
+fn decoding(runtime: &Runtime) -> (usize, usize) {
+    let held = runtime.base().config().max_position_embeddings;
+    let context = if held > CONTEXT + DECODED { CONTEXT } else { (held - 1) / 2 };
+    (context, held - context - 1)
 }
 
 /// Fails if a switch between the two has to compile or upload: that is no measure of a switch.

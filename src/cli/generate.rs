@@ -46,6 +46,9 @@ pub(crate) struct Generate {
     /// A system message before it
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
+    /// Which of the model's chat templates, where it has several [default: default]
+    #[arg(long, value_name = "NAME", requires = "chat")]
+    template: Option<String>,
     /// Go on after tokens that end a text
     #[arg(long)]
     ignore_eos: bool,
@@ -139,6 +142,10 @@ impl Generate {
         }
         let message = |role: &str, content: String| Message { role: role.to_owned(), content };
         let system = self.system.clone().map(|content| message("system", content));
-        Ok(Prompt::Chat(system.into_iter().chain([message("user", text)]).collect()))
+        let messages = system.into_iter().chain([message("user", text)]).collect();
+        Ok(match self.template.clone() {
+            Some(template) => Prompt::NamedChat { template, messages },
+            None => Prompt::Chat(messages),
+        })
     }
 }

@@ -72,6 +72,20 @@ pub enum ChatDefect {
     /// The model has no chat template.
     #[error("the model has no chat template: it was not trained for chat; generate without --chat")]
     Missing,
+    /// Several templates, none of which is the default.
+    #[error("there are several chat templates and none is the default: say which with --template ({known})")]
+    NoDefault {
+        /// Their names.
+        known: String,
+    },
+    /// No template of the name asked for.
+    #[error("there is no chat template `{name}`; there are: {known}")]
+    NoSuchTemplate {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
     /// The template cannot be parsed or fails on this conversation.
     #[error("the chat template fails: {reason}; check the roles, or generate without --chat")]
     Template {

@@ -47,9 +47,8 @@ impl Sampler {
     /// # Errors
     /// When a parameter is out of its range.
     pub fn new(sampling: &Sampling) -> Result<Self> {
-        let refuse = |name, expected, found: f32| {
-            Err(Error::SamplingParameter { name, expected, found: found.to_string() })
-        };
+        let refuse =
+            |name, expected, found: f32| Err(Error::SamplingParameter { name, expected, found: found.to_string() });
         let Sampling { temperature, top_p, min_p, repeat_penalty, seed, .. } = *sampling;
         if !(temperature.is_finite() && temperature >= 0.0) {
             return refuse("temperature", "a finite number of at least 0", temperature);
@@ -135,9 +134,8 @@ mod tests {
     #[test]
     fn parameters_out_of_range_are_refused() {
         let refused_of = |sampling: &Sampling| matches!(Sampler::new(sampling), Err(Error::SamplingParameter { .. }));
-        let refused = |temperature, top_k, top_p| {
-            refused_of(&Sampling { temperature, top_k, top_p, ..Sampling::default() })
-        };
+        let refused =
+            |temperature, top_k, top_p| refused_of(&Sampling { temperature, top_k, top_p, ..Sampling::default() });
         assert!(refused(-0.1, None, None));
         assert!(refused(f32::NAN, None, None));
         assert!(refused(f32::INFINITY, None, None));
@@ -155,7 +153,8 @@ mod tests {
 
     #[test]
     fn zero_top_k_one_top_p_and_zero_min_p_mean_off() {
-        let off = Sampling { temperature: 1.0, top_k: Some(0), top_p: Some(1.0), min_p: Some(0.0), ..Sampling::default() };
+        let off =
+            Sampling { temperature: 1.0, top_k: Some(0), top_p: Some(1.0), min_p: Some(0.0), ..Sampling::default() };
         let choice = Sampler::new(&off).unwrap().draw();
         let plain = Sampler::new(&Sampling { temperature: 1.0, ..Sampling::default() }).unwrap().draw();
         assert_eq!(choice, plain);

@@ -73,6 +73,8 @@ pub(super) struct FolderTokens {
     pub(super) chat_template: Option<Value>,
     /// `tokenizer_class`.
     pub(super) class: Option<String>,
+    /// Every key of the configuration: one that is null is none by intent.
+    keys: Vec<String>,
 }
 
 impl FolderTokens {
@@ -98,6 +100,7 @@ impl FolderTokens {
         move_key(&mut config, "additional_special_tokens", "extra_special_tokens");
         let mut tokens = Self {
             chat_template: config.remove("chat_template").filter(|value| !value.is_null()),
+            keys: config.keys().cloned().collect(),
             class: config.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
             ..Self::default()
         };
@@ -146,7 +149,8 @@ impl FolderTokens {
             None | Some(Value::Null) => {}
             Some(Value::Array(items)) => {
                 for item in items {
-                    let token = Declared::of(item, true).ok_or_else(|| entry(path, "extra_special_tokens", item, TOKEN));
+                    let token =
+                        Declared::of(item, true).ok_or_else(|| entry(path, "extra_special_tokens", item, TOKEN));
                     self.extra.push(token?);
                 }
             }
@@ -160,6 +164,11 @@ impl FolderTokens {
             Some(other) => return Err(entry(path, "extra_special_tokens", other, "a list of tokens")),
         }
         Ok(())
+    }
+
+    /// Whether the configuration says something about `key`, if only that there is none.
+    pub(super) fn mentions(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known == key) || self.named.iter().any(|(name, _)| name == key)
     }
 
     fn all_special(&self) -> impl Iterator<Item = &Declared> {

@@ -29,7 +29,8 @@ impl<'a> StopTexts<'a> {
         }
         self.held.push_str(piece);
         // The one that is complete first counts; of those that end together, the longest.
-        let complete = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        let complete =
+            self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
         if let Some((_, start)) = complete.min() {
             self.done = true;
             self.held.truncate(start);

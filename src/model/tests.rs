@@ -291,7 +291,8 @@ fn long_prompt_in_parts_gives_the_tokens_of_one_prefill() {
     let whole = runner.forward(&mut cache, &[(0, &prompt, Want::Last)]).remove(0).remove(0);
     let options = GenerateOptions { max_tokens: 1, sampling: Sampling::default(), ..Default::default() };
     let Runner { cpu, weights, model } = &runner;
-    let generation = generate(model, cpu, weights, &mut cache, OWNER, &prompt, &options, |_| Ok(ControlFlow::Continue(()))).unwrap();
+    let generation =
+        generate(model, cpu, weights, &mut cache, OWNER, &prompt, &options, |_| Ok(ControlFlow::Continue(()))).unwrap();
     assert_eq!(generation.token_ids, [super::greedy(&whole).unwrap()]);
     assert_eq!(cache.len(0), 1030);
 }

@@ -141,10 +141,11 @@ impl Runtime {
             let mut cache = self.filled_cache(live, context, repeats + 1)?;
             let read: Vec<_> = live.decoded_matrices().map(|id| live.weights.matrix(id)).collect();
             let mut pairs = Vec::with_capacity(repeats);
-            self.step(live, &mut cache, &[1])?;
+            let token = self.measured_tokens(1);
+            self.step(live, &mut cache, &token)?;
             for _ in self.turns(repeats) {
                 let ceiling = live.device.read_ms(&read)?;
-                let (ms, done) = time(|| self.step(live, &mut cache, &[1]));
+                let (ms, done) = time(|| self.step(live, &mut cache, &token));
                 done?;
                 pairs.push((ms, ceiling));
             }
@@ -159,7 +160,7 @@ impl Runtime {
     pub fn measure_prefill(&self, tokens: usize, repeats: usize) -> Result<Measured> {
         on_device!(&self.live, live => {
             live.usable()?;
-            let prompt: Vec<u32> = (1..).take(tokens).map(|t| t % 1000).collect();
+            let prompt = self.measured_tokens(tokens);
             let mut cache = self.filled_cache(live, 0, tokens)?;
             let products = live.prefill_products(tokens as u64);
             let mut pairs = Vec::with_capacity(repeats);
@@ -178,6 +179,12 @@ impl Runtime {
         })
     }
 
+    /// So many tokens: the first thousand in turn, or all of a smaller vocabulary.
+    fn measured_tokens(&self, count: usize) -> Vec<u32> {
+        let known = u32::try_from(self.base().config().vocab_size).unwrap_or(u32::MAX).clamp(1, 1000);
+        (1..).take(count).map(|token| token % known).collect()
+    }
+
     fn step<D: Compute>(&self, live: &Live<D>, cache: &mut KvCache<D>, tokens: &[u32]) -> Result<()> {
         let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
         let (batch, choice) = (Batch { sequences, owner: self.owner() }, GREEDY);
@@ -186,7 +193,7 @@ impl Runtime {
 
     fn filled_cache<D: Compute>(&self, live: &Live<D>, context: usize, room: usize) -> Result<KvCache<D>> {
         let mut cache = self.kv_cache(live, context + room)?;
-        let tokens: Vec<u32> = (1..).take(context).map(|t| t % 1000).collect();
+        let tokens = self.measured_tokens(context);
         if context > 0 {
             self.step(live, &mut cache, &tokens)?;
         }

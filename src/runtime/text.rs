@@ -19,6 +19,13 @@ pub enum Prompt {
     Text(String),
     /// A conversation, written out by the model's chat template.
     Chat(Vec<Message>),
+    /// The same by one of its other chat templates.
+    NamedChat {
+        /// The template's name.
+        template: String,
+        /// The conversation.
+        messages: Vec<Message>,
+    },
     /// Token ids.
     Tokens(Vec<u32>),
 }
@@ -91,17 +98,20 @@ impl Runtime {
         match prompt {
             Prompt::Text(text) => self.tokenizer()?.encode(text),
             Prompt::Tokens(ids) => Ok(ids.clone()),
-            Prompt::Chat(messages) => {
-                let template = match self.chat.get() {
-                    Some(template) => template,
-                    None => {
-                        let template = ChatTemplate::for_base(self.base())?;
-                        self.chat.get_or_init(|| template)
-                    }
-                };
-                self.tokenizer()?.encode_rendered(&template.render(messages)?)
-            }
+            Prompt::Chat(messages) => self.render(None, messages),
+            Prompt::NamedChat { template, messages } => self.render(Some(template), messages),
         }
+    }
+
+    fn render(&self, name: Option<&str>, messages: &[Message]) -> Result<Vec<u32>> {
+        let templates = match self.chat.get() {
+            Some(templates) => templates,
+            None => {
+                let templates = ChatTemplate::for_base(self.base())?;
+                self.chat.get_or_init(|| templates)
+            }
+        };
+        self.tokenizer()?.encode_rendered(&templates.render_by(name, messages)?)
     }
 
     /// Continues `prompt` at the current node; `on_text` gets the text as it comes, in whole characters and as far as it cannot

@@ -31,9 +31,8 @@ pub(super) fn read(file: &GgufFile, vocab_size: usize) -> Result<Tokenizer> {
         return Err(refuse(TokenizerDefect::Kind { found: kind.to_owned() }));
     }
     let name = file.text("tokenizer.ggml.pre")?;
-    let pre = Pre::named(name).ok_or_else(|| {
-        refuse(TokenizerDefect::PreTokenizer { found: name.unwrap_or_default().to_owned() })
-    })?;
+    let pre = Pre::named(name)
+        .ok_or_else(|| refuse(TokenizerDefect::PreTokenizer { found: name.unwrap_or_default().to_owned() }))?;
 
     let tokens = texts(file)?;
     let types = file.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![NORMAL; tokens.len()]);

@@ -140,6 +140,74 @@ fn unknown_kinds_and_damaged_vocabularies_are_refused_by_name() {
     }
 }
 
+/// The made model's tokens, some of them changed.
+fn tokens(changes: &[(usize, &str)]) -> Option<Value> {
+    let (_, gguf) = tiny();
+    let mut texts: Vec<String> = (0..264).map(|id| gguf.token(id).unwrap()).collect();
+    changes.iter().for_each(|(id, text)| texts[*id] = (*text).to_owned());
+    Some(Value::Array(texts.into_iter().map(Value::String).collect()))
+}
+
+fn strings(texts: &[&str]) -> Option<Value> {
+    Some(Value::Array(texts.iter().map(|text| Value::String((*text).to_owned())).collect()))
+}
+
+#[test]
+fn merges_of_unknown_pieces_are_made_and_fall_apart_into_bytes_as_in_llama_cpp() {
+    let pieces = |merges: &[&str], text: &str| -> Vec<String> {
+        let tokenizer = changed("tokenizer.ggml.merges", strings(merges)).unwrap();
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect()
+    };
+    let known = ["h e", "l l", "he ll", "hell o", "Ġ w"];
+    assert_eq!(pieces(&known, "hello w"), ["hello", "Ġw"]);
+    assert_eq!(pieces(&[&known[..], &["x y", "xy z"]].concat(), "hello xyz"), ["hello", "Ġ", "x", "y", "z"]);
+    // `lo` is made before `ll` and is no token.
+    assert_eq!(pieces(&[&["l o"], &known[..]].concat(), "hello w"), ["he", "l", "l", "o", "Ġw"]);
+    // A piece that is not there itself can be of no use.
+    assert_eq!(pieces(&[&known[..], &["qq zz"]].concat(), "qqzz"), ["q", "q", "z", "z"]);
+}
+
+#[test]
+fn empty_tokens_fill_up_a_vocabulary() {
+    let tokenizer = changed("tokenizer.ggml.tokens", tokens(&[(250, ""), (251, "")])).unwrap();
+    assert_eq!(
+        (tokenizer.token(250).as_deref(), tokenizer.token(251).as_deref()),
+        (Some("[EMPTY_250]"), Some("[EMPTY_251]"))
+    );
+    assert_eq!(tokenizer.encode("hello w").unwrap().len(), 2);
+}
+
+#[test]
+fn tokens_of_control_are_known_by_their_texts_and_added_ones_come_back() {
+    let texts = tokens(&[(258, "<|eot_id|>"), (257, "café"), (256, "<unused>")]);
+    let mut kinds = vec![Value::I32(1); 264];
+    kinds[257] = Value::I32(4);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    tiny_gguf(&path, &TinyModel::default(), GgmlDType::Q8_0);
+    let content = Content::read(&mut std::fs::File::open(&path).unwrap()).unwrap();
+    let mut metadata: BTreeMap<_, _> = content.metadata.clone().into_iter().collect();
+    metadata.insert("tokenizer.ggml.tokens".to_owned(), texts.unwrap());
+    metadata.insert("tokenizer.ggml.token_type".to_owned(), Value::Array(kinds));
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    candle_core::quantized::gguf_file::write(&mut bytes, &metadata, &[]).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&GgufFile::from_bytes(bytes.into_inner(), "test.gguf").unwrap(), 272).unwrap();
+    let ids = tokenizer.encode("a café<|eot_id|>").unwrap();
+    assert_eq!(ids[ids.len() - 2..], [257, 258]);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "a café<|eot_id|>");
+}
+
+#[test]
+fn file_without_a_pre_tokenizer_has_llama_cpps_default() {
+    let [none, default] =
+        [None, Some(Value::String("default".to_owned()))].map(|pre| changed("tokenizer.ggml.pre", pre).unwrap());
+    let text = "a+b 12345, don't";
+    assert_eq!(none.encode(text).unwrap(), default.encode(text).unwrap());
+}
+
 #[test]
 fn token_without_a_row_in_the_embedding_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -214,7 +214,8 @@ fn non_finite_logits_are_refused_with_their_place() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut logits = vec![0.5; 1000];
         [999, 700, 301].into_iter().for_each(|at| logits[at] = bad);
-        for choice in [GREEDY, Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 }] {
+        for choice in [GREEDY, Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 }]
+        {
             let result = gpu.choose(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
             let Err(Error::NonFiniteLogits { index: 301, value }) = result else { panic!("{bad}: {result:?}") };
             assert_eq!(value.to_bits(), bad.to_bits());
@@ -295,7 +296,10 @@ fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
         }
         for (count, expected) in counts.into_iter().zip(expected) {
             let expected = expected * draws as f64;
-            assert!((f64::from(count) - expected).abs() <= 1.0, "{temperature} {top_k:?} {top_p:?} {min_p:?}: {counts:?}");
+            assert!(
+                (f64::from(count) - expected).abs() <= 1.0,
+                "{temperature} {top_k:?} {top_p:?} {min_p:?}: {counts:?}"
+            );
         }
     }
 }

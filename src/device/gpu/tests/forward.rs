@@ -94,8 +94,13 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
             let sequences = [sequence(0), sequence(1)];
             let batch = Batch { sequences: &sequences, owner: [7; 32] };
             let greedy = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
-            let sampled =
-                Choice { temperature: 1.0, top_k: Some(20), top_p: Some(0.9), min_p: None, random: f64::from(turn) / 20.3 };
+            let sampled = Choice {
+                temperature: 1.0,
+                top_k: Some(20),
+                top_p: Some(0.9),
+                min_p: None,
+                random: f64::from(turn) / 20.3,
+            };
             let next = llama.next_tokens(device, &weights, &mut cache, &batch, &[greedy, sampled]).unwrap();
             for (slot, token) in next.into_iter().enumerate() {
                 fed[slot] = texts[slot].len();

@@ -31,7 +31,7 @@ const OUTER_MODULES: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Segments that wrappers put anywhere into a module path.
-const WRAPPER_SEGMENTS: [&str; 2] = ["_fsdp_wrapped_module", "_orig_mod"];
+const WRAPPER_SEGMENTS: [&str; 3] = ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"];
 
 impl WeightName {
     /// Takes a Hugging Face parameter name as it is.
@@ -75,8 +75,9 @@ impl WeightName {
     }
 }
 
-/// The Hugging Face module path of the language model, without the words that wrappers add.
-fn canonical_module(path: &str) -> String {
+/// The path of a module in the model that PEFT was given: what its rules look at. Only what wrappers and PEFT put into a
+/// key is taken out; the model's own spelling stays.
+pub(crate) fn peft_module(path: &str) -> String {
     let segments: Vec<&str> = path.split('.').filter(|segment| !WRAPPER_SEGMENTS.contains(segment)).collect();
     let joined = segments.join(".");
     let mut module = joined.as_str();
@@ -84,7 +85,13 @@ fn canonical_module(path: &str) -> String {
     module = module.strip_prefix("module.").unwrap_or(module);
     module = module.strip_prefix("base_model.model.").unwrap_or(module);
     module = module.strip_prefix("module.").unwrap_or(module);
-    module = module.strip_suffix(".default").unwrap_or(module);
+    module.strip_suffix(".default").unwrap_or(module).to_owned()
+}
+
+/// The Hugging Face module path of the language model, without the words that wrappers add.
+fn canonical_module(path: &str) -> String {
+    let module = peft_module(path);
+    let mut module = module.as_str();
     for prefix in ["model.language_model.model.", "model.language_model.", "language_model.model."] {
         if let Some(rest) = module.strip_prefix(prefix) {
             return format!("model.{rest}");
@@ -159,6 +166,7 @@ mod tests {
             "base_model.model.model.language_model.layers.0.self_attn.q_proj",
             "base_model.model.language_model.model.layers.0.self_attn.q_proj",
             "base_model.model.model.layers.0.self_attn.q_proj.default",
+            "base_model.model.model.layers.0._checkpoint_wrapped_module.self_attn.q_proj",
         ] {
             let name = WeightName::from_peft_module(path);
             assert_eq!(name.as_str(), "model.layers.0.self_attn.q_proj.weight", "{path}");

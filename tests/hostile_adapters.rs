@@ -74,8 +74,6 @@ fn every_setting_that_changes_the_maths_is_refused_by_name() {
         ("alora_invocation_tokens", json!([1, 2])),
         ("layer_replication", json!([[0, 4], [2, 5]])),
         ("modules_to_save", json!(["lm_head"])),
-        ("bias", json!("all")),
-        ("bias", json!("lora_only")),
         ("lora_bias", json!(true)),
         ("trainable_token_indices", json!([3])),
         ("target_parameters", json!(["mlp.experts.gate_up_proj"])),

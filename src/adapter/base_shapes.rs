@@ -6,7 +6,7 @@ use super::PeftHeader;
 use crate::WeightName;
 use crate::base::WeightInfo;
 use crate::error::AdapterDefect;
-use crate::suggest::nearest;
+use crate::suggest::{nearest, plain_twin};
 
 /// Names and shapes of a base's matrices, to check adapters against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,11 +30,16 @@ impl BaseShapes {
         self.matrices.get(weight).copied()
     }
 
+    /// Names of the matrices, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &WeightName> {
+        self.matrices.keys()
+    }
+
     /// Checks that every target of `adapter` is here with the same shape.
     pub(super) fn accepts(&self, adapter: &PeftHeader) -> Result<(), AdapterDefect> {
         let targets = adapter.targets();
         let (base, total) = (self.name.clone(), targets.len());
-        let made_for = || adapter.base_model().unwrap_or("a base it does not name").to_owned();
+        let made_for = || adapter.base_model().map_or("a base it does not name".to_owned(), with_plain_twin);
         let missing: Vec<&WeightName> =
             targets.iter().map(|target| &target.weight).filter(|weight| self.get(weight).is_none()).collect();
         if let Some(first) = missing.first() {
@@ -58,5 +63,13 @@ impl BaseShapes {
             base,
             made_for: made_for(),
         })
+    }
+}
+
+/// A base's name; that of a quantised twin with the plain one's beside it, whose weights are what can be loaded here.
+fn with_plain_twin(name: &str) -> String {
+    match plain_twin(name) {
+        Some(plain) => format!("{name}, quantised from {plain}"),
+        None => name.to_owned(),
     }
 }

@@ -6,15 +6,20 @@
 
 use serde_json::{Map, Value};
 
-use super::pattern::{ModuleName, Pattern, Targets};
+use super::pattern::{Pattern, Targets};
 use crate::error::AdapterDefect;
 
 /// Keys that do not change what the tensors mean.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 16] = [
+    "_comment",
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
     "lora_dropout",
+    // MS-Swift's: the factors' own type is in the file, and learning rates are past.
+    "lora_dtype",
+    "lorap_emb_lr",
+    "lorap_lr_ratio",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -27,8 +32,9 @@ const HARMLESS: [&str; 12] = [
 ];
 
 /// Keys that are read below.
-const READ: [&str; 13] = [
+const READ: [&str; 15] = [
     "alpha_pattern",
+    "bias",
     "ensure_weight_tying",
     "exclude_modules",
     "fan_in_fan_out",
@@ -40,14 +46,14 @@ const READ: [&str; 13] = [
     "r",
     "rank_pattern",
     "target_modules",
+    "target_parameters",
     "use_rslora",
 ];
 
 /// Keys that change the maths whenever they are set, and what to do instead.
-const REFUSED: [(&str, &str); 17] = [
+const REFUSED: [(&str, &str); 15] = [
     ("alora_invocation_tokens", "an aLoRA acts only after its tokens, so it can never be merged"),
     ("arrow_config", "Arrow routes each token to another adapter, so it can never be merged"),
-    ("bias", "the file then holds whole biases, not changes to them; train with bias=\"none\""),
     ("kasa_config", "KaSA changed the base's weights when training began; save it as a plain LoRA"),
     ("layer_replication", "it changes the number of layers"),
     ("loftq_config", "LoftQ changed the base's weights when training began; merge it into its base instead"),
@@ -60,7 +66,6 @@ const REFUSED: [(&str, &str); 17] = [
     ("megatron_config", "Megatron's parallel layers are not supported; save the adapter for the Hugging Face model"),
     ("modules_to_save", "the file then holds whole modules, not changes; train with modules_to_save=None"),
     ("monteclora_config", "MonteCLoRA draws its weights at random; it is not a fixed change"),
-    ("target_parameters", "adapters of bare parameters (mixtures of experts) are not supported"),
     ("trainable_token_indices", "it overwrites rows of the embedding; train with it unset"),
     ("use_bdlora", "BD-LoRA's block-diagonal factors are not supported"),
     ("use_dora", "DoRA rescales whole rows, so two on a path do not add up; train with use_dora=False"),
@@ -71,11 +76,18 @@ const REFUSED: [(&str, &str); 17] = [
 /// `init_lora_weights` that only choose start values.
 const PLAIN_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
+/// Beginnings of those that change the base's own weights.
+const CHANGING_INITS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Values of `bias`. Where the base has biases the file then holds them whole, and is refused for that tensor.
+const BIASES: [&str; 3] = ["none", "all", "lora_only"];
+
 /// What an adapter's config says about the maths.
 #[derive(Clone, Debug)]
 pub(crate) struct PeftConfig {
     pub(crate) rslora: bool,
     pub(crate) fan_in_fan_out: bool,
+    /// The factors of embedding and head are to be one pair.
     pub(crate) ensure_weight_tying: bool,
     pub(crate) base_model: Option<String>,
     pub(crate) targets: Targets,
@@ -120,14 +132,14 @@ impl PeftConfig {
         targets + self.rank_pattern.len() + self.alpha_pattern.len()
     }
 
-    /// The rank of `module`, and which pattern gave it.
-    pub(crate) fn rank_of(&self, module: ModuleName<'_>) -> Result<(usize, Option<usize>), AdapterDefect> {
+    /// The rank of `module`, as the file spells it, and which pattern gave it.
+    pub(crate) fn rank_of(&self, module: &str) -> Result<(usize, Option<usize>), AdapterDefect> {
         first_match(&self.rank_pattern, module)
             .map(|found| found.map_or((self.rank, None), |(i, rank)| (rank, Some(i))))
     }
 
     /// The alpha of `module`, and which pattern gave it.
-    pub(crate) fn alpha_of(&self, module: ModuleName<'_>) -> Result<(f64, Option<usize>), AdapterDefect> {
+    pub(crate) fn alpha_of(&self, module: &str) -> Result<(f64, Option<usize>), AdapterDefect> {
         first_match(&self.alpha_pattern, module)
             .map(|found| found.map_or((self.alpha, None), |(i, alpha)| (alpha, Some(i))))
     }
@@ -140,10 +152,7 @@ impl PeftConfig {
 }
 
 /// The first pattern, in the config's order, that matches.
-fn first_match<T: Copy>(
-    patterns: &[(Pattern, T)],
-    module: ModuleName<'_>,
-) -> Result<Option<(usize, T)>, AdapterDefect> {
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<(usize, T)>, AdapterDefect> {
     for (index, (pattern, value)) in patterns.iter().enumerate() {
         if pattern.matches(module)? {
             return Ok(Some((index, *value)));
@@ -156,14 +165,25 @@ fn check_key(key: &str, value: &Value) -> Result<(), AdapterDefect> {
     let unsupported =
         |advice| AdapterDefect::ConfigUnsupported { key: key.to_owned(), value: shorten(&value.to_string()), advice };
     if key == "init_lora_weights" {
-        return match value {
-            Value::Null | Value::Bool(_) => Ok(()),
-            Value::String(name) if PLAIN_INITS.contains(&name.as_str()) => Ok(()),
-            _ => Err(unsupported(
+        let Value::String(name) = value else {
+            let plain = matches!(value, Value::Null | Value::Bool(_));
+            return if plain { Ok(()) } else { Err(wrong(key, "a name, true or false", value)) };
+        };
+        let name = name.to_ascii_lowercase();
+        return match () {
+            () if PLAIN_INITS.contains(&name.as_str()) => Ok(()),
+            () if CHANGING_INITS.iter().any(|start| name.starts_with(start)) => Err(unsupported(
                 "this start changed the base's own weights, so the adapter does not fit the stock base; save it with \
                  `save_pretrained(path, path_initial_model_for_weight_conversion=...)`, which turns it into a plain LoRA",
             )),
+            () => Err(unsupported(
+                "this start is unknown here, and it may have changed the base's own weights; write true if you know that \
+                 it did not",
+            )),
         };
+    }
+    if key == "bias" && value.as_str().is_none_or(|bias| !BIASES.contains(&bias)) && !is_nothing(value) {
+        return Err(wrong(key, "none, all or lora_only", value));
     }
     if is_nothing(value) || HARMLESS.contains(&key) || READ.contains(&key) {
         return Ok(());

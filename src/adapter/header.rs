@@ -11,11 +11,11 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::config::{PeftConfig, shorten};
-use super::pattern::ModuleName;
 use super::{BaseShapes, Limits};
 use crate::error::AdapterDefect;
 use crate::file::read_limited;
 use crate::file::safetensors::read_header;
+use crate::name::peft_module;
 use crate::{Error, Result, WeightName};
 
 /// The config's file name.
@@ -61,7 +61,8 @@ pub struct PeftHeader {
     pub(crate) path: PathBuf,
     pub(crate) config: PeftConfig,
     pub(crate) targets: Vec<Target>,
-    /// Copies of the base's own embedding or head that PEFT saves beside a change to them: weight and key.
+    /// Copies of the base's own embedding or head that PEFT saves beside a change to them, or where it is asked for them:
+    /// weight and key.
     pub(crate) copies: Vec<(WeightName, String)>,
     pub(crate) data_bytes: u64,
 }
@@ -125,19 +126,45 @@ impl PeftHeader {
 
 /// The paths of an adapter's two files, which are there.
 pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let wrap = |defect| Err(Error::adapter(dir, defect));
     if !dir.is_dir() {
-        std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
+        // What is not there at all, or may not be looked at, has the system's own words.
+        std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?;
+        return wrap(AdapterDefect::NotAFolder);
     }
     let [config, tensors] = [CONFIG_FILE, TENSOR_FILE].map(|file| dir.join(file));
-    if !config.exists() {
-        return Err(Error::adapter(dir, AdapterDefect::MissingFile { file: CONFIG_FILE }));
+    if config.exists() && tensors.exists() {
+        return Ok((config, tensors));
     }
-    if !tensors.exists() {
-        let pickle = dir.join(PICKLE_FILE).exists();
-        let missing = AdapterDefect::MissingFile { file: TENSOR_FILE };
-        return Err(Error::adapter(dir, if pickle { AdapterDefect::Pickle } else { missing }));
-    }
-    Ok((config, tensors))
+    let names = std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
+    let names: Vec<_> = names.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let missing = if config.exists() { TENSOR_FILE } else { CONFIG_FILE };
+    wrap(match foreign(&names) {
+        Some((file, what)) => AdapterDefect::Foreign { missing, file: file.to_owned(), what },
+        None if missing == TENSOR_FILE && dir.join(PICKLE_FILE).exists() => AdapterDefect::Pickle,
+        None => AdapterDefect::MissingFile { file: missing },
+    })
+}
+
+/// The file in an adapter's folder that tells whose it is, and what to do.
+fn foreign(names: &[String]) -> Option<(&str, &'static str)> {
+    let kind = |name: &str| match name {
+        "adapters.safetensors" => {
+            Some("MLX's, whose factors are transposed and whose config is another; convert it to PEFT's format")
+        }
+        "adapter_0.pt" | "adapter_0.safetensors" => Some(
+            "torchtune's; let its checkpointer write PEFT's format (`output_dir` with `adapter_model.safetensors`)",
+        ),
+        "pytorch_lora_weights.safetensors" => {
+            Some("diffusers', for an image model; adapters of language models are run")
+        }
+        _ if name.starts_with("adapter_model-") || name == "adapter_model.safetensors.index.json" => Some(
+            "a part of an adapter cut into shards; save it in one file (`save_pretrained` with a larger `max_shard_size`)",
+        ),
+        _ if name.ends_with(".gguf") => Some("a GGUF file; PEFT's own folder, which it was made from, is needed"),
+        _ => None,
+    };
+    names.iter().find_map(|name| Some((name.as_str(), kind(name)?)))
 }
 
 /// A module's halves as they are found.
@@ -156,8 +183,13 @@ fn targets(
         return Err(AdapterDefect::TooManyTensors { found: tensors.len(), limit: limits.tensors });
     }
     let mut modules: BTreeMap<(String, bool), Halves> = BTreeMap::new();
+    let mut names = None;
     for (key, info) in tensors.iter().filter(|(key, _)| copied_weight(key).is_none()) {
-        let (module, part) = parse_key(key)?;
+        let Key { module, part, adapter } = parse_key(key)?;
+        if *names.get_or_insert(adapter) != adapter {
+            let [first, second] = [names.flatten(), adapter].map(|name| name.unwrap_or("default").to_owned());
+            return Err(AdapterDefect::SeveralAdapters { first, second, tensor: shorten(key) });
+        }
         let span = span(key, info, part)?;
         let halves = modules.entry((module.to_owned(), part.is_embedding)).or_default();
         let half = if part.is_a { &mut halves.lora_a } else { &mut halves.lora_b };
@@ -185,19 +217,22 @@ fn targets(
     }
     let targets: Vec<Target> = by_weight.into_values().collect();
     used.check(config, &targets)?;
-    if config.ensure_weight_tying && targets.iter().any(|target| is_embedding_name(&target.weight)) {
+    let tied = targets.iter().filter(|target| is_embedding_name(&target.weight)).count();
+    if config.ensure_weight_tying && tied == 1 {
         return Err(AdapterDefect::ConfigUnsupported {
             key: "ensure_weight_tying".into(),
             value: "true".into(),
-            advice: "it ties the adapters of the embedding and the head; train with it unset",
+            advice: "PEFT then writes the factors of embedding and head both, and one of them is missing; save it again",
         });
     }
     Ok(targets)
 }
 
-/// The weight of which a tensor is a copy, if it is the base layer of an embedding or head.
+/// The weight of which a tensor is a copy, if it is an embedding or head, or the base layer of one: what PEFT saves with
+/// `save_embedding_layers`.
 fn copied_weight(key: &str) -> Option<WeightName> {
-    let module = key.strip_suffix(".base_layer.weight")?;
+    let module = key.strip_suffix(".weight")?;
+    let module = module.strip_suffix(".base_layer").unwrap_or(module);
     Some(WeightName::from_peft_module(module)).filter(is_embedding_name)
 }
 
@@ -223,7 +258,8 @@ impl UsedPatterns {
         for (pattern, _) in ranks.chain(alphas).filter(|(_, used)| !**used) {
             let mut matched = false;
             for target in targets {
-                matched = matched || pattern.matches(module_name(&target.module, &target.weight))?;
+                let name = config.targets.pattern_name(&peft_module(&target.module));
+                matched = matched || pattern.matches(&name)?;
             }
             if !matched {
                 return Err(AdapterDefect::PatternMatchesNothing {
@@ -235,13 +271,6 @@ impl UsedPatterns {
             }
         }
         Ok(())
-    }
-}
-
-fn module_name<'a>(module: &'a str, weight: &'a WeightName) -> ModuleName<'a> {
-    ModuleName {
-        in_file: module.strip_prefix("base_model.model.").unwrap_or(module),
-        canonical: weight.as_str().strip_suffix(".weight").unwrap_or(weight.as_str()),
     }
 }
 
@@ -258,13 +287,14 @@ fn target(
         return Err(AdapterDefect::MissingHalf { module, present, missing });
     };
     let weight = WeightName::from_peft_module(&module);
-    let name = module_name(&module, &weight);
-    if let Some(reason) = config.targets.leaves_out(name, is_embedding)? {
+    let name = peft_module(&module);
+    if let Some(reason) = config.targets.leaves_out(&name, is_embedding)? {
         return Err(AdapterDefect::NotTargeted { module, reason });
     }
+    let name = config.targets.pattern_name(&name);
     let ([rank, input], [output, rank_b]) = (lora_a.shape, lora_b.shape);
-    let (config_rank, rank_pattern) = config.rank_of(name)?;
-    let (alpha, alpha_pattern) = config.alpha_of(name)?;
+    let (config_rank, rank_pattern) = config.rank_of(&name)?;
+    let (alpha, alpha_pattern) = config.alpha_of(&name)?;
     for (flags, index) in [(&mut used.rank, rank_pattern), (&mut used.alpha, alpha_pattern)] {
         if let Some(index) = index {
             flags[index] = true;
@@ -274,7 +304,8 @@ fn target(
         return Err(AdapterDefect::RankZero { module });
     }
     if rank != rank_b || rank != config_rank {
-        return Err(AdapterDefect::RankMismatch { module, lora_a: rank, lora_b: rank_b, config: config_rank });
+        let turned = [input, output] == [config_rank, config_rank] && rank != config_rank;
+        return Err(AdapterDefect::RankMismatch { module, lora_a: rank, lora_b: rank_b, config: config_rank, turned });
     }
     if rank > limits.rank {
         return Err(AdapterDefect::RankTooLarge { module, rank, limit: limits.rank });
@@ -288,6 +319,14 @@ fn target(
     Ok(Target { weight, shape, rank, scaling, is_embedding, module, lora_a, lora_b })
 }
 
+/// What a key says.
+struct Key<'a> {
+    module: &'a str,
+    part: Part,
+    /// The adapter's name, which PEFT takes out on saving and others leave in.
+    adapter: Option<&'a str>,
+}
+
 /// Which of a module's tensors a key names.
 #[derive(Clone, Copy)]
 struct Part {
@@ -295,31 +334,33 @@ struct Part {
     is_embedding: bool,
 }
 
-/// Splits a tensor's key into its module and its part.
-fn parse_key(key: &str) -> Result<(&str, Part), AdapterDefect> {
-    // Old files keep the adapter's name, `default`, in their keys.
-    const PARTS: [(&str, bool, bool); 8] = [
-        (".lora_A.weight", true, false),
-        (".lora_B.weight", false, false),
-        (".lora_A.default.weight", true, false),
-        (".lora_B.default.weight", false, false),
+/// Splits a tensor's key into its module, its part and the adapter's name.
+fn parse_key(key: &str) -> Result<Key<'_>, AdapterDefect> {
+    const PARTS: [(&str, bool, bool); 4] = [
+        (".lora_A", true, false),
+        (".lora_B", false, false),
         (".lora_embedding_A", true, true),
         (".lora_embedding_B", false, true),
-        (".lora_embedding_A.default", true, true),
-        (".lora_embedding_B.default", false, true),
     ];
-    let part = PARTS.iter().find_map(|&(suffix, is_a, is_embedding)| {
-        key.strip_suffix(suffix).map(|module| (module, Part { is_a, is_embedding }))
+    let parsed = PARTS.iter().find_map(|&(word, is_a, is_embedding)| {
+        let (module, rest) = key.rsplit_once(word)?;
+        // The factors of an embedding are parameters, the others modules with a weight.
+        let rest = if is_embedding { rest } else { rest.strip_suffix(".weight")? };
+        let adapter = match rest {
+            "" => None,
+            name => Some(name.strip_prefix('.').filter(|name| !matches!(*name, "" | "weight") && !name.contains('.'))?),
+        };
+        Some(Key { module, part: Part { is_a, is_embedding }, adapter: adapter.filter(|name| *name != "default") })
     });
-    match part {
-        Some((module, part)) if !module.is_empty() && key.len() <= MAX_KEY_BYTES => Ok((module, part)),
+    match parsed {
+        Some(parsed) if !parsed.module.is_empty() && key.len() <= MAX_KEY_BYTES => Ok(parsed),
         _ => Err(AdapterDefect::TensorRefused { tensor: shorten(key), reason: refusal(key) }),
     }
 }
 
 /// Says what a tensor that is not a LoRA factor is.
 fn refusal(key: &str) -> &'static str {
-    const KNOWN: [(&str, &str); 13] = [
+    const KNOWN: [(&str, &str); 17] = [
         ("lora_magnitude_vector", "it belongs to DoRA, whose changes do not add up; train with use_dora=False"),
         ("lora_B.bias", "a bias of lora_B; train with lora_bias=False"),
         ("token_adapter", "it overwrites rows of the embedding; train with trainable_token_indices=None"),
@@ -327,6 +368,16 @@ fn refusal(key: &str) -> &'static str {
         ("lora_E", "it belongs to AdaLoRA; only LORA is supported"),
         ("hada_", "it belongs to LoHa; only LORA is supported"),
         ("lokr_", "it belongs to LoKr; only LORA is supported"),
+        (
+            ".lora_a.weight",
+            "torchtune's spelling; convert the file to PEFT's format (its checkpointer writes that, too)",
+        ),
+        (
+            ".lora_b.weight",
+            "torchtune's spelling; convert the file to PEFT's format (its checkpointer writes that, too)",
+        ),
+        (".lora_a", "MLX's spelling, with transposed factors; convert the file to PEFT's format"),
+        (".lora_b", "MLX's spelling, with transposed factors; convert the file to PEFT's format"),
         ("lora_down", "a kohya key; convert the file to PEFT's format"),
         ("lora_up", "a kohya key; convert the file to PEFT's format"),
         ("prompt_embeddings", "it belongs to prompt tuning, which changes no weights"),

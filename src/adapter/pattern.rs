@@ -19,19 +19,6 @@ const MAX_BACKTRACKS: usize = 20_000;
 /// Memory of one compiled pattern, in bytes.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
-/// A module's two spellings: as in the file (without PEFT's own prefix), and canonical. A rule holds if either obeys it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ModuleName<'a> {
-    pub(crate) in_file: &'a str,
-    pub(crate) canonical: &'a str,
-}
-
-impl<'a> ModuleName<'a> {
-    fn spellings(self) -> impl Iterator<Item = &'a str> {
-        std::iter::once(self.in_file).chain((self.in_file != self.canonical).then_some(self.canonical))
-    }
-}
-
 /// One regular expression of a config, with the key it stands under.
 #[derive(Clone, Debug)]
 pub(crate) struct Pattern {
@@ -51,9 +38,15 @@ impl Pattern {
         Self::compile(key, text, format!(r"\A(.*\.)?({text})$"))
     }
 
-    /// `re.match(.*?\.text\.(\d+)\., name)`: the index that follows the name of a list of layers.
-    fn layer_index(key: &'static str, text: &str) -> Result<Self, AdapterDefect> {
-        Self::compile(key, text, format!(r"\A.*?\.{text}\.(\d+)\."))
+    /// `re.match((?:^|.*?\.)text\.(\d+)\., name)`: the index that follows the name of a list of layers. The text is not a
+    /// group of its own there, so an alternation in it splits the whole.
+    fn layer_index(text: &str) -> Result<Self, AdapterDefect> {
+        Self::compile("layers_pattern", text, format!(r"\A(?:(?:|.*?\.){text}\.(\d+)\.)"))
+    }
+
+    /// `re.match(.*?\.[^.]*\.(\d+)\., name)`: what PEFT takes without a `layers_pattern`.
+    fn any_layer_index() -> Result<Self, AdapterDefect> {
+        Self::compile("layers_pattern", "[^.]*", r"\A.*?\.[^.]*\.(\d+)\.".to_owned())
     }
 
     fn compile(key: &'static str, text: &str, full: String) -> Result<Self, AdapterDefect> {
@@ -69,27 +62,17 @@ impl Pattern {
         Ok(Self { key, text: text.to_owned(), regex })
     }
 
-    /// Whether either spelling of `module` matches.
-    pub(crate) fn matches(&self, module: ModuleName<'_>) -> Result<bool, AdapterDefect> {
-        for name in module.spellings() {
-            if self.regex.is_match(name).map_err(|source| invalid(self.key, &self.text, source))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Whether it matches the path of a module, as the file spells it.
+    pub(crate) fn matches(&self, module: &str) -> Result<bool, AdapterDefect> {
+        self.regex.is_match(module).map_err(|source| invalid(self.key, &self.text, source))
     }
 
-    /// The layer index this pattern finds in `module`.
-    fn index(&self, module: ModuleName<'_>) -> Result<Option<u64>, AdapterDefect> {
-        for name in module.spellings() {
-            let captures = self.regex.captures(name).map_err(|source| invalid(self.key, &self.text, source))?;
-            // The last group: the pattern may have groups of its own.
-            let group = captures.and_then(|groups| groups.get(groups.len() - 1)).map(|group| group.as_str());
-            if let Some(index) = group.and_then(|digits| digits.parse().ok()) {
-                return Ok(Some(index));
-            }
-        }
-        Ok(None)
+    /// What this pattern finds in `module`: nothing, or a match, with the layer's index unless the match has none.
+    fn index(&self, module: &str) -> Result<Option<Option<u64>>, AdapterDefect> {
+        let captures = self.regex.captures(module).map_err(|source| invalid(self.key, &self.text, source))?;
+        // The last group: the pattern may have groups of its own.
+        let last = |groups: fancy_regex::Captures<'_>| groups.get(groups.len() - 1)?.as_str().parse().ok();
+        Ok(captures.map(last))
     }
 }
 
@@ -126,14 +109,12 @@ impl Selection {
         if let Self::Names(names) = self { names.len() } else { 1 }
     }
 
-    fn selects(&self, module: ModuleName<'_>, is_embedding: bool) -> Result<bool, AdapterDefect> {
+    fn selects(&self, module: &str, is_embedding: bool) -> Result<bool, AdapterDefect> {
         Ok(match self {
             Self::Unset => false,
-            Self::AllLinear => !is_embedding && module.canonical != "lm_head",
+            Self::AllLinear => !is_embedding && !is_name_or_suffix(module, "lm_head"),
             Self::Regex(pattern) => pattern.matches(module)?,
-            Self::Names(names) => {
-                module.spellings().any(|name| names.iter().any(|entry| is_name_or_suffix(name, entry)))
-            }
+            Self::Names(names) => names.iter().any(|entry| is_name_or_suffix(module, entry)),
         })
     }
 }
@@ -143,12 +124,14 @@ impl Selection {
 pub(crate) struct Targets {
     pub(crate) target_modules: Selection,
     pub(crate) exclude_modules: Selection,
+    /// Bare parameters, each a whole name such as `q_proj.weight` or what follows a dot in it.
+    target_parameters: Vec<String>,
     layers_to_transform: Vec<u64>,
     layers_pattern: Vec<Pattern>,
 }
 
 impl Targets {
-    /// Reads the four keys.
+    /// Reads the five keys.
     pub(crate) fn parse(config: &serde_json::Map<String, Value>) -> Result<Self, AdapterDefect> {
         let target_modules = Selection::parse("target_modules", config.get("target_modules"))?;
         let layers_to_transform = match config.get("layers_to_transform") {
@@ -170,40 +153,71 @@ impl Targets {
         let mut patterns: Vec<Pattern> = layers_pattern
             .iter()
             .filter(|text| !text.is_empty())
-            .map(|text| Pattern::layer_index("layers_pattern", text))
+            .map(|text| Pattern::layer_index(text))
             .collect::<Result<_, _>>()?;
         if patterns.is_empty() {
-            patterns.push(Pattern::layer_index("layers_pattern", "[^.]*")?);
+            patterns.push(Pattern::any_layer_index()?);
+        }
+        let target_parameters = match config.get("target_parameters") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(list) => strings("target_parameters", list)?,
+        };
+        if let Some(name) = target_parameters.iter().find(|name| !name.ends_with(".weight")) {
+            return Err(AdapterDefect::ConfigUnsupported {
+                key: "target_parameters".into(),
+                value: shorten(name),
+                advice: "of bare parameters only the weights of linear modules are run, no mixtures of experts",
+            });
         }
         let exclude_modules = Selection::parse("exclude_modules", config.get("exclude_modules"))?;
-        Ok(Self { target_modules, exclude_modules, layers_to_transform, layers_pattern: patterns })
+        Ok(Self { target_modules, exclude_modules, target_parameters, layers_to_transform, layers_pattern: patterns })
     }
 
-    /// Why PEFT would place no layer at `module`, if it would not.
-    pub(crate) fn leaves_out(
-        &self,
-        module: ModuleName<'_>,
-        is_embedding: bool,
-    ) -> Result<Option<&'static str>, AdapterDefect> {
+    /// What the patterns of rank and alpha are matched against: the module's path, or its weight's where the config names
+    /// the parameter.
+    pub(crate) fn pattern_name(&self, module: &str) -> String {
+        let weight = format!("{module}.weight");
+        if self.names_parameter(&weight) { weight } else { module.to_owned() }
+    }
+
+    fn names_parameter(&self, weight: &str) -> bool {
+        self.target_parameters.iter().any(|entry| is_name_or_suffix(weight, entry))
+    }
+
+    /// Whether PEFT would place a layer at `module`: an embedding is taken only where it is named.
+    pub(crate) fn selects(&self, module: &str, is_embedding: bool) -> Result<bool, AdapterDefect> {
+        let said = !matches!(self.target_modules, Selection::Unset) || !self.target_parameters.is_empty();
+        Ok(said && self.leaves_out(module, is_embedding)?.is_none())
+    }
+
+    /// Why PEFT would place no layer at `module`, as the file spells it, if it would not.
+    pub(crate) fn leaves_out(&self, module: &str, is_embedding: bool) -> Result<Option<&'static str>, AdapterDefect> {
+        if self.names_parameter(&format!("{module}.weight")) {
+            return Ok(None);
+        }
         if self.exclude_modules.selects(module, is_embedding)? {
             return Ok(Some("exclude_modules names it"));
         }
         if matches!(self.target_modules, Selection::Unset) {
-            return Ok(None);
+            let parameters = !self.target_parameters.is_empty();
+            return Ok(parameters.then_some("target_parameters does not name it"));
         }
         if !self.target_modules.selects(module, is_embedding)? {
             return Ok(Some("target_modules does not name it"));
         }
         // A module named in full is taken whatever its layer.
         let Selection::Names(names) = &self.target_modules else { return Ok(None) };
-        if self.layers_to_transform.is_empty() || module.spellings().any(|name| names.iter().any(|entry| entry == name))
-        {
+        if self.layers_to_transform.is_empty() || names.iter().any(|entry| entry == module) {
             return Ok(None);
         }
         for pattern in &self.layers_pattern {
-            if let Some(index) = pattern.index(module)? {
-                let taken = self.layers_to_transform.contains(&index);
-                return Ok((!taken).then_some("layers_to_transform leaves out its layer"));
+            match pattern.index(module)? {
+                None => {}
+                Some(None) => break,
+                Some(Some(index)) => {
+                    let taken = self.layers_to_transform.contains(&index);
+                    return Ok((!taken).then_some("layers_to_transform leaves out its layer"));
+                }
             }
         }
         Ok(Some("layers_pattern finds no layer in it"))

@@ -64,7 +64,20 @@ impl PeftAdapter {
         let header = PeftHeader::parse(path, config, file.tensors(), data_bytes, limits)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&(config.len() as u64).to_le_bytes()).update(config).update_rayon(file.file_bytes());
-        Ok(Self { header, config: config.to_vec(), file, hash: hasher.finalize() })
+        let adapter = Self { header, config: config.to_vec(), file, hash: hasher.finalize() };
+        adapter.check_tied_factors()?;
+        Ok(adapter)
+    }
+
+    /// With `ensure_weight_tying` PEFT loads one pair of factors for embedding and head: the file's two must be that pair.
+    fn check_tied_factors(&self) -> Result<()> {
+        let find = |name: &str| self.header.targets.iter().find(|target| target.weight.as_str() == name);
+        let both = find("model.embed_tokens.weight").zip(find("lm_head.weight"));
+        let Some((embedding, head)) = both.filter(|_| self.header.config.ensure_weight_tying) else { return Ok(()) };
+        if self.delta(embedding)? == self.delta(head)? {
+            return Ok(());
+        }
+        Err(Error::adapter(&self.header.path, AdapterDefect::TiedFactorsDiffer))
     }
 
     /// Its config and the shapes of its tensors.
@@ -107,6 +120,9 @@ impl PeftAdapter {
                 "fan_in_fan_out = true is ignored: the base's layers store their weights as (out, in)"
             );
         }
+        for remark in self.remarks(base)? {
+            tracing::warn!("adapter {}: {remark}", self.header.path.display());
+        }
         let delta = |target: &Target| Ok((target.weight.clone(), self.delta(target)?));
         self.header.targets.par_iter().map(delta).collect()
     }
@@ -147,6 +163,11 @@ impl PeftAdapter {
             (a, b)
         };
         Ok(FloatDelta::LowRank { rank: target.rank, lora_a, lora_b, scaling: target.scaling })
+    }
+
+    /// A tensor's bytes, little-endian.
+    pub(super) fn tensor_bytes(&self, span: &TensorSpan) -> Result<&[u8]> {
+        self.file.tensor_bytes(&span.key)
     }
 
     fn read(&self, span: &TensorSpan) -> Result<Vec<f32>> {

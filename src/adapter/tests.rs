@@ -133,7 +133,7 @@ fn settings_that_do_not_change_the_maths_are_accepted() {
         "lora_dropout": 0.1, "peft_version": "0.21.2", "task_type": "CAUSAL_LM", "inference_mode": true,
         "megatron_core": "megatron.core", "qalora_group_size": 16, "revision": "main", "runtime_config": {"x": 1},
         "auto_mapping": {"parent_library": "transformers"}, "eva_config": {"rho": 2.0}, "loftq_config": {},
-        "bias": "none", "modules_to_save": [], "init_lora_weights": "gaussian", "a_key_of_tomorrow": null,
+        "bias": "lora_only", "lora_dtype": "float16", "lorap_emb_lr": 1e-6, "_comment": "by hand", "modules_to_save": [], "init_lora_weights": "gaussian", "a_key_of_tomorrow": null,
         "another": false, "one_more": {}, "and_more": "none", "fan_in_fan_out": true, "ensure_weight_tying": true,
         "layers_to_transform": [0, 11], "layers_pattern": "layers", "exclude_modules": ["lm_head"],
     }));

@@ -12,6 +12,22 @@ pub enum AdapterDefect {
         /// The missing file.
         file: &'static str,
     },
+    /// A file where the folder is wanted.
+    #[error(
+        "this is a file; an adapter is PEFT's folder with adapter_config.json and adapter_model.safetensors: give the \
+         folder (of a GGUF adapter, the one that it was made from)"
+    )]
+    NotAFolder,
+    /// The folder holds an adapter in another program's format.
+    #[error("there is no {missing} in this folder; {file} is {what}")]
+    Foreign {
+        /// The missing file.
+        missing: &'static str,
+        /// The file that tells whose it is.
+        file: String,
+        /// What it is, and what to do.
+        what: &'static str,
+    },
     /// Its files were written or replaced while they were read, so they may belong to two versions.
     #[error("{file} was changed or replaced while the adapter was read; try again when nobody writes to this folder")]
     Changed {
@@ -120,6 +136,18 @@ pub enum AdapterDefect {
         /// The limit.
         limit: usize,
     },
+    /// The keys name two adapters.
+    #[error(
+        "the tensors belong to two adapters, `{first}` and `{second}` ({tensor}); save each in a folder of its own"
+    )]
+    SeveralAdapters {
+        /// The first one's name.
+        first: String,
+        /// The other's.
+        second: String,
+        /// A key of the second.
+        tensor: String,
+    },
     /// There is no tensor in the file.
     #[error("adapter_model.safetensors has no LoRA tensors; nothing would be adapted")]
     NoTargets,
@@ -143,6 +171,12 @@ pub enum AdapterDefect {
         /// The first row found to differ.
         row: usize,
     },
+    /// Factors that `ensure_weight_tying` makes one are two.
+    #[error(
+        "ensure_weight_tying is true, and the factors of lm_head are not those of embed_tokens transposed; PEFT would load \
+         one pair for both: save it again, or set ensure_weight_tying to false if two pairs are meant"
+    )]
+    TiedFactorsDiffer,
     /// A module has A without B, or B without A.
     #[error("{module} has {present} but no {missing}; the file is incomplete: save it again")]
     MissingHalf {
@@ -200,7 +234,12 @@ pub enum AdapterDefect {
     /// The ranks of A, of B and of the config differ.
     #[error(
         "{module}: lora_A has rank {lora_a}, lora_B has rank {lora_b} and adapter_config.json says {config}; all three \
-         must be equal: the config belongs to another file, or a pattern is missing"
+         must be equal: {}",
+        match turned {
+            true => "the other side of both has the config's rank, so A and B are swapped, or each is transposed (MLX \
+                     stores them so); convert the file to PEFT's format",
+            false => "the config belongs to another file, or a pattern is missing",
+        }
     )]
     RankMismatch {
         /// The module.
@@ -211,6 +250,8 @@ pub enum AdapterDefect {
         lora_b: usize,
         /// `rank_pattern`'s rank, or `r`.
         config: usize,
+        /// Whether the other side of both is of the config's rank.
+        turned: bool,
     },
     /// The file holds a module that the config does not select.
     #[error(

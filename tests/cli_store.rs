@@ -71,6 +71,30 @@ fn bytes(folder: &str) -> [Vec<u8>; 2] {
         .map(|file| std::fs::read(PathBuf::from(folder).join(file)).unwrap())
 }
 
+/// The file was shrunk after it had been measured; and the root, which is the base, was counted by some and not by others.
+#[test]
+fn what_is_told_of_a_store_is_so_when_the_command_ends() {
+    let made = Made::imported(&[]);
+    for round in 0..200 {
+        made.run("move", &[["fr/bob", "fr/b"][round % 2], ["fr/b", "fr/bob"][round % 2]]).text();
+    }
+    let room = |stat: &Value| stat["segment_bytes"].as_u64().unwrap() + stat["catalogue_bytes"].as_u64().unwrap();
+    let before = room(&made.json("stat", &[]));
+    let report = made.json("compact", &["--catalogue"]);
+    let stat = made.json("stat", &[]);
+    assert_eq!((&report["bytes_before"], &report["bytes_after"]), (&json!(before), &json!(room(&stat))));
+    assert!(room(&stat) < before * 2 / 3, "{report}");
+    assert_eq!(report["left_bytes"], json!(0));
+    let told = [
+        made.nodes().len() as u64,
+        stat["nodes"].as_u64().unwrap(),
+        pleach(&["inspect", &made.store(), "--json"]).json()["nodes"].as_u64().unwrap(),
+        pleach(&["inspect", &made.at("tree"), "--json"]).json()["nodes"].as_u64().unwrap(),
+        made.json("verify", &[])["nodes"].as_u64().unwrap(),
+    ];
+    assert_eq!(told, [3; 5]);
+}
+
 #[test]
 fn node_lives_from_import_to_export() {
     let made = Made::new();
@@ -343,7 +367,7 @@ fn help_of_every_command_fits_a_line() {
         ("rollback", &["--expect"]),
         ("list", &["--limit", "--after", "--children"]),
         ("history", &["<NODE>"]),
-        ("stat", &["<STORE>"]),
+        ("stat", &["<STORE>", "--timeout"]),
         ("verify", &["--deep"]),
         ("compact", &["<STORE>"]),
         ("export", &["--flatten"]),

@@ -187,7 +187,7 @@ fn absolute_name_is_a_name_inside_the_store() {
     store.publish("/etc/passwd", content, Details::default()).unwrap();
     assert_eq!(store.get("etc/passwd").unwrap().name, "etc/passwd");
     let folder = std::fs::read_dir(store.folder()).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "segments"].map(Into::into).into());
+    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "reserve", "segments"].map(Into::into).into());
 }
 
 #[cfg(unix)]

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use pleach::store::{read_catalogue_bytes, read_segment_bytes};
 use pleach::testing::adapter::read_adapter_bytes;
 use pleach::testing::tree::read_tree_toml_bytes;
 use pleach::testing::{read_chat_bytes, read_gguf_bytes, read_safetensors_bytes, read_tokenizer_bytes};
@@ -48,4 +49,14 @@ fn saved_tokenizers_are_read_or_refused() {
 #[test]
 fn saved_chat_templates_are_rendered_or_refused() {
     run("chat", |bytes| read_chat_bytes(&bytes));
+}
+
+#[test]
+fn saved_segments_are_read_or_refused() {
+    run("segment", |bytes| read_segment_bytes(&bytes));
+}
+
+#[test]
+fn saved_catalogues_are_read_or_refused() {
+    run("catalogue", |bytes| read_catalogue_bytes(&bytes));
 }

@@ -170,6 +170,37 @@ fn a_node_trained_on_other_content_of_an_ancestor_is_told_or_refused() {
     strict.switch_to("de/x/alice").unwrap();
 }
 
+/// "was trained on content 1 of /, which now has content 0": the base has but one content, and was never its parent.
+#[test]
+fn a_node_that_was_moved_is_told_where_it_was_trained() {
+    let made = Made::new();
+    let store = made.store();
+    for (name, seed) in [("fr", 1), ("fr/x", 2), ("it", 3), ("y", 4)] {
+        publish(&store, name, seed);
+    }
+    let mut strict = made.builder().stale_policy(StalePolicy::Refuse).open().unwrap();
+    let mut refused = |node: &str, expected: &str| {
+        let error = strict.switch_to(node).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    store.move_to("fr/x", "x", None).unwrap();
+    refused("x", "x was trained under fr, on its content 1, but hangs under /; move it back");
+    store.move_to("x", "it/x", None).unwrap();
+    refused("it/x", "it/x was trained under fr, on its content 1, but hangs under it; move it back");
+    store.move_to("fr", "de", None).unwrap();
+    refused("it/x", "it/x was trained under de, on its content 1, but hangs under it");
+    store.move_to("y", "it/y", None).unwrap();
+    refused("it/y", "it/y was trained on the base itself, but hangs under it, which has content 3; move it back");
+    store.remove("de", false, None).unwrap();
+    refused("it/x", "it/x was trained under de, on its content 1");
+    store.move_to("it/x", "x", None).unwrap();
+    store.compact(|_, _| ()).unwrap();
+    refused("x", "x was trained on content 1 of a node that is not there any more, but hangs under /");
+    // Back where it was it is what it was.
+    store.move_to("it/y", "y", None).unwrap();
+    strict.switch_to("y").unwrap();
+}
+
 #[test]
 fn another_base_or_headroom_is_refused() {
     let made = Made::new();

@@ -21,8 +21,9 @@ const UPWARD_USES: [(&str, &str, &str); 1] =
     [("error", "device", "`SimdLevel`, named by the error about a missing instruction set")];
 
 /// Where `unsafe` may stand, and why.
-const UNSAFE_FILES: [(&str, &str); 10] = [
+const UNSAFE_FILES: [(&str, &str); 11] = [
     ("src/main.rs", "sets a variable of the environment before anything else runs"),
+    ("src/cli/signals.rs", "asks which signals are ignored"),
     ("src/device/gpu/pipeline.rs", "keeps compiled shaders, and leaves loop counters out of the shaders"),
     ("src/file/mmap.rs", "maps a file"),
     ("src/device/cpu/parallel.rs", "hands tiles of one buffer to several threads"),
@@ -35,7 +36,7 @@ const UNSAFE_FILES: [(&str, &str); 10] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 16] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 19] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
@@ -43,6 +44,7 @@ const PRIVATE_CRATES: [(&str, &[&str]); 16] = [
     ("glob", &["src/tree/manifest.rs"]),
     ("icu_normalizer", &["src/tree/name.rs"]),
     ("icu_properties", &["src/tree/name.rs"]),
+    ("rustix", &["src/store/"]),
     ("redb", &["src/store/catalogue/"]),
     ("bincode", &["src/store/catalogue/record.rs"]),
     ("candle_core", &["src/file/gguf/", "src/error/file.rs", "src/testing"]),
@@ -51,6 +53,8 @@ const PRIVATE_CRATES: [(&str, &[&str]); 16] = [
     ("minijinja_contrib", &["src/model/chat/"]),
     ("jiff", &["src/model/chat/clock.rs"]),
     ("tokenizers", &["src/model/tokenizer", "src/testing"]),
+    ("signal_hook", &["src/cli/signals.rs"]),
+    ("libc", &["src/cli/signals.rs", "src/file/regular.rs"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),
 ];
 

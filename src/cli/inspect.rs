@@ -215,7 +215,8 @@ fn tree(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Tree> {
         path: path.to_owned(),
         name: tree.tree_name().map(str::to_owned),
         levels: (1..=depth).map_while(|depth| tree.level_name(depth).map(str::to_owned)).collect(),
-        nodes: tree.len(),
+        // The root is the base.
+        nodes: tree.len() - 1,
         leaves: tree.leaves().count(),
         depth,
         bytes: adapters.iter().filter_map(|node| Some(node.summary.as_ref()?.bytes)).sum(),

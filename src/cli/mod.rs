@@ -12,6 +12,7 @@ mod inspect;
 mod left_out;
 mod model;
 mod score;
+mod signals;
 mod store;
 mod tree;
 mod verify;

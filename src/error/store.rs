@@ -48,6 +48,23 @@ pub enum StoreDefect {
     /// Another program holds the catalogue in a way that excludes this one.
     #[error("the catalogue is open in another program that does not share it; close that program")]
     Locked,
+    /// Another program holds a lock for longer than was to be waited for.
+    #[error(
+        "{holder} has the store locked, and {seconds} s were not enough to wait for it; try again, or with a longer \
+         --timeout"
+    )]
+    Busy {
+        /// Who holds it, in words.
+        holder: String,
+        /// How long was waited.
+        seconds: f64,
+    },
+    /// The folder holds other files than when the store was opened.
+    #[error(
+        "the store's files were replaced or removed while it was open, and nothing was changed in those that are there \
+         now; open the store again"
+    )]
+    Replaced,
     /// The store may be read, not written.
     #[error("the store may not be written here: its files, or the disk they lie on, are read-only")]
     ReadOnly,
@@ -180,15 +197,14 @@ pub enum StoreDefect {
         count: usize,
     },
     /// A node was trained on another version of an ancestor than the one there is now.
-    #[error(
-        "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it anew, roll \
-         {parent} back, or accept it (--stale accept)"
-    )]
+    #[error("{}", stale(name, parent, trained_under.as_deref(), *trained_on, *found))]
     Stale {
         /// The node.
         name: String,
         /// Its parent.
         parent: String,
+        /// The node it was trained under, `/` the base, if that is another one and still known.
+        trained_under: Option<String>,
         /// Content generation it was trained on; 0 is the base.
         trained_on: u64,
         /// The parent's content generation.
@@ -240,6 +256,29 @@ pub enum StoreDefect {
         /// The limit.
         limit: u64,
     },
+}
+
+fn stale(name: &str, parent: &str, trained_under: Option<&str>, trained_on: u64, found: u64) -> String {
+    let what_to_do = "or accept it (--stale accept)";
+    match (trained_under, parent) {
+        (Some("/"), _) => format!(
+            "{name} was trained on the base itself, but hangs under {parent}, which has content {found}; move it back, \
+             publish it anew, {what_to_do}"
+        ),
+        (Some(under), _) => format!(
+            "{name} was trained under {under}, on its content {trained_on}, but hangs under {parent}; move it back, \
+             publish it anew, {what_to_do}"
+        ),
+        // The base has but one content.
+        (None, "/") => format!(
+            "{name} was trained on content {trained_on} of a node that is not there any more, but hangs under /; publish \
+             it anew, {what_to_do}"
+        ),
+        (None, _) => format!(
+            "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it anew, roll \
+             {parent} back, {what_to_do}"
+        ),
+    }
 }
 
 fn generations(known: &[u64]) -> String {

@@ -36,10 +36,10 @@ impl FileBytes {
         mmap::map(path).map(Self::Mapped)
     }
 
-    /// Maps `path`, of which small parts are read all over: the system reads only what [`Self::will_need`] asks for, and
-    /// not some megabytes around each.
-    pub(crate) fn map_scattered(path: &Path) -> Result<Self> {
-        let map = mmap::map(path)?;
+    /// Maps an open file, which lies at `path`, of which small parts are read all over: the system reads only what
+    /// [`Self::will_need`] asks for, and not some megabytes around each.
+    pub(crate) fn map_scattered(file: &File, path: &Path) -> Result<Self> {
+        let map = mmap::map_open(file, path)?;
         // Advice alone: what comes of it changes no byte.
         #[cfg(unix)]
         let _ = map.advise(memmap2::Advice::Random);

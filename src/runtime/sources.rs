@@ -149,7 +149,9 @@ impl Sources {
                 continue;
             }
             let [name, parent] = [at, parent].map(|id| self.tree.name(id).to_owned());
-            let defect = StoreDefect::Stale { name, parent, trained_on: stored.trained_on, found };
+            let told = self.stale == StalePolicy::Refuse || !self.warned.contains(&at);
+            let trained_under = if told { store.trained_under(&parent, stored.trained_on)? } else { None };
+            let defect = StoreDefect::Stale { name, parent, trained_under, trained_on: stored.trained_on, found };
             if self.stale == StalePolicy::Refuse {
                 return Err(Error::store(store.folder(), defect));
             }

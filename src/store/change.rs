@@ -145,7 +145,10 @@ impl Store {
         let contents = changes.0.iter().filter_map(Op::content);
         let blobs = contents.flat_map(|content| [Some(&content.blob[..]), content.original.as_deref()]);
         let blobs: Vec<&[u8]> = blobs.flatten().collect();
-        self.inner.catalogue.write(|writing| {
+        if changes.0.iter().all(|op| matches!(op, Op::Remove { .. })) {
+            self.give_up_reserve();
+        }
+        self.change(|writing| {
             let mut state = writing.state()?;
             let (locations, (segment, offset)) = self.inner.segments.append((state.segment, state.offset), &blobs)?;
             (state.segment, state.offset) = (segment, offset);

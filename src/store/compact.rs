@@ -4,16 +4,20 @@
 //! an opening waits for a few MiB; some segments later the old files go. A reader whose record is from before looks it up
 //! again.
 //!
-//! **Invariant:** a segment's file is removed only after a commit in which nothing names it.
+//! On a full disk there is no room for copies. Then dead bytes give theirs back where they are, as holes in their segments, and
+//! what cannot be copied even so stays where it is.
+//!
+//! **Invariant:** a segment's file is removed, and bytes in it are given back, only after a commit in which nothing names them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 
 use serde::Serialize;
 
 use super::Store;
 use super::segment::HEADER_BYTES;
-use crate::Result;
 use crate::tree::Location;
+use crate::{Error, Result};
 
 /// Past versions forgotten in one transaction.
 const FORGET_AT_ONCE: usize = 10_000;
@@ -22,6 +26,9 @@ const PARTS: u64 = 32;
 
 /// Full segments copied before the old ones are removed.
 const SEGMENTS_AT_ONCE: u64 = 4;
+
+/// Times that copying a segment is begun where the disk is full: what was copied makes room for what was not.
+const ATTEMPTS: usize = 8;
 
 /// Offset, length and node of blobs by segment; the lattice's has an empty name.
 type LiveBlobs = BTreeMap<u32, Vec<(u64, u64, Box<str>)>>;
@@ -35,6 +42,9 @@ pub struct CompactReport {
     pub removed_segments: u64,
     /// Bytes of live nodes copied.
     pub copied_bytes: u64,
+    /// Dead bytes left in segments because a full disk had no room for copies of what lives beside them. Most of their room
+    /// is given back even so, as holes in the files; another compaction will give back the rest.
+    pub left_bytes: u64,
     /// Bytes of segments and catalogue before.
     pub bytes_before: u64,
     /// Bytes of segments and catalogue after.
@@ -50,8 +60,9 @@ impl Store {
     /// What reading and writing return. What was done until then stays done.
     pub fn compact(&self, mut progress: impl FnMut(usize, usize)) -> Result<CompactReport> {
         let mut report = CompactReport { bytes_before: self.file_bytes()?, ..CompactReport::default() };
+        self.give_up_reserve();
         loop {
-            let forgotten = self.inner.catalogue.write(|writing| {
+            let forgotten = self.change(|writing| {
                 let mut state = writing.state()?;
                 state.sequence += 1;
                 writing.put_state(&state)?;
@@ -74,8 +85,12 @@ impl Store {
             // Two nodes may share a blob.
             let distinct = blobs.chunk_by(|one, other| one.0 == other.0).filter_map(|same| same.first());
             let live_bytes: u64 = distinct.map(|(_, length, _)| length).sum();
-            if length.saturating_sub(HEADER_BYTES) > live_bytes {
-                copied_since += self.empty_segment(segment, &blobs)?;
+            let dead_bytes = length.saturating_sub(HEADER_BYTES).saturating_sub(live_bytes);
+            if dead_bytes > 0 {
+                match self.empty_segment_on_any_disk(segment, &blobs)? {
+                    Some(copied) => copied_since += copied,
+                    None => report.left_bytes += dead_bytes,
+                }
             }
             // Seldom, since it looks at every record; often enough that there is never much twice.
             if copied_since > SEGMENTS_AT_ONCE * self.inner.segments.segment_bytes || done + 1 == files.len() {
@@ -84,6 +99,7 @@ impl Store {
             }
         }
         progress(files.len(), files.len());
+        self.keep_reserve();
         report.bytes_after = self.file_bytes()?;
         Ok(report)
     }
@@ -118,6 +134,59 @@ impl Store {
         Ok(live)
     }
 
+    /// As [`Self::empty_segment`]; where a full disk has no room for the copies, dead bytes make room. Nothing if that is not
+    /// enough.
+    fn empty_segment_on_any_disk(&self, segment: u32, blobs: &[(u64, u64, Box<str>)]) -> Result<Option<u64>> {
+        for _ in 0..ATTEMPTS {
+            match self.empty_segment(segment, blobs) {
+                Err(Error::Io { path, source }) if is_full(&source) => match self.hollow_all() {
+                    // The system cannot: the first answer tells more.
+                    Err(Error::Io { source: hollowing, .. }) if hollowing.kind() == ErrorKind::Unsupported => {
+                        return Err(Error::Io { path, source });
+                    }
+                    hollowed => hollowed?,
+                },
+                copied => return copied.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives back the room of every byte that nothing names, before the tail, in the files as they are.
+    fn hollow_all(&self) -> Result<()> {
+        // Without a commit: that would need room itself.
+        self.inner.catalogue.hold(|writing| {
+            self.check_segments()?;
+            let state = writing.state()?;
+            let mut named = BTreeMap::<u32, BTreeMap<u64, u64>>::new();
+            let mut add = |location: &Location| {
+                let end = location.offset.saturating_add(location.length);
+                let ends = named.entry(location.segment).or_default().entry(location.offset).or_default();
+                *ends = end.max(*ends);
+            };
+            add(&state.lattice);
+            writing.each_location(add)?;
+            for (segment, length) in self.inner.segments.files()? {
+                let length = if segment == state.segment { state.offset.min(length) } else { length };
+                let (mut dead, mut at) = (Vec::new(), HEADER_BYTES);
+                for (start, end) in named.remove(&segment).unwrap_or_default() {
+                    if at < start {
+                        dead.push(at..start);
+                    }
+                    at = at.max(end);
+                }
+                if at < length {
+                    dead.push(at..length);
+                }
+                // Those behind the tail are none of the store's yet.
+                if segment <= state.segment && !dead.is_empty() {
+                    self.inner.segments.hollow(segment, &dead)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Copies the live blobs of `segment`, ordered by offset, behind the tail, part by part; gives the bytes copied.
     fn empty_segment(&self, segment: u32, blobs: &[(u64, u64, Box<str>)]) -> Result<u64> {
         let (mut names, mut bytes, mut copied) = (BTreeSet::new(), 0, 0);
@@ -135,7 +204,7 @@ impl Store {
     /// Copies what `names` have in `segment` behind the tail; gives the bytes copied.
     fn copy_behind(&self, segment: u32, names: &BTreeSet<&str>) -> Result<u64> {
         let segments = &self.inner.segments;
-        self.inner.catalogue.write(|writing| {
+        self.change(|writing| {
             let mut state = writing.state()?;
             if state.segment < segment {
                 // Left by a change that did not happen.
@@ -177,10 +246,12 @@ impl Store {
     /// Removes the segments that nothing names.
     fn remove_unused(&self) -> Result<u64> {
         // Inside a change: nobody else makes a segment meanwhile.
-        self.inner.catalogue.write(|writing| {
+        self.change(|writing| {
             let state = writing.state()?;
-            let mut named = writing.segments()?;
-            named.extend([state.segment, state.lattice.segment]);
+            let mut named = BTreeSet::from([state.segment, state.lattice.segment]);
+            writing.each_location(|location| {
+                named.insert(location.segment);
+            })?;
             let mut removed = 0;
             for (segment, _) in self.inner.segments.files()? {
                 if !named.contains(&segment) {
@@ -191,4 +262,8 @@ impl Store {
             Ok(removed)
         })
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }

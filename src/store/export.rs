@@ -49,7 +49,7 @@ impl Store {
             && let [StoreNode { version, .. }] = &path[..]
             && let Some(original) = &version.original
         {
-            let blob = self.inner.segments.read(original)?;
+            let blob = self.blob(original)?;
             let split = blob.bytes().split_first_chunk::<8>().and_then(|(length, rest)| {
                 let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
                 rest.split_at_checked(length)

@@ -1,7 +1,8 @@
-//! Failures on demand: every write, sync, rename, new file and removal a store makes asks here first.
+//! Failures on demand: every write, sync, rename, new file and removal a store makes asks here first, and somebody may watch.
 //!
 //! **Invariant:** without a plan nothing fails and nothing is counted but an atomic that is never written.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -10,19 +11,45 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Option<Arc<Plan>>);
 
-#[derive(Debug)]
 struct Plan {
     /// Steps that still succeed.
     left: AtomicI64,
     /// Whether all steps after the first failure fail, too, as on a disk that is gone.
     for_good: bool,
     steps: AtomicU64,
+    /// What a failure is.
+    kind: io::ErrorKind,
+    /// Is called before each step, with its number.
+    watcher: Option<Watcher>,
+}
+
+type Watcher = Box<dyn Fn(u64) + Send + Sync>;
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan").field("left", &self.left).field("steps", &self.steps).finish_non_exhaustive()
+    }
 }
 
 impl Faults {
     /// The first `steps` succeed, the next fails, and with `for_good` all after it.
     pub fn after(steps: i64, for_good: bool) -> Self {
-        Self(Some(Arc::new(Plan { left: AtomicI64::new(steps), for_good, steps: AtomicU64::new(0) })))
+        Self::plan(steps, for_good, io::ErrorKind::Other, None)
+    }
+
+    /// The first `steps` succeed, the next finds no room on the disk.
+    pub fn no_room_after(steps: i64) -> Self {
+        Self::plan(steps, false, io::ErrorKind::StorageFull, None)
+    }
+
+    /// Nothing fails; `watcher` is called before each step with its number, from 0 on.
+    pub fn watched(watcher: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self::plan(i64::MAX, false, io::ErrorKind::Other, Some(Box::new(watcher)))
+    }
+
+    fn plan(left: i64, for_good: bool, kind: io::ErrorKind, watcher: Option<Watcher>) -> Self {
+        let (left, steps) = (AtomicI64::new(left), AtomicU64::new(0));
+        Self(Some(Arc::new(Plan { left, for_good, steps, kind, watcher })))
     }
 
     /// How many steps were asked for.
@@ -33,9 +60,13 @@ impl Faults {
     /// One step to disk.
     pub(super) fn step(&self) -> io::Result<()> {
         let Some(plan) = &self.0 else { return Ok(()) };
-        plan.steps.fetch_add(1, Ordering::Relaxed);
+        let step = plan.steps.fetch_add(1, Ordering::Relaxed);
+        if let Some(watcher) = &plan.watcher {
+            watcher(step);
+        }
         let left = plan.left.fetch_sub(1, Ordering::Relaxed);
-        if left > 0 || (left < 0 && !plan.for_good) { Ok(()) } else { Err(io::Error::other("a failure was asked for")) }
+        let succeeds = left > 0 || (left < 0 && !plan.for_good);
+        if succeeds { Ok(()) } else { Err(io::Error::new(plan.kind, "a failure was asked for")) }
     }
 
     /// A step that writes `bytes` by `write`; where it fails, half of them are written: a torn write.

@@ -11,6 +11,8 @@ use crate::suggest::nearest;
 use crate::tree::{AdapterTree, MAX_DEPTH, NodeId, NodeSource, StoredNode, normal, shown};
 use crate::{Error, Result};
 
+/// Most records looked at to tell whose content a node was trained on.
+const SEARCHED: usize = 10_000;
 /// Names looked at on either side of one that is not there.
 const NEIGHBOURS: usize = 64;
 
@@ -150,6 +152,36 @@ impl Store {
         Ok(past)
     }
 
+    /// The node whose content a node below `parent` was trained on, if it is another one than `parent` and can be found:
+    /// for messages. The base is `/`.
+    pub(crate) fn trained_under(&self, parent: &str, trained_on: u64) -> Result<Option<String>> {
+        let parent = clean_name(parent);
+        if trained_on == 0 {
+            return Ok((!parent.is_empty()).then(|| "/".to_owned()));
+        }
+        self.inner.catalogue.read(|reading| {
+            let has_it = |version: &Version| version.content_generation == trained_on;
+            if reading.history(&parent)?.iter().any(|past| has_it(&past.version)) {
+                return Ok(None);
+            }
+            let (mut found, mut left) = (None, SEARCHED);
+            reading.each_node(None, |name, version| {
+                left -= 1;
+                found = has_it(&version?).then(|| name.to_owned());
+                Ok(found.is_none() && left > 0)
+            })?;
+            let mut left = SEARCHED;
+            reading.each_past(|name, past| {
+                if found.is_none() && has_it(&past?.version) {
+                    found = Some(name.to_owned());
+                }
+                left -= 1;
+                Ok(found.is_none() && left > 0)
+            })?;
+            Ok(found.filter(|name| *name != parent))
+        })
+    }
+
     /// Nodes in the store.
     ///
     /// # Errors
@@ -174,8 +206,10 @@ impl Store {
         let (state, nodes, past_versions) =
             self.inner.catalogue.read(|reading| Ok((reading.state()?, reading.count()?, reading.past_count()?)))?;
         let files = self.inner.segments.files()?;
-        let catalogue = self.inner.folder.join(super::CATALOGUE_FILE);
-        let catalogue_bytes = std::fs::metadata(&catalogue).map_err(|error| Error::io(catalogue, error))?.len();
+        let folder = &self.inner.folder;
+        let length = folder.length(super::CATALOGUE_FILE);
+        let catalogue_bytes =
+            length.map_err(|error| self.or_gone(Error::io(folder.at(super::CATALOGUE_FILE), error)))?;
         let (reads, read_bytes) = self.inner.segments.reads();
         Ok(StoreStats {
             nodes,

@@ -15,15 +15,21 @@ mod compact;
 mod compile;
 mod export;
 mod faults;
+mod folder;
+mod fuzzed;
 mod import;
 mod look;
+mod making;
+mod reserve;
 mod segment;
 #[cfg(test)]
 mod tests;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use blob::CompiledNode;
 pub use cache::{CacheStats, DeltaCache};
@@ -34,8 +40,11 @@ pub use compile::compile_node;
 pub use export::ExportReport;
 #[doc(hidden)]
 pub use faults::Faults;
+#[doc(hidden)]
+pub use fuzzed::{read_catalogue_bytes, read_segment_bytes};
 pub use import::{ImportOptions, ImportReport};
 pub use look::{StoreNode, StoreStats};
+pub use making::abandon_unfinished;
 pub use verify::StoreReport;
 
 use crate::base::BaseModel;
@@ -44,8 +53,10 @@ use crate::lattice::BaseLattice;
 use crate::tree::{Location, StoredNode, normal};
 use crate::{Error, Result};
 use blob::{decode_lattice, decode_node, encode_lattice};
-use catalogue::{CATALOGUE_FILE, Catalogue, Header, State};
-use segment::{Segments, sync_folder};
+use catalogue::{CATALOGUE_FILE, Catalogue, Header, State, Step, Writing};
+use folder::Folder;
+use making::Making;
+use segment::{Blob, Segments};
 
 /// The folder of the segments in a store's folder.
 const SEGMENT_FOLDER: &str = "segments";
@@ -62,7 +73,7 @@ pub struct Store {
 }
 
 struct Inner {
-    folder: PathBuf,
+    folder: Arc<Folder>,
     header: Header,
     catalogue: Catalogue,
     segments: Segments,
@@ -92,11 +103,13 @@ pub struct StoreOptions {
     pub segment_bytes: u64,
     /// Only to be read, also where it could be written.
     pub read_only: bool,
+    /// Longest wait for another process.
+    pub wait_limit: Option<Duration>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { faults: Faults::default(), segment_bytes: SEGMENT_BYTES, read_only: false }
+        Self { faults: Faults::default(), segment_bytes: SEGMENT_BYTES, read_only: false, wait_limit: None }
     }
 }
 
@@ -139,27 +152,10 @@ impl Store {
         fill: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<T> {
         let faults = &options.faults;
-        match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
-            // At once: a link, a mount or the folder one is in cannot be replaced, which is better told before the work.
-            Ok(true) => std::fs::remove_dir(folder)
-                .map_err(|error| Error::store(folder, StoreDefect::NotReplaceable { problem: error.to_string() }))?,
-            Ok(false) => return Err(Error::store(folder, StoreDefect::Exists)),
-            Err(error) => match error.kind() {
-                std::io::ErrorKind::NotFound => {}
-                std::io::ErrorKind::NotADirectory => return Err(Error::store(folder, StoreDefect::Exists)),
-                _ => return Err(Error::io(folder, error)),
-            },
-        }
-        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let mut id = [0; 16];
-        rand::Rng::fill(&mut rand::rng(), &mut id);
-        let making = parent.join(format!(".{name}.making-{:032x}", u128::from_le_bytes(id)));
-        let io = |error| Error::io(&making, error);
-        let segment_folder = making.join(SEGMENT_FOLDER);
-        let unfinished = Unfinished(&making);
-        faults.step().and_then(|()| std::fs::create_dir_all(&segment_folder)).map_err(io)?;
-        let segments = Segments::new(segment_folder, id, options.segment_bytes, faults.clone());
+        let making = Making::begin(folder, faults)?;
+        let id = making.id();
+        let segments =
+            Segments::new(making.folder().folder(SEGMENT_FOLDER)?, id, options.segment_bytes, faults.clone());
         let (locations, (segment, offset)) = segments.append((1, 0), &[&encode_lattice(lattice)])?;
         let state = State { sequence: 0, generation: 0, segment, offset, lattice: locations[0] };
         let header = Header {
@@ -172,17 +168,18 @@ impl Store {
             levels: info.levels,
             created_ms: change::now_ms(),
         };
-        drop(Catalogue::create(&making, &header, &state, faults)?);
-        let made = fill(&Self::open_with(&making, options)?)?;
-        sync_folder(&making, faults).map_err(io)?;
-        faults.step().and_then(|()| std::fs::rename(&making, folder)).map_err(io)?;
-        std::mem::forget(unfinished);
-        sync_folder(parent, faults).map_err(|error| Error::io(parent, error))?;
+        Catalogue::create(making.folder().clone(), &header, &state, options)?;
+        reserve::make(making.folder(), faults);
+        let made = fill(&Self::open_in(making.folder().clone(), options)?)?;
+        making.finish(faults)?;
         Ok(made)
     }
 
-    /// Opens the store in `folder`. Nothing but the catalogue's first pages is read; a change in progress is waited for.
-    /// Where the files may not be written, the store can be read, and follows what others publish: a change is refused.
+    /// Opens the store in `folder`. Nothing but the catalogue's first pages is read, and nobody is waited for, unless a
+    /// program that wrote ended in the middle: then what it left is tidied up first. Where the files may not be written, the
+    /// store can be read, and follows what others publish: a change is refused.
+    ///
+    /// It is this folder that is open, wherever it is moved, and not what may take its name.
     ///
     /// # Errors
     /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`], [`StoreDefect::Locked`],
@@ -191,34 +188,55 @@ impl Store {
         Self::open_with(folder, &StoreOptions::default())
     }
 
+    /// The same; whatever waits for another process then waits no longer than `limit`, and is [`StoreDefect::Busy`].
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`StoreDefect::Busy`].
+    pub fn open_within(folder: &Path, limit: Duration) -> Result<Self> {
+        Self::open_with(folder, &StoreOptions { wait_limit: Some(limit), ..StoreOptions::default() })
+    }
+
     /// The same with options.
     ///
     /// # Errors
     /// As [`Self::open`].
     #[doc(hidden)]
     pub fn open_with(folder: &Path, options: &StoreOptions) -> Result<Self> {
-        std::fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
-        if !Self::is_store(folder) {
-            return Err(Error::store(folder, StoreDefect::NotAStore { missing: CATALOGUE_FILE }));
+        Self::open_in(Arc::new(Folder::open(folder).map_err(|error| Error::io(folder, error))?), options)
+    }
+
+    fn open_in(folder: Arc<Folder>, options: &StoreOptions) -> Result<Self> {
+        if matches!(folder.length(CATALOGUE_FILE), Err(error) if error.kind() == ErrorKind::NotFound) {
+            return Err(Error::store(folder.path(), StoreDefect::NotAStore { missing: CATALOGUE_FILE }));
         }
-        for part in [CATALOGUE_FILE, SEGMENT_FOLDER] {
-            not_a_link(&folder.join(part))?;
-        }
-        let catalogue = Catalogue::open(folder, options.read_only, &options.faults)?;
-        let header = catalogue.read(|reading| {
-            // Both are looked at: a store without a state is none.
-            reading.state()?;
-            reading.header()
-        })?;
-        let (path, faults) = (folder.join(SEGMENT_FOLDER), options.faults.clone());
-        let segments = Segments::new(path, header.id, options.segment_bytes, faults);
-        let folder = folder.to_owned();
+        let (catalogue, header) = Catalogue::open(folder.clone(), options)?;
+        let faults = options.faults.clone();
+        let segments = Segments::new(folder.folder(SEGMENT_FOLDER)?, header.id, options.segment_bytes, faults);
         Ok(Self { inner: Arc::new(Inner { folder, header, catalogue, segments, lattice: OnceLock::new() }) })
     }
 
-    /// Its folder.
+    /// Its folder, where it was when it was opened.
     pub fn folder(&self) -> &Path {
-        &self.inner.folder
+        self.inner.folder.path()
+    }
+
+    /// Makes a change to this store. Inside the catalogue's change nobody else appends or removes bytes; that the segments
+    /// still lie beside the catalogue is looked at first.
+    fn change<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
+        self.inner.catalogue.write(|writing| {
+            self.check_segments()?;
+            work(writing)
+        })
+    }
+
+    /// Refuses segments that do not lie beside the catalogue any more.
+    fn check_segments(&self) -> Result<()> {
+        let (folder, segments) = (&self.inner.folder, self.inner.segments.folder());
+        match folder.holds(SEGMENT_FOLDER, segments) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.defect(StoreDefect::Replaced)),
+            Err(error) => Err(Error::io(segments.path(), error)),
+        }
     }
 
     /// What it was made for.
@@ -243,7 +261,7 @@ impl Store {
         let segments = &self.inner.segments;
         let lattice = again(|| {
             let location = self.inner.catalogue.read(|reading| Ok(reading.state()?.lattice))?;
-            let lattice = decode_lattice(segments.read(&location)?.bytes())
+            let lattice = decode_lattice(self.blob(&location)?.bytes())
                 .map_err(|problem| segments.undecoded(&location, problem))?;
             if lattice.hash().as_bytes() != &self.inner.header.lattice_hash {
                 return Err(segments.damaged(&location, "the lattice is not the one the store was made with"));
@@ -305,48 +323,47 @@ impl Store {
     }
 
     fn read_at(&self, location: &Location) -> Result<CompiledNode> {
-        let segments = &self.inner.segments;
-        let blob = segments.read(location)?;
-        decode_node(blob.bytes()).map_err(|problem| segments.undecoded(location, problem))
+        let blob = self.blob(location)?;
+        decode_node(blob.bytes()).map_err(|problem| self.inner.segments.undecoded(location, problem))
+    }
+
+    /// The bytes at `location`.
+    fn blob(&self, location: &Location) -> Result<Blob> {
+        self.inner.segments.read(location).map_err(|error| self.or_gone(error))
+    }
+
+    /// The error about a file that is not there; or the one about a store that is not.
+    fn or_gone(&self, error: Error) -> Error {
+        match error {
+            Error::Io { source, .. }
+                if source.kind() == ErrorKind::NotFound && self.inner.folder.length(CATALOGUE_FILE).is_err() =>
+            {
+                self.defect(StoreDefect::Replaced)
+            }
+            error => error,
+        }
     }
 
     fn defect(&self, defect: StoreDefect) -> Error {
-        Error::store(&self.inner.folder, defect)
+        Error::store(self.folder(), defect)
     }
 }
 
-/// Refuses a link: a store's files are its own, wherever it came from.
-fn not_a_link(path: &Path) -> Result<()> {
-    if path.is_symlink() {
-        let (part, problem) = (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), "it is a link");
-        return Err(Error::store(path, StoreDefect::Damaged { part, problem: problem.to_owned() }));
-    }
-    Ok(())
-}
-
-/// Looks something up and reads it, once more if the file was gone: a compaction has moved the bytes in between.
+/// Looks something up and reads it, once more if the file was gone, or did not hold it any more: a compaction has moved the
+/// bytes in between.
 pub(crate) fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 0..LOOKS {
         match work() {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            Err(Error::Store { defect, .. }) if matches!(*defect, StoreDefect::Damaged { .. }) => {}
             result => return result,
         }
     }
     work()
 }
 
-/// Removes a folder that was not finished.
-struct Unfinished<'a>(&'a Path);
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        // What cannot be removed is not a store either.
-        let _ = std::fs::remove_dir_all(self.0);
-    }
-}
-
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("folder", &self.inner.folder).finish_non_exhaustive()
+        f.debug_struct("Store").field("folder", &self.folder()).finish_non_exhaustive()
     }
 }

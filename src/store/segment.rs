@@ -3,18 +3,19 @@
 //! **Invariant:** only bytes that the catalogue names are read, and those are never written again: what lies behind its
 //! tail was left by a change that did not happen, and is written over.
 //! **Invariant:** a blob is handed out only if its BLAKE3 is the catalogue's.
+//! **Invariant:** no segment of another store is written to, cut or removed, whatever its name.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use super::blob::BlobProblem;
 use super::bytes::Reader;
 use super::faults::Faults;
-use super::not_a_link;
+use super::folder::{self, Access, Folder};
 use crate::error::StoreDefect;
 use crate::file::FileBytes;
 use crate::tree::Location;
@@ -32,7 +33,7 @@ pub(super) type StoreId = [u8; 16];
 
 /// The segment files of a store.
 pub(super) struct Segments {
-    folder: PathBuf,
+    folder: Folder,
     id: StoreId,
     /// A segment takes no blob that would make it longer than this, unless it is the first.
     pub(super) segment_bytes: u64,
@@ -65,8 +66,18 @@ pub(super) fn file_name(segment: u32) -> String {
     format!("{segment:08}.seg")
 }
 
+/// Whether a file is called as those of segments are.
+pub(super) fn is_file_name(name: &str) -> bool {
+    number_of(name).is_some()
+}
+
+fn number_of(name: &str) -> Option<u32> {
+    let number = name.strip_suffix(".seg")?.parse().ok()?;
+    (name == file_name(number)).then_some(number)
+}
+
 impl Segments {
-    pub(super) fn new(folder: PathBuf, id: StoreId, segment_bytes: u64, faults: Faults) -> Self {
+    pub(super) fn new(folder: Folder, id: StoreId, segment_bytes: u64, faults: Faults) -> Self {
         Self {
             folder,
             id,
@@ -78,8 +89,13 @@ impl Segments {
         }
     }
 
-    pub(super) fn path(&self, segment: u32) -> PathBuf {
-        self.folder.join(file_name(segment))
+    fn path(&self, segment: u32) -> PathBuf {
+        self.folder.at(file_name(segment))
+    }
+
+    /// Their folder.
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// Blobs and bytes read so far.
@@ -103,7 +119,7 @@ impl Segments {
     /// Names the blob at `location` in an error.
     pub(super) fn damaged(&self, location: &Location, problem: &str) -> Error {
         let part = format!("segment {} from byte {} to {}", location.segment, location.offset, end(location));
-        Error::store(&self.folder, StoreDefect::Damaged { part, problem: problem.to_owned() })
+        Error::store(self.folder.path(), StoreDefect::Damaged { part, problem: problem.to_owned() })
     }
 
     /// The same for a blob that does not decode.
@@ -111,7 +127,7 @@ impl Segments {
         match problem {
             BlobProblem::Damaged(problem) => self.damaged(location, problem),
             BlobProblem::Version(found) => Error::store(
-                &self.folder,
+                self.folder.path(),
                 StoreDefect::FormatVersion { part: "a blob", expected: super::blob::BLOB_VERSION, found },
             ),
         }
@@ -125,17 +141,16 @@ impl Segments {
         {
             return Ok(map.clone());
         }
-        let path = self.path(location.segment);
-        not_a_link(&path)?;
-        let map = FileBytes::map_scattered(&path)?;
-        check_header(&map, location.segment, &self.id).map_err(|defect| Error::store(&self.folder, defect))?;
+        let name = file_name(location.segment);
+        let map = FileBytes::map_scattered(&self.folder.file(&name, Access::Read)?, &self.folder.at(&name))?;
+        check_header(&map, location.segment, &self.id).map_err(|defect| Error::store(self.folder.path(), defect))?;
         if !reaches(&map) {
             return Err(self.damaged(location, &format!("the file ends at byte {}", map.len())));
         }
         let map = Arc::new(map);
         let mut maps = self.maps.write().expect("no thread panics holding it");
         // What another process's compaction removed keeps its room on disk for as long as it is mapped.
-        maps.retain(|&segment, _| self.path(segment).exists());
+        maps.retain(|&segment, _| self.folder.length(file_name(segment)).is_ok());
         maps.insert(location.segment, map.clone());
         Ok(map)
     }
@@ -149,17 +164,41 @@ impl Segments {
     /// Gives back what was written from the tail on, as far as it can be: on a full disk there would be no room for any
     /// other change, not even to remove a node.
     fn give_back(&self, (mut segment, offset): (u32, u64)) {
-        let path = self.path(segment);
         if offset > 0 {
-            let cut = |file: std::fs::File| if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) };
-            if not_a_link(&path).is_ok() {
-                let _ = OpenOptions::new().write(true).open(path).and_then(cut);
-            }
+            let cut = |file: File| if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) };
+            let _ = self.own(segment, Access::Write).map(cut);
             segment += 1;
         }
-        while std::fs::remove_file(self.path(segment)).is_ok() {
+        while self.clear(segment).is_ok_and(|there| there) {
             segment += 1;
         }
+    }
+
+    /// Opens a segment of this store.
+    fn own(&self, segment: u32, access: Access) -> Result<File> {
+        let name = file_name(segment);
+        let mut file = self.folder.file(&name, access)?;
+        let found = first_bytes(&mut file).map_err(|error| Error::io(self.folder.at(&name), error))?;
+        check_header(&found, segment, &self.id).map_err(|defect| Error::store(self.folder.path(), defect))?;
+        Ok(file)
+    }
+
+    /// Removes the file of a segment, whatever is in it, unless that is another store's; false if there is none.
+    fn clear(&self, segment: u32) -> Result<bool> {
+        let name = file_name(segment);
+        let io = |error| Error::io(self.folder.at(&name), error);
+        let mut file = match self.folder.file(&name, Access::Read) {
+            Ok(file) => file,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let found = first_bytes(&mut file).map_err(io)?;
+        // One that was not finished may begin with anything.
+        if owner(&found).is_some_and(|id| id != self.id) {
+            let (part, problem) = (name, "its header is not this store's".to_owned());
+            return Err(Error::store(self.folder.path(), StoreDefect::Damaged { part, problem }));
+        }
+        self.folder.remove_file(&name).map(|()| true).map_err(io)
     }
 
     fn append_whole(&self, at: (u32, u64), blobs: &[&[u8]]) -> Result<(Vec<Location>, (u32, u64))> {
@@ -186,50 +225,52 @@ impl Segments {
                 offset += length;
                 at += 1;
             }
-            let path = self.path(segment);
-            not_a_link(&path)?;
             // Opened each time: another process may have removed the file of that name and made a new one.
-            let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| {
-                file.seek(SeekFrom::Start(start))?;
+            let mut file = self.own(segment, Access::Write)?;
+            let written = file.seek(SeekFrom::Start(start)).and_then(|_| {
                 self.faults.write(&bytes, |bytes| file.write_all(bytes))?;
                 self.faults.step()?;
                 file.sync_data()
             });
-            written.map_err(|error| Error::io(path, error))?;
+            written.map_err(|error| Error::io(self.path(segment), error))?;
         }
         Ok((locations, (segment, offset)))
     }
 
     /// Makes an empty segment, in place of one that a change left which did not happen.
     fn create(&self, segment: u32) -> Result<()> {
-        let path = self.path(segment);
-        let create = || {
-            self.faults.step()?;
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-            self.faults.write(&header(segment, &self.id), |bytes| file.write_all(bytes))?;
+        let io = |error| Error::io(self.path(segment), error);
+        self.faults.step().map_err(io)?;
+        self.clear(segment)?;
+        let mut file = self.folder.file(file_name(segment), Access::New)?;
+        let written = self.faults.write(&header(segment, &self.id), |bytes| file.write_all(bytes)).and_then(|()| {
             self.faults.step()?;
             file.sync_all()?;
-            sync_folder(&self.folder, &self.faults)
-        };
-        create().map_err(|error| Error::io(&path, error))
+            self.folder.sync(&self.faults)
+        });
+        written.map_err(io)
+    }
+
+    /// Gives back the room of bytes that nothing names, where the system can: they read as zeros then, and the file keeps its
+    /// length. Whoever reads them still finds their BLAKE3 wrong, and looks up again.
+    pub(super) fn hollow(&self, segment: u32, dead: &[std::ops::Range<u64>]) -> Result<()> {
+        let io = |error| Error::io(self.path(segment), error);
+        let file = self.own(segment, Access::Write)?;
+        for range in dead {
+            self.faults.step().and_then(|()| folder::hollow(&file, range)).map_err(io)?;
+        }
+        Ok(())
     }
 
     /// Numbers and lengths of the segment files there are.
     pub(super) fn files(&self) -> Result<Vec<(u32, u64)>> {
         let list = || -> io::Result<Vec<(u32, u64)>> {
             let mut files = Vec::new();
-            for entry in std::fs::read_dir(&self.folder)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let number = name.to_str().and_then(|name| name.strip_suffix(".seg")?.parse().ok());
+            for name in self.folder.names()? {
                 // What is not named as segments are is not ours.
-                let Some(number) = number.filter(|&number| name == *file_name(number)) else { continue };
-                match entry.metadata() {
-                    Ok(metadata) => files.push((number, metadata.len())),
+                let Some(number) = name.to_str().and_then(number_of) else { continue };
+                match self.folder.length(file_name(number)) {
+                    Ok(length) => files.push((number, length)),
                     // A compaction has removed it since the folder was listed.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
@@ -238,15 +279,14 @@ impl Segments {
             files.sort_unstable();
             Ok(files)
         };
-        list().map_err(|error| Error::io(&self.folder, error))
+        list().map_err(|error| Error::io(self.folder.path(), error))
     }
 
     /// Removes a segment that nothing names any more.
     pub(super) fn remove(&self, segment: u32) -> Result<()> {
         self.maps.write().expect("no thread panics holding it").remove(&segment);
-        let path = self.path(segment);
-        let removed = self.faults.step().and_then(|()| std::fs::remove_file(&path));
-        removed.map_err(|error| Error::io(path, error))
+        self.faults.step().map_err(|error| Error::io(self.path(segment), error))?;
+        self.clear(segment).map(drop)
     }
 }
 
@@ -254,10 +294,19 @@ fn end(location: &Location) -> u64 {
     location.offset.saturating_add(location.length)
 }
 
-/// Makes the names in a folder last.
-pub(super) fn sync_folder(folder: &Path, faults: &Faults) -> io::Result<()> {
-    faults.step()?;
-    crate::file::sync_folder(folder)
+/// The bytes of a header, fewer where the file is shorter.
+fn first_bytes(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.take(HEADER_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The store whose segment begins so, of whatever version and number.
+fn owner(header: &[u8]) -> Option<StoreId> {
+    let (told, hash) = header.split_at_checked(32)?;
+    let sound = told[..8] == MAGIC[..] && hash == blake3::hash(told).as_bytes();
+    sound.then(|| told[16..].try_into().ok()).flatten()
 }
 
 fn header(segment: u32, id: &StoreId) -> Vec<u8> {
@@ -265,6 +314,13 @@ fn header(segment: u32, id: &StoreId) -> Vec<u8> {
     let hash = blake3::hash(&out);
     out.extend(hash.as_bytes());
     out
+}
+
+/// Checks the header of the first segment of any store; gives what follows.
+pub(super) fn after_header(bytes: &[u8]) -> Result<&[u8], StoreDefect> {
+    let id = owner(bytes.get(..64).unwrap_or_default()).unwrap_or_default();
+    check_header(bytes, 1, &id)?;
+    Ok(&bytes[64..])
 }
 
 fn check_header(bytes: &[u8], segment: u32, id: &StoreId) -> Result<(), StoreDefect> {

@@ -32,6 +32,8 @@ pub struct StoreReport {
     pub problem_count: u64,
     /// Segments that nothing names: a change that did not happen left them, a compaction removes them.
     pub unused_segments: u64,
+    /// Whether the catalogue's account of its free pages was looked at, too, which takes the right to write.
+    pub free_pages_checked: bool,
 }
 
 impl StoreReport {
@@ -51,19 +53,27 @@ impl StoreReport {
 impl Store {
     /// Checks the catalogue's pages, every record, its parent and link, and every byte of every version, past ones too.
     /// With `deep` also that no row's integers reach further than its bound. Changes wait while the catalogue's pages are
-    /// looked at; if they are damaged the database mends them where it can, and that is a problem in the report.
+    /// looked at; if they are damaged the database mends them where it can, and that is a problem in the report. Where the
+    /// store may only be read nobody waits, and nothing is mended: every page in use is read, those that are free are not.
     /// `progress` is told how many of how many versions are done.
     ///
     /// # Errors
-    /// [`StoreDefect::ReadOnly`] where mending would not be possible, and when the store cannot be read at all; what is wrong with parts of it is in the report.
+    /// When the store cannot be read at all, or another process keeps it locked; what is wrong with parts of it is in the
+    /// report.
     pub fn verify(&self, deep: bool, mut progress: impl FnMut(u64, u64)) -> Result<StoreReport> {
-        if self.inner.catalogue.is_read_only() {
-            return Err(Error::store(self.folder(), StoreDefect::ReadOnly));
-        }
         let mut report = StoreReport::default();
         match self.inner.catalogue.check_integrity() {
-            Ok(false) => {}
-            Ok(true) => report.problem("the catalogue was damaged and had to be mended".to_owned()),
+            Ok(mended) => {
+                report.free_pages_checked = mended.is_some();
+                if mended == Some(true) {
+                    report.problem("the catalogue was damaged and had to be mended".to_owned());
+                }
+            }
+            Err(Error::Store { path, defect })
+                if matches!(*defect, StoreDefect::Busy { .. } | StoreDefect::Replaced) =>
+            {
+                return Err(Error::Store { path, defect });
+            }
             Err(error) => report.problem(error.to_string()),
         }
         let lattice = match self.lattice() {
@@ -75,7 +85,7 @@ impl Store {
         };
         let lattice = lattice.as_deref();
         let mut named = BTreeSet::new();
-        let (nodes, past) = self.inner.catalogue.read(|reading| Ok((reading.count()?, reading.past_count()?)))?;
+        let (nodes, past) = self.inner.catalogue.read_anew(|reading| Ok((reading.count()?, reading.past_count()?)))?;
         let mut batch = Vec::with_capacity(AT_ONCE);
         let mut check = |batch: &mut Vec<(String, Version)>, report: &mut StoreReport, named: &mut BTreeSet<u32>| {
             let found: Vec<_> =
@@ -87,7 +97,7 @@ impl Store {
             found.into_iter().filter_map(Result::err).for_each(|error| report.problem(error.to_string()));
             progress(report.nodes + report.past_versions, nodes + past);
         };
-        self.inner.catalogue.read(|reading| {
+        self.inner.catalogue.read_anew(|reading| {
             named.insert(reading.state()?.lattice.segment);
             let mut links = 0;
             reading.each_node(None, |name, version| {
@@ -129,7 +139,7 @@ impl Store {
                 if batch.len() == AT_ONCE {
                     check(&mut batch, &mut report, &mut named);
                 }
-                Ok(())
+                Ok(true)
             })?;
             check(&mut batch, &mut report, &mut named);
             // The tail's segment may be empty, and a change of another process may make the next one now.
@@ -157,7 +167,7 @@ impl Store {
     fn check_bytes(&self, name: &str, version: &Version, lattice: Option<&BaseLattice>, deep: bool) -> Result<()> {
         let node = self.read_at(&version.location)?;
         if let Some(original) = &version.original {
-            self.inner.segments.read(original)?;
+            self.blob(original)?;
         }
         let problem =
             lattice.and_then(|lattice| misfit(&node, lattice)).or_else(|| deep.then(|| wrong(&node)).flatten());

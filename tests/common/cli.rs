@@ -1,6 +1,6 @@
 //! The command line, run as scripts run it.
 
-// Each test file compiles this for itself.
+// Each test file compiles this for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub, reason = "shared by test files that use different parts")]
 
 use std::path::Path;

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use pleach::store::Store;
 
-use super::Changed;
+use super::{Changed, Opening};
 use crate::cli::Console;
 
 /// Remove a node
@@ -24,8 +23,8 @@ pub(super) struct Remove {
 }
 
 impl Remove {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let generation = Store::open(&self.store)?.remove(&self.node, self.recursive, self.expect)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let generation = opening.open(&self.store)?.remove(&self.node, self.recursive, self.expect)?;
         let answer = Changed::new(&self.node, generation);
         console.answer(&answer, || format!("{} is removed in generation {generation}\n", answer.node))
     }
@@ -46,8 +45,8 @@ pub(super) struct Move {
 }
 
 impl Move {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let generation = Store::open(&self.store)?.move_to(&self.node, &self.target, self.expect)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let generation = opening.open(&self.store)?.move_to(&self.node, &self.target, self.expect)?;
         let answer = Changed::new(&self.target, generation);
         let from = self.node.trim_matches('/');
         console.answer(&answer, || format!("{from} is now {} in generation {generation}\n", answer.node))
@@ -70,8 +69,8 @@ pub(super) struct Rollback {
 }
 
 impl Rollback {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let generation = Store::open(&self.store)?.rollback(&self.node, self.generation, self.expect)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let generation = opening.open(&self.store)?.rollback(&self.node, self.generation, self.expect)?;
         let answer = Changed::new(&self.node, generation);
         console.answer(&answer, || {
             format!("{} has the content of generation {} in generation {generation}\n", answer.node, self.generation)

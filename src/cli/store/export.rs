@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pleach::adapter::Limits;
-use pleach::store::{ExportReport, Store};
+use pleach::store::ExportReport;
 use serde::Serialize;
 
+use super::Opening;
 use crate::cli::Console;
 
 /// Write a node as a standard PEFT adapter
@@ -35,8 +36,8 @@ struct Answer {
 }
 
 impl Export {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let report = Store::open(&self.store)?.export(&self.node, &self.dir, self.flatten)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let report = opening.open(&self.store)?.export(&self.node, &self.dir, self.flatten)?;
         let (rank, limit) = (report.rank, Limits::default().rank);
         if rank > limit {
             console

@@ -51,6 +51,7 @@ struct Answer {
 impl Import {
     pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
         let start = Instant::now();
+        crate::cli::signals::tidy_up_when_told_to_end()?;
         let tree = AdapterTree::open(&self.tree)?;
         let base = open_base(&self.base)?;
         let bar = console.bar("reading the base");

@@ -11,7 +11,7 @@ use pleach::store::{Ending, NodeKind, Store, StoreNode, Version};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::date;
+use super::{Opening, date};
 use crate::cli::Console;
 
 /// Nodes read and printed at a time.
@@ -58,8 +58,8 @@ struct Row {
 }
 
 impl List {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let store = Store::open(&self.store)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let store = opening.open(&self.store)?;
         let mut left = if self.limit == 0 { usize::MAX } else { self.limit };
         let mut after = self.after.clone();
         let mut before =
@@ -147,9 +147,9 @@ struct PastRow {
 }
 
 impl History {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
         let node = self.node.trim_matches('/').to_owned();
-        let past = Store::open(&self.store)?.history(&node)?;
+        let past = opening.open(&self.store)?.history(&node)?;
         let versions = past.into_iter().map(|past| PastRow {
             row: Row::new(node.clone(), past.version),
             ending: past.ending,

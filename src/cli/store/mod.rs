@@ -8,7 +8,9 @@ mod publish;
 mod stat;
 mod upkeep;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -29,6 +31,30 @@ away can be brought back with rollback until compact drops it.")]
 pub(crate) struct Store {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    opening: Opening,
+}
+
+/// How a store is opened.
+#[derive(Args)]
+struct Opening {
+    /// Longest wait for a program that has the store locked [default: as long as it takes]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+}
+
+impl Opening {
+    fn open(&self, folder: &Path) -> pleach::Result<pleach::store::Store> {
+        match self.timeout {
+            Some(limit) => pleach::store::Store::open_within(folder, limit),
+            None => pleach::store::Store::open(folder),
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 #[derive(Subcommand)]
@@ -51,18 +77,19 @@ impl Store {
         if let Some(threads) = console.threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
         }
+        let opening = &self.opening;
         match self.command {
             Command::Import(import) => import.run(console)?,
-            Command::Publish(publish) => publish.run(console)?,
-            Command::Remove(remove) => remove.run(console)?,
-            Command::Move(to) => to.run(console)?,
-            Command::Rollback(rollback) => rollback.run(console)?,
-            Command::List(list) => list.run(console)?,
-            Command::History(history) => history.run(console)?,
-            Command::Stat(stat) => stat.run(console)?,
-            Command::Verify(verify) => return verify.run(console),
-            Command::Compact(compact) => compact.run(console)?,
-            Command::Export(export) => export.run(console)?,
+            Command::Publish(publish) => publish.run(console, opening)?,
+            Command::Remove(remove) => remove.run(console, opening)?,
+            Command::Move(to) => to.run(console, opening)?,
+            Command::Rollback(rollback) => rollback.run(console, opening)?,
+            Command::List(list) => list.run(console, opening)?,
+            Command::History(history) => history.run(console, opening)?,
+            Command::Stat(stat) => stat.run(console, opening)?,
+            Command::Verify(verify) => return verify.run(console, opening),
+            Command::Compact(compact) => compact.run(console, opening)?,
+            Command::Export(export) => export.run(console, opening)?,
         }
         Ok(ExitCode::SUCCESS)
     }

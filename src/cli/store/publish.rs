@@ -6,9 +6,9 @@ use clap::Args;
 use indicatif::DecimalBytes;
 use pleach::adapter::Limits;
 use pleach::runtime::open_base;
-use pleach::store::{Details, Store};
+use pleach::store::Details;
 
-use super::Changed;
+use super::{Changed, Opening};
 use crate::cli::Console;
 
 /// Publish a PEFT adapter as a new node, or with --replace as a node's new content
@@ -49,8 +49,8 @@ fn label(text: &str) -> Result<(String, String), &'static str> {
 }
 
 impl Publish {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let store = Store::open(&self.store)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let store = opening.open(&self.store)?;
         let base = self.base.as_deref().map(open_base).transpose()?;
         let content = store.compile_adapter(&self.adapter, base.as_ref(), &Limits::default(), self.keep_files)?;
         let labels = (!self.labels.is_empty()).then(|| self.labels.into_iter().collect());

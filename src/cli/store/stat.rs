@@ -7,6 +7,7 @@ use indicatif::{DecimalBytes, HumanCount};
 use pleach::store::{Store, StoreStats};
 use serde::Serialize;
 
+use super::Opening;
 use crate::cli::Console;
 use crate::cli::inspect::line;
 
@@ -31,8 +32,8 @@ pub(in crate::cli) struct Summary {
 }
 
 impl Stat {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
-        let answer = Summary::of(&Store::open(&self.store)?)?;
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
+        let answer = Summary::of(&opening.open(&self.store)?)?;
         console.answer(&answer, || answer.text())
     }
 }

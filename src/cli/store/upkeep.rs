@@ -5,17 +5,18 @@ use std::process::ExitCode;
 
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
-use pleach::store::{Store, StoreReport};
+use pleach::store::StoreReport;
 use serde::Serialize;
 
-use super::moving;
+use super::{Opening, moving};
 use crate::cli::Console;
 
 /// Check every record and every byte of a store
 #[derive(Args)]
 #[command(after_help = "\
 Exit status 1 if anything is wrong. Nobody can change the store while the catalogue's pages are looked at; where they are
-damaged the database mends them if it can, and that is told as a problem.")]
+damaged the database mends them if it can, and that is told as a problem. A store that may only be read is checked, too, all
+but the catalogue's account of its free pages.")]
 pub(super) struct Verify {
     /// Folder of the store
     store: PathBuf,
@@ -33,9 +34,9 @@ struct Answer {
 }
 
 impl Verify {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<ExitCode> {
         let bar = console.bar("checking");
-        let report = Store::open(&self.store)?.verify(self.deep, moving(&bar))?;
+        let report = opening.open(&self.store)?.verify(self.deep, moving(&bar))?;
         bar.finish_and_clear();
         let answer = Answer { clean: report.is_clean(), report };
         console.answer(&answer, || text(&answer.report))?;
@@ -48,6 +49,9 @@ fn text(report: &StoreReport) -> String {
         "nodes            {}\npast_versions    {}\nbytes            {}\nunused_segments  {}\nproblems         {}\n",
         report.nodes, report.past_versions, report.bytes, report.unused_segments, report.problem_count
     );
+    if !report.free_pages_checked {
+        text += "free_pages       not checked: the store may only be read here\n";
+    }
     for problem in &report.problems {
         text += &format!("problem          {problem}\n");
     }
@@ -68,18 +72,28 @@ pub(super) struct Compact {
 }
 
 impl Compact {
-    pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
+    pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
         let bar = console.bar("compacting");
         let mut on = moving(&bar);
-        let store = Store::open(&self.store)?;
-        let report = store.compact(|done, total| on(done as u64, total as u64))?;
+        let store = opening.open(&self.store)?;
+        let mut report = store.compact(|done, total| on(done as u64, total as u64))?;
         if self.catalogue {
             store.compact_catalogue()?;
+            let now = store.stats()?;
+            report.bytes_after = now.segment_bytes + now.catalogue_bytes;
         }
         bar.finish_and_clear();
         console.answer(&report, || {
+            let left = match report.left_bytes {
+                0 => String::new(),
+                bytes => format!(
+                    "for want of room to copy what lives beside them, {} of dead bytes are left as holes in their files; \
+                     compact again when there is some\n",
+                    DecimalBytes(bytes)
+                ),
+            };
             format!(
-                "past versions forgotten: {}; segments removed: {}; {} before, {} after\n",
+                "past versions forgotten: {}; segments removed: {}; {} before, {} after\n{left}",
                 HumanCount(report.forgotten_versions),
                 HumanCount(report.removed_segments),
                 DecimalBytes(report.bytes_before),

@@ -11,28 +11,27 @@
 mod backend;
 mod open;
 mod record;
+mod tables;
+mod wait;
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
 
-use redb::{
-    CommitError, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, StorageError,
-    Table, TableDefinition,
-};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use redb::{CommitError, DatabaseError, ReadOnlyTable, ReadTransaction, StorageError, Table, TableDefinition};
 
+use super::StoreOptions;
 use super::faults::Faults;
+use super::folder::Folder;
+use super::segment::StoreId;
 use crate::error::StoreDefect;
 use crate::{Error, Result};
 use open::{Mode, Open};
 pub use record::{Ending, NodeKind, PastVersion, Version};
-use record::{FrameProblem, RECORD_VERSION, frame, unframe};
-pub(super) use record::{Header, State};
+pub(super) use record::{Header, State, decodes};
+use tables::meta;
 
 /// The catalogue's file in a store's folder.
 pub(super) const CATALOGUE_FILE: &str = crate::tree::STORE_FILE;
@@ -48,11 +47,19 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 
 /// The database.
 pub(super) struct Catalogue {
+    /// Opened for reading until something is to be changed.
     database: RwLock<Arc<Open>>,
-    /// How it is opened anew.
-    mode: Mode,
+    /// Held while it is opened anew: who reads meanwhile goes on with the one there is.
+    opening: Mutex<()>,
+    folder: Arc<Folder>,
     path: PathBuf,
+    /// Whether it is only to be read, also where it could be written.
+    read_only: bool,
+    /// Longest wait for another process.
+    limit: Option<Duration>,
     faults: Faults,
+    /// The store it was when it was opened.
+    id: OnceLock<StoreId>,
     /// A write failed, or the database panicked: it refuses from then on, so the next step opens it anew.
     broken: AtomicBool,
 }
@@ -103,56 +110,91 @@ pub(super) struct Writing<'a> {
 
 impl Catalogue {
     /// Makes the catalogue of a new store.
-    pub(super) fn create(folder: &Path, header: &Header, state: &State, faults: &Faults) -> Result<Self> {
-        let catalogue = Self::start(folder, Mode::New, faults)?;
+    pub(super) fn create(folder: Arc<Folder>, header: &Header, state: &State, options: &StoreOptions) -> Result<()> {
+        let catalogue = Self::start(folder, Mode::New, options)?;
         catalogue.write(|writing| {
             writing.put_meta("header", header)?;
             writing.put_meta("state", state)
+        })
+    }
+
+    /// Opens the catalogue of a store, and gives what the store is.
+    pub(super) fn open(folder: Arc<Folder>, options: &StoreOptions) -> Result<(Self, Header)> {
+        let catalogue = match Self::start(folder.clone(), Mode::Read, options) {
+            Err(error) if !options.read_only && is(&error, |defect| matches!(defect, StoreDefect::Unfinished)) => {
+                // Opening it to write tidies up what a killed writer left.
+                Self::start(folder, Mode::Write, options)?
+            }
+            catalogue => catalogue?,
+        };
+        let header = catalogue.read(|reading| {
+            // Both are looked at: a store without a state is none.
+            reading.state()?;
+            reading.header()
         })?;
-        Ok(catalogue)
+        let _ = catalogue.id.set(header.id);
+        Ok((catalogue, header))
     }
 
-    /// Opens the catalogue of a store; `read_only` also where it could be written.
-    pub(super) fn open(folder: &Path, read_only: bool, faults: &Faults) -> Result<Self> {
-        Self::start(folder, if read_only { Mode::Read } else { Mode::Write }, faults)
-    }
-
-    fn start(folder: &Path, mode: Mode, faults: &Faults) -> Result<Self> {
-        let path = folder.join(CATALOGUE_FILE);
-        let open = Open::new(&path, mode, faults)?;
-        let mode = if open.is_read_only() { Mode::Read } else { Mode::Write };
-        let database = RwLock::new(Arc::new(open));
-        Ok(Self { database, mode, path, faults: faults.clone(), broken: AtomicBool::new(false) })
-    }
-
-    /// Whether it may not be written.
-    pub(super) fn is_read_only(&self) -> bool {
-        self.mode == Mode::Read
+    fn start(folder: Arc<Folder>, mode: Mode, options: &StoreOptions) -> Result<Self> {
+        let limit = options.wait_limit;
+        let open = Open::new(&folder, mode, limit, &options.faults).map_err(|error| timed(error, limit))?;
+        Ok(Self {
+            database: RwLock::new(Arc::new(open)),
+            opening: Mutex::default(),
+            path: folder.at(CATALOGUE_FILE),
+            folder,
+            read_only: options.read_only,
+            limit,
+            faults: options.faults.clone(),
+            id: OnceLock::new(),
+            broken: AtomicBool::new(false),
+        })
     }
 
     /// Reads one committed state.
     pub(super) fn read<T>(&self, work: impl FnOnce(&Reading) -> Step<T>) -> Result<T> {
-        self.whole(|database| {
-            let transaction = database.begin_read()?;
-            let nodes = transaction.open_table(NODES)?;
-            work(&Reading { transaction, nodes, path: self.path.clone() })
-        })
+        let open = self.database()?;
+        self.whole(&open, work_on_reading(&self.path, work))
+    }
+
+    /// The same, but of a database opened for it, so that every page is read from the disk.
+    pub(super) fn read_anew<T>(&self, work: impl FnOnce(&Reading) -> Step<T>) -> Result<T> {
+        let open = self.open_anew(Mode::Read, &Faults::default())?;
+        guarded(&self.path, || work_on_reading(&self.path, work)(&open), || ())
     }
 
     /// Makes one change, alone among all processes, and waits until it is on disk. If `work` fails nothing has changed.
     /// `work` must not come back here: it may have to open the database, which waits for the change to end.
     pub(super) fn write<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
-        self.whole(|database| {
+        self.alone(work, true)
+    }
+
+    /// Does something while nobody changes the store, and changes nothing.
+    pub(super) fn hold<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
+        self.alone(work, false)
+    }
+
+    fn alone<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>, commit: bool) -> Result<T> {
+        let open = self.database_to_write()?;
+        self.whole(&open, |database| {
             let mut transaction = database.writable()?.begin_write()?;
             // What is left to do after a crash is then little, however large the catalogue.
             transaction.set_quick_repair(true);
-            let done = work(&mut Writing {
+            let mut writing = Writing {
                 nodes: transaction.open_table(NODES)?,
                 children: transaction.open_table(CHILDREN)?,
                 history: transaction.open_table(HISTORY)?,
                 meta: transaction.open_table(META)?,
                 path: &self.path,
-            })?;
+            };
+            self.check_own(database, || meta(&self.path, &writing.meta, "header"))?;
+            let done = work(&mut writing)?;
+            drop(writing);
+            if !commit {
+                transaction.abort()?;
+                return Ok(done);
+            }
             transaction.commit().map_err(|error| {
                 let problem = error.to_string();
                 Error::store(&self.path, StoreDefect::Unconfirmed { problem })
@@ -161,34 +203,133 @@ impl Catalogue {
         })
     }
 
-    fn whole<T>(&self, work: impl FnOnce(&Open) -> Step<T>) -> Result<T> {
-        if self.broken.load(Ordering::Relaxed) {
-            let mut database = self.database.write().expect("no thread panics holding it");
-            // Another thread may have been quicker.
-            if self.broken.load(Ordering::Relaxed) {
-                *database = Arc::new(Open::new(&self.path, self.mode, &self.faults)?);
-                self.broken.store(false, Ordering::Relaxed);
-            }
-        }
-        let database = self.database.read().expect("no thread panics holding it").clone();
-        guarded(&self.path, || work(&database), || self.broken.store(true, Ordering::Relaxed))
+    fn whole<T>(&self, database: &Open, work: impl FnOnce(&Open) -> Step<T>) -> Result<T> {
+        guarded(&self.path, || work(database), || self.broken.store(true, Ordering::Relaxed))
+            .map_err(|error| timed(error, self.limit))
     }
 
-    /// Checks every page of the database; whether it had to be mended.
-    pub(super) fn check_integrity(&self) -> Result<bool> {
-        let mut open = Open::new(&self.path, self.mode, &Faults::default())?;
-        open.alone(|database| Ok(!database.check_integrity()?))
+    /// The open database.
+    fn database(&self) -> Result<Arc<Open>> {
+        if !self.broken.load(Ordering::Relaxed) {
+            return Ok(self.current());
+        }
+        self.replace(|open| match open.is_read_only() {
+            true => Mode::Read,
+            false => Mode::Write,
+        })
+    }
+
+    /// The open database, to be written if it may be.
+    fn database_to_write(&self) -> Result<Arc<Open>> {
+        let open = self.database()?;
+        if self.read_only || !open.is_read_only() {
+            return Ok(open);
+        }
+        self.replace(|_| Mode::Write)
+    }
+
+    /// Opens the database anew, unless another thread was quicker.
+    fn replace(&self, mode: impl FnOnce(&Open) -> Mode) -> Result<Arc<Open>> {
+        let opening = self.opening.lock().expect("no thread panics holding it");
+        let open = self.current();
+        let mode = mode(&open);
+        if !self.broken.load(Ordering::Relaxed) && open.is_read_only() == (mode == Mode::Read) {
+            return Ok(open);
+        }
+        let open = Arc::new(self.open_anew(mode, &self.faults)?);
+        *self.database.write().expect("no thread panics holding it") = open.clone();
+        self.broken.store(false, Ordering::Relaxed);
+        drop(opening);
+        Ok(open)
+    }
+
+    fn current(&self) -> Arc<Open> {
+        self.database.read().expect("no thread panics holding it").clone()
+    }
+
+    /// Opens the database of the same store once more.
+    fn open_anew(&self, mode: Mode, faults: &Faults) -> Result<Open> {
+        let open = |mode| {
+            let open = Open::new(&self.folder, mode, self.limit, faults).map_err(|error| match error {
+                // A store that was open had one.
+                Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                    Error::store(self.folder.path(), StoreDefect::Replaced)
+                }
+                error => timed(error, self.limit),
+            })?;
+            let check = || {
+                let transaction = open.begin_read()?;
+                let table = transaction.open_table(META)?;
+                self.check_own(&open, || meta(&self.path, &table, "header"))
+            };
+            guarded(&self.path, check, || ()).map(|()| open)
+        };
+        // Opening to write writes: whose it is has to be known before.
+        let found = open(Mode::Read);
+        let is_refused = |defect: &StoreDefect| matches!(defect, StoreDefect::Replaced | StoreDefect::Busy { .. });
+        match found {
+            found if mode == Mode::Read => found,
+            Err(error) if is(&error, is_refused) => Err(error),
+            // What is wrong with it may be mended.
+            _ => open(mode),
+        }
+    }
+
+    /// Whether this is still the store that was opened: another may have been brought into its folder.
+    fn check_own(&self, open: &Open, header: impl FnOnce() -> Step<Header>) -> Step<()> {
+        let Some(id) = self.id.get() else { return Ok(()) };
+        let is_there = self.folder.is(CATALOGUE_FILE, open.file).map_err(|error| Error::io(&self.path, error))?;
+        if is_there && header()?.id == *id {
+            return Ok(());
+        }
+        Err(Error::store(self.folder.path(), StoreDefect::Replaced).into())
+    }
+
+    /// Checks every page of the database; whether it had to be mended. Nothing where it may not be written.
+    pub(super) fn check_integrity(&self) -> Result<Option<bool>> {
+        if self.read_only {
+            return Ok(None);
+        }
+        let mut open = self.open_anew(Mode::Write, &Faults::default())?;
+        if open.is_read_only() {
+            return Ok(None);
+        }
+        open.alone(|database| Ok(!database.check_integrity()?)).map(Some).map_err(|error| timed(error, self.limit))
     }
 
     /// Gives back what the database no longer needs of its file. Readers in all processes wait meanwhile.
     pub(super) fn compact(&self) -> Result<()> {
-        let mut open = Open::new(&self.path, self.mode, &self.faults)?;
-        open.alone(|database| match database.compact() {
+        let mode = if self.read_only { Mode::Read } else { Mode::Write };
+        let mut open = self.open_anew(mode, &self.faults)?;
+        let compacted = open.alone(|database| match database.compact() {
             // Somebody reads or writes: another time.
             Ok(_) | Err(redb::CompactionError::TransactionInProgress) => Ok(()),
             Err(error) => Err(Failure::Database(error.into())),
-        })
+        });
+        compacted.map_err(|error| timed(error, self.limit))
     }
+}
+
+fn work_on_reading<T>(path: &Path, work: impl FnOnce(&Reading) -> Step<T>) -> impl FnOnce(&Open) -> Step<T> {
+    move |database| {
+        let transaction = database.begin_read()?;
+        let nodes = transaction.open_table(NODES)?;
+        work(&Reading { transaction, nodes, path: path.to_owned() })
+    }
+}
+
+/// Says how long was waited.
+fn timed(error: Error, limit: Option<Duration>) -> Error {
+    match (error, limit) {
+        (Error::Io { path, source }, Some(limit)) if source.kind() == std::io::ErrorKind::TimedOut => {
+            Error::store(path, StoreDefect::Busy { holder: source.to_string(), seconds: limit.as_secs_f64() })
+        }
+        (error, _) => error,
+    }
+}
+
+fn is(error: &Error, defect: impl Fn(&StoreDefect) -> bool) -> bool {
+    matches!(error, Error::Store { defect: found, .. } if defect(found))
 }
 
 /// Runs `work`; `broken` is told when the database is not to be used again.
@@ -197,7 +338,7 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> Step<T>, broken: impl FnOnce()
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(Failure::Ours(error))) => {
-            if matches!(&error, Error::Store { defect, .. } if matches!(**defect, StoreDefect::Unconfirmed { .. })) {
+            if is(&error, |defect| matches!(defect, StoreDefect::Unconfirmed { .. })) {
                 broken();
             }
             Err(error)
@@ -236,261 +377,4 @@ fn database_error(path: &Path, error: redb::Error) -> Error {
 
 fn damaged(path: &Path, part: &str, problem: &str) -> Error {
     Error::store(path, StoreDefect::Damaged { part: part.to_owned(), problem: problem.to_owned() })
-}
-
-/// Opens a record's frame.
-fn opened<T: DeserializeOwned>(path: &Path, key: &[u8], shown: &str, bytes: &[u8]) -> Step<T> {
-    unframe(key, bytes).map_err(|problem| {
-        Failure::Ours(match problem {
-            FrameProblem::Damaged(problem) => damaged(path, &format!("the record of {shown}"), problem),
-            FrameProblem::Version(found) => {
-                let part = "a record of the catalogue";
-                Error::store(path, StoreDefect::FormatVersion { part, expected: RECORD_VERSION, found })
-            }
-        })
-    })
-}
-
-fn framed(path: &Path, key: &[u8], shown: &str, record: &impl Serialize) -> Step<Vec<u8>> {
-    frame(key, record).ok_or_else(|| {
-        let problem = format!("the record of {shown} is too long");
-        Error::store(path, StoreDefect::Catalogue { problem }).into()
-    })
-}
-
-fn history_key(name: &str, generation: u64) -> Vec<u8> {
-    [&generation.to_le_bytes(), name.as_bytes()].concat()
-}
-
-fn node(path: &Path, table: &impl ReadableTable<&'static str, &'static [u8]>, name: &str) -> Step<Option<Version>> {
-    let Some(bytes) = table.get(name)? else { return Ok(None) };
-    opened(path, name.as_bytes(), name, bytes.value()).map(Some)
-}
-
-fn meta<T: DeserializeOwned>(
-    path: &Path,
-    table: &impl ReadableTable<&'static str, &'static [u8]>,
-    key: &str,
-) -> Step<T> {
-    match table.get(key)? {
-        Some(bytes) => opened(path, key.as_bytes(), key, bytes.value()),
-        None => Err(damaged(path, CATALOGUE_FILE, &format!("it has no {key}")).into()),
-    }
-}
-
-/// Names of children after `after`, at most `limit`.
-fn children(
-    table: &impl ReadableTable<(&'static str, &'static str), ()>,
-    parent: &str,
-    after: &str,
-    limit: usize,
-) -> Step<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in table.range::<(&str, &str)>((Bound::Excluded((parent, after)), Bound::Unbounded))?.take(limit) {
-        let entry = entry?.0;
-        let (of, name) = entry.value();
-        if of != parent {
-            break;
-        }
-        names.push(name.to_owned());
-    }
-    Ok(names)
-}
-
-/// Past versions of a node, oldest first.
-fn history(
-    path: &Path,
-    table: &impl ReadableTable<(&'static str, u64), &'static [u8]>,
-    name: &str,
-) -> Step<Vec<PastVersion>> {
-    let mut past = Vec::new();
-    for entry in table.range::<(&str, u64)>((name, 0)..=(name, u64::MAX))? {
-        let (key, bytes) = entry?;
-        past.push(opened(path, &history_key(name, key.value().1), name, bytes.value())?);
-    }
-    Ok(past)
-}
-
-/// Names in the order of the table around where `name` would be: up to `count` before and after.
-fn names_around(
-    table: &impl ReadableTable<&'static str, &'static [u8]>,
-    name: &str,
-    count: usize,
-) -> Step<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in table.range::<&str>(..name)?.rev().take(count) {
-        names.push(entry?.0.value().to_owned());
-    }
-    for entry in table.range::<&str>(name..)?.take(count) {
-        names.push(entry?.0.value().to_owned());
-    }
-    Ok(names)
-}
-
-impl Reading {
-    pub(super) fn header(&self) -> Step<Header> {
-        meta(&self.path, &self.transaction.open_table(META)?, "header")
-    }
-
-    pub(super) fn state(&self) -> Step<State> {
-        meta(&self.path, &self.transaction.open_table(META)?, "state")
-    }
-
-    pub(super) fn node(&self, name: &str) -> Step<Option<Version>> {
-        node(&self.path, &self.nodes, name)
-    }
-
-    /// Nodes in the catalogue.
-    pub(super) fn count(&self) -> Step<u64> {
-        Ok(self.nodes.len()?)
-    }
-
-    /// Past versions in the catalogue.
-    pub(super) fn past_count(&self) -> Step<u64> {
-        Ok(self.transaction.open_table(HISTORY)?.len()?)
-    }
-
-    pub(super) fn children(&self, parent: &str, after: &str, limit: usize) -> Step<Vec<String>> {
-        children(&self.transaction.open_table(CHILDREN)?, parent, after, limit)
-    }
-
-    pub(super) fn is_child(&self, parent: &str, name: &str) -> Step<bool> {
-        Ok(self.transaction.open_table(CHILDREN)?.get((parent, name))?.is_some())
-    }
-
-    /// Links from parent to child in the catalogue.
-    pub(super) fn each_link(&self, mut each: impl FnMut(&str, &str) -> Step<()>) -> Step<()> {
-        for entry in self.transaction.open_table(CHILDREN)?.iter()? {
-            let entry = entry?.0;
-            let (parent, name) = entry.value();
-            each(parent, name)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn history(&self, name: &str) -> Step<Vec<PastVersion>> {
-        history(&self.path, &self.transaction.open_table(HISTORY)?, name)
-    }
-
-    /// Every past version with its node's name.
-    pub(super) fn each_past(&self, mut each: impl FnMut(&str, Step<PastVersion>) -> Step<()>) -> Step<()> {
-        for entry in self.transaction.open_table(HISTORY)?.iter()? {
-            let (key, bytes) = entry?;
-            let (name, generation) = key.value();
-            each(name, opened(&self.path, &history_key(name, generation), name, bytes.value()))?;
-        }
-        Ok(())
-    }
-
-    /// Nodes after `after` in the order of the names, while `each` gives true.
-    pub(super) fn each_node(
-        &self,
-        after: Option<&str>,
-        mut each: impl FnMut(&str, Step<Version>) -> Step<bool>,
-    ) -> Step<()> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        for entry in self.nodes.range::<&str>((start, Bound::Unbounded))? {
-            let (key, bytes) = entry?;
-            let name = key.value();
-            if !each(name, opened(&self.path, name.as_bytes(), name, bytes.value()))? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Names in the order of the catalogue around where `name` would be: up to `count` before and after.
-    pub(super) fn names_around(&self, name: &str, count: usize) -> Step<Vec<String>> {
-        names_around(&self.nodes, name, count)
-    }
-}
-
-impl Writing<'_> {
-    pub(super) fn put_meta(&mut self, key: &'static str, record: &impl Serialize) -> Step<()> {
-        let bytes = framed(self.path, key.as_bytes(), key, record)?;
-        self.meta.insert(key, &bytes[..])?;
-        Ok(())
-    }
-
-    pub(super) fn state(&self) -> Step<State> {
-        meta(self.path, &self.meta, "state")
-    }
-
-    pub(super) fn put_state(&mut self, state: &State) -> Step<()> {
-        self.put_meta("state", state)
-    }
-
-    pub(super) fn node(&self, name: &str) -> Step<Option<Version>> {
-        node(self.path, &self.nodes, name)
-    }
-
-    pub(super) fn children(&self, parent: &str, limit: usize) -> Step<Vec<String>> {
-        children(&self.children, parent, "", limit)
-    }
-
-    pub(super) fn history(&self, name: &str) -> Step<Vec<PastVersion>> {
-        history(self.path, &self.history, name)
-    }
-
-    pub(super) fn is_child(&self, parent: &str, name: &str) -> Step<bool> {
-        Ok(self.children.get((parent, name))?.is_some())
-    }
-
-    /// As [`Reading::names_around`].
-    pub(super) fn names_around(&self, name: &str, count: usize) -> Step<Vec<String>> {
-        names_around(&self.nodes, name, count)
-    }
-
-    /// The segments that versions lie in, past ones too.
-    pub(super) fn segments(&self) -> Step<BTreeSet<u32>> {
-        let mut segments = BTreeSet::new();
-        for entry in self.nodes.iter()? {
-            let (key, bytes) = entry?;
-            let version: Version = opened(self.path, key.value().as_bytes(), key.value(), bytes.value())?;
-            segments.extend(version.locations().map(|location| location.segment));
-        }
-        for entry in self.history.iter()? {
-            let (key, bytes) = entry?;
-            let (name, generation) = key.value();
-            let past: PastVersion = opened(self.path, &history_key(name, generation), name, bytes.value())?;
-            segments.extend(past.version.locations().map(|location| location.segment));
-        }
-        Ok(segments)
-    }
-
-    /// Makes `version` the current one of `name`, with a link from its parent.
-    pub(super) fn put(&mut self, name: &str, version: &Version) -> Step<()> {
-        let bytes = framed(self.path, name.as_bytes(), name, version)?;
-        self.nodes.insert(name, &bytes[..])?;
-        self.children.insert((version.parent.as_str(), name), ())?;
-        Ok(())
-    }
-
-    /// Takes the current version of `name` away, with its link.
-    pub(super) fn take(&mut self, name: &str, version: &Version) -> Step<()> {
-        self.nodes.remove(name)?;
-        self.children.remove((version.parent.as_str(), name))?;
-        Ok(())
-    }
-
-    pub(super) fn put_past(&mut self, name: &str, past: &PastVersion) -> Step<()> {
-        let generation = past.version.generation;
-        let bytes = framed(self.path, &history_key(name, generation), name, past)?;
-        self.history.insert((name, generation), &bytes[..])?;
-        Ok(())
-    }
-
-    /// Forgets up to `count` past versions; gives how many.
-    pub(super) fn forget(&mut self, count: usize) -> Step<usize> {
-        let mut keys = Vec::new();
-        for entry in self.history.iter()?.take(count) {
-            let entry = entry?.0;
-            let (name, generation) = entry.value();
-            keys.push((name.to_owned(), generation));
-        }
-        for (name, generation) in &keys {
-            self.history.remove((name.as_str(), *generation))?;
-        }
-        Ok(keys.len())
-    }
 }

@@ -1,20 +1,22 @@
 //! Opening the database and closing it.
 //!
-//! Where the catalogue may not be written it is opened for reading: a store can lie on a volume that only its publisher
-//! may write to.
+//! It is opened for reading first, and to write when something is to be changed: reading waits for nobody. Where the
+//! catalogue may not be written it stays so: a store can lie on a volume that only its publisher may write to.
 //!
 //! **Invariant:** a database that was opened for reading is never written, nor waits for one who writes.
 
-use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use redb::{ConcurrencyMode, Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 
 use super::backend::{Backend, CATALOGUE_VERSION, HeadProblem};
+use super::wait::Waiting;
 use super::{CATALOGUE_FILE, Failure, Step, damaged, guarded};
 use crate::error::StoreDefect;
 use crate::store::faults::Faults;
+use crate::store::folder::{Access, FileId, Folder};
 use crate::{Error, Result};
 
 /// Memory that redb keeps pages in.
@@ -41,13 +43,17 @@ enum Handle {
 pub(super) struct Open {
     /// There until it is dropped.
     handle: Option<Handle>,
+    /// The file it is in.
+    pub(super) file: FileId,
     path: PathBuf,
 }
 
 impl Open {
-    pub(super) fn new(path: &Path, mode: Mode, faults: &Faults) -> Result<Self> {
-        let handle = guarded(path, || open(path, mode, faults), || ())?;
-        Ok(Self { handle: Some(handle), path: path.to_owned() })
+    /// Opens the database in `folder`; `limit` is the longest wait for who has it locked.
+    pub(super) fn new(folder: &Folder, mode: Mode, limit: Option<Duration>, faults: &Faults) -> Result<Self> {
+        let path = folder.at(CATALOGUE_FILE);
+        let (handle, file) = guarded(&path, || open(folder, mode, limit, faults), || ())?;
+        Ok(Self { handle: Some(handle), file, path })
     }
 
     pub(super) fn is_read_only(&self) -> bool {
@@ -87,31 +93,42 @@ impl Drop for Open {
     }
 }
 
-fn open(path: &Path, mode: Mode, faults: &Faults) -> Step<Handle> {
-    let io = |source| Failure::Ours(Error::io(path, source));
+fn open(folder: &Folder, mode: Mode, limit: Option<Duration>, faults: &Faults) -> Step<(Handle, FileId)> {
+    let path = folder.at(CATALOGUE_FILE);
+    let io = |source| Failure::Ours(Error::io(&path, source));
     if mode == Mode::New {
         faults.step().map_err(io)?;
     }
-    let attempt = |write| OpenOptions::new().read(true).write(write).create_new(mode == Mode::New).open(path);
-    let may_not =
-        |error: &std::io::Error| matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
-    let (file, writable) = match attempt(mode != Mode::Read) {
-        Err(error) if mode == Mode::Write && may_not(&error) => (attempt(false), false),
-        file => (file, mode != Mode::Read),
+    let may_not = |error: &Error| {
+        matches!(error, Error::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem))
     };
-    let file = file.map_err(io)?;
-    let backend = Backend::new(file, mode == Mode::New, faults).map_err(|problem| match problem {
+    let wanted = match mode {
+        Mode::New => Access::New,
+        Mode::Write => Access::Write,
+        Mode::Read => Access::Read,
+    };
+    let (file, access) = match folder.file(CATALOGUE_FILE, wanted) {
+        Err(error) if mode == Mode::Write && may_not(&error) => {
+            (folder.file(CATALOGUE_FILE, Access::Read)?, Access::Read)
+        }
+        file => (file?, wanted),
+    };
+    let id = FileId::of(&file.metadata().map_err(io)?);
+    let waiting = Waiting { path: path.clone(), file: id, limit };
+    let backend = Backend::new(file, mode == Mode::New, waiting, faults).map_err(|problem| match problem {
         HeadProblem::Io(error) => io(error),
-        HeadProblem::Damaged(problem) => damaged(path, CATALOGUE_FILE, problem).into(),
+        HeadProblem::Damaged(problem) => damaged(&path, CATALOGUE_FILE, problem).into(),
         HeadProblem::Version(found) => {
             let (part, expected) = ("the catalogue", CATALOGUE_VERSION);
-            Error::store(path, StoreDefect::FormatVersion { part, expected, found }).into()
+            Error::store(&path, StoreDefect::FormatVersion { part, expected, found }).into()
         }
     })?;
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
-    Ok(match writable {
-        true => Handle::Write(builder.create_with_backend(backend)?),
-        false => Handle::Read(builder.open_read_only_with_backend(backend)?),
-    })
+    let handle = match access {
+        Access::Read => Handle::Read(builder.open_read_only_with_backend(backend)?),
+        Access::Write | Access::New => Handle::Write(builder.create_with_backend(backend)?),
+    };
+    Ok((handle, id))
 }

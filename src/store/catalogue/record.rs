@@ -147,10 +147,36 @@ fn hash(key: &[u8], payload: &[u8]) -> blake3::Hash {
 
 /// A record in its frame; nothing if it is too long.
 pub(in crate::store) fn frame(key: &[u8], record: &impl Serialize) -> Option<Vec<u8>> {
-    let payload = options().serialize(record).ok()?;
+    frame_payload(key, &options().serialize(record).ok()?)
+}
+
+fn frame_payload(key: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
     let length = u32::try_from(payload.len()).ok()?;
     let head = [&MAGIC[..], &RECORD_VERSION.to_le_bytes(), &length.to_le_bytes()].concat();
-    Some([&head, &hash(key, &payload).as_bytes()[..], &payload].concat())
+    Some([&head, &hash(key, payload).as_bytes()[..], payload].concat())
+}
+
+/// Whether a payload whose hash is right decodes as some record: what the fuzzers and the saved inputs run.
+///
+/// # Panics
+/// If a record that was decoded does not come back from its own bytes.
+pub(in crate::store) fn decodes(payload: &[u8]) -> bool {
+    fn as_record<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(framed: &[u8]) -> bool {
+        let Ok(record) = unframe::<T>(b"k", framed) else { return false };
+        let again = frame(b"k", &record).expect("it is no longer than it was");
+        // A number that is none equals nothing, itself neither.
+        let back = unframe::<T>(b"k", &again).expect("it was just framed");
+        assert!(back == record || format!("{record:?}").contains("NaN"), "{back:?} is not {record:?}");
+        true
+    }
+    let Some(framed) = frame_payload(b"k", payload) else { return false };
+    let found = [
+        as_record::<Version>(&framed),
+        as_record::<PastVersion>(&framed),
+        as_record::<Header>(&framed),
+        as_record::<State>(&framed),
+    ];
+    found.contains(&true)
 }
 
 /// The record in a frame that [`frame`] made for the same key.

@@ -28,7 +28,12 @@ impl RefusedEntry {
 
 impl fmt::Display for RefusedEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.reason)
+        let reason = self.reason.to_string();
+        // Some reasons begin with the name themselves.
+        match reason.strip_prefix(&self.name).is_some_and(|rest| rest.starts_with(": ")) {
+            true => f.write_str(&reason),
+            false => write!(f, "{}: {reason}", self.name),
+        }
     }
 }
 
@@ -264,6 +269,12 @@ pub enum TreeDefect {
         /// The node or folder.
         node: String,
         /// Where it leads.
+        path: PathBuf,
+    },
+    /// A link leads to nothing.
+    #[error("{}: this link leads nowhere; remove it, or pass it over in tree.toml ([tree] skip)", path.display())]
+    DanglingLink {
+        /// The link.
         path: PathBuf,
     },
     /// A link leads back to a folder above it.

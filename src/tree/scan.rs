@@ -48,6 +48,7 @@ impl Places for Root<'_> {
 /// Follows links; what they lead to must be inside the root.
 fn resolve(root: &Path, node: &str, path: &Path) -> Result<PathBuf> {
     let real = path.canonicalize().map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound if path.is_symlink() => TreeDefect::DanglingLink { path: path.to_owned() }.into(),
         std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => Error::io(path, source),
         _ => TreeDefect::LinkCycle { path: path.to_owned() }.into(),
     })?;

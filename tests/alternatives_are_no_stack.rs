@@ -7,11 +7,10 @@ mod cli;
 
 use std::path::PathBuf;
 
-use cli::{make_base_and_tree, modules, pleach};
+use cli::{make_base_and_tree, pleach};
 use pleach::Error;
 use pleach::adapter::Limits;
 use pleach::error::TreeDefect;
-use pleach::testing::adapter::TinyAdapter;
 use pleach::tree::{AdapterTree, DoubtWhy};
 use serde_json::json;
 use tempfile::TempDir;
@@ -32,7 +31,7 @@ impl Made {
 
     fn adapter(&self, node: &str, rank: usize, seed: u64) -> PathBuf {
         let folder = self.0.path().join("tree").join(node);
-        TinyAdapter::new(modules().to_vec(), rank, seed).write(&folder).unwrap();
+        cli::adapter(rank, seed).write(&folder).unwrap();
         folder
     }
 

@@ -7,11 +7,10 @@ mod cli;
 
 use std::path::{Path, PathBuf};
 
-use cli::{keys, make_base_and_tree, modules, pleach};
+use cli::{keys, make_base_and_tree, pleach};
 use pleach::Error;
 use pleach::error::{PassedOverWhy, TreeDefect};
 use pleach::runtime::Runtime;
-use pleach::testing::adapter::TinyAdapter;
 use pleach::tree::AdapterTree;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -35,7 +34,7 @@ impl Made {
     }
 
     fn adapter(&self, node: &str, seed: u64) {
-        TinyAdapter::new(modules().to_vec(), 2, seed).write(&self.at("tree").join(node)).unwrap();
+        cli::adapter(2, seed).write(&self.at("tree").join(node)).unwrap();
     }
 
     /// An upload that broke off: a config without tensors.
@@ -219,14 +218,14 @@ fn kubernetes_volume_is_served_through_its_links() {
     let made = Made::new();
     // An atomic writer's mount: the data in a dated folder, a link to it, and links to what is in it.
     let volume = made.at("tree/fr/carol");
-    TinyAdapter::new(modules().to_vec(), 2, 8).write(&volume.join("..2026_11_26_10_00_00.123")).unwrap();
+    cli::adapter(2, 8).write(&volume.join("..2026_11_26_10_00_00.123")).unwrap();
     symlink("..2026_11_26_10_00_00.123", volume.join("..data")).unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         symlink(Path::new("..data").join(file), volume.join(file)).unwrap();
     }
     // And one whose links lead to folders.
     let volume = made.at("tree/de");
-    TinyAdapter::new(modules().to_vec(), 2, 9).write(&volume.join("..2026_11_26_10_00_01.7/dave")).unwrap();
+    cli::adapter(2, 9).write(&volume.join("..2026_11_26_10_00_01.7/dave")).unwrap();
     symlink("..2026_11_26_10_00_01.7", volume.join("..data")).unwrap();
     symlink("..data/dave", volume.join("dave")).unwrap();
     let tree = made.tree();

@@ -8,18 +8,23 @@ use std::path::Path;
 use assert_cmd::Command;
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Two matrices of the made base.
 pub fn modules() -> [TinyModule; 2] {
     ["self_attn.q_proj", "self_attn.o_proj"].map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
 }
 
+/// An adapter of these two, which claims no others.
+pub fn adapter(rank: usize, seed: u64) -> TinyAdapter {
+    TinyAdapter::new(modules().to_vec(), rank, seed).with_config(json!({ "layers_to_transform": [0] }))
+}
+
 /// Makes a base in `base` and, in `tree`, adapters `fr`, `fr/alice` and `fr/bob`.
 pub fn make_base_and_tree(folder: &Path) {
     tiny_hf_model(&folder.join("base"), &TinyModel::default());
     for (name, rank, seed) in [("fr", 3, 1), ("fr/alice", 2, 2), ("fr/bob", 1, 3)] {
-        TinyAdapter::new(modules().to_vec(), rank, seed).write(&folder.join("tree").join(name)).unwrap();
+        adapter(rank, seed).write(&folder.join("tree").join(name)).unwrap();
     }
 }
 

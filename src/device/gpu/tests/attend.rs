@@ -286,7 +286,7 @@ fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
         (1.0, None, None, Some(0.45), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
         (0.5, None, None, Some(0.2), [0.2, 0.8, 0.0, 0.0]),
         (1.0, None, None, Some(1.0), [0.0, 1.0, 0.0, 0.0]),
-        (1.0, Some(3), Some(0.8), Some(0.2), [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
+        (1.0, Some(3), Some(0.9), Some(0.2), [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
     ] {
         let choice = |i: usize| Choice { temperature, top_k, top_p, min_p, random: (i as f64 + 0.5) / draws as f64 };
         let choices: Vec<Choice> = (0..draws).map(choice).collect();

@@ -9,12 +9,11 @@ mod cli;
 
 use std::path::{Path, PathBuf};
 
-use pleach::testing::adapter::TinyAdapter;
 use pleach::testing::{TinyModel, tiny_hf_model};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use cli::{Run, keys, make_base_and_tree, modules, pleach};
+use cli::{Run, adapter, keys, make_base_and_tree, pleach};
 
 /// A made base, a made tree (`fr`, `fr/alice`, `fr/bob`), another adapter, and the place of a store.
 struct Made {
@@ -25,7 +24,7 @@ impl Made {
     fn new() -> Self {
         let made = Self { dir: tempfile::tempdir().unwrap() };
         make_base_and_tree(made.dir.path());
-        TinyAdapter::new(modules().to_vec(), 4, 4).write(&made.dir.path().join("other")).unwrap();
+        adapter(4, 4).write(&made.dir.path().join("other")).unwrap();
         made
     }
 

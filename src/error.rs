@@ -16,7 +16,7 @@ mod tree;
 
 pub use adapter::AdapterDefect;
 pub use base::{ConfigDefect, WeightDefect};
-pub use file::{GgufDefect, HubDefect, SafeTensorsDefect};
+pub use file::{FileKind, GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
 pub use store::StoreDefect;
 pub(crate) use tree::refusals;

@@ -4,8 +4,8 @@
 //!
 //! **Source:** transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -16,9 +16,10 @@ use super::end_tokens::{EndTokens, token_id};
 use super::family::{self, Family, FamilyBiases, Window};
 use super::given::Given;
 use super::hf_rope::rope;
+use super::wrapped;
 use crate::error::ConfigDefect;
-use crate::file::read_limited;
 use crate::file::safetensors::SafeTensorsFile;
+use crate::file::{from_json, read_limited};
 use crate::{Error, Result};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -55,6 +56,7 @@ pub(super) struct RawConfig {
     mlp_bias: Option<bool>,
     hidden_act: Option<String>,
     quantization_config: Option<Value>,
+    _name_or_path: Option<String>,
     eos_token_id: Option<EndTokens>,
     bos_token_id: Option<i64>,
 }
@@ -73,9 +75,14 @@ struct Index {
 pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, Biases)> {
     let path = dir.join("config.json");
     if !path.exists() {
-        return Err(Error::Config { path: dir.to_owned(), defect: ConfigDefect::NoConfig });
+        let defect = wrapped::no_model(dir).unwrap_or(ConfigDefect::NoConfig);
+        return Err(Error::Config { path: dir.to_owned(), defect });
     }
     let raw: RawConfig = read_json(&path, MAX_CONFIG_BYTES)?;
+    if let Some(quantization) = &raw.quantization_config {
+        let defect = wrapped::quantised(dir, raw._name_or_path.as_deref(), quantization);
+        return Err(Error::Config { path, defect });
+    }
     let (mut config, biases) = interpret(raw).map_err(|defect| Error::Config { path, defect })?;
     let path = dir.join("generation_config.json");
     if path.exists() {
@@ -89,10 +96,6 @@ pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, Biases)> {
 
 fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
     let family = family::of(raw.architectures.as_deref().unwrap_or_default(), raw.model_type.as_deref())?;
-    if let Some(quantization) = raw.quantization_config {
-        let method = quantization.get("quant_method").unwrap_or(&quantization).to_string();
-        return Err(unsupported("quantization_config", method, "plain f32, f16 or bf16 weights, or a GGUF file"));
-    }
     if let Some(activation) = raw.hidden_act.as_ref().filter(|name| !ACTIVATIONS.contains(&name.as_str())) {
         return Err(unsupported("hidden_act", activation, ACTIVATIONS[0]));
     }
@@ -189,36 +192,55 @@ pub(super) fn open_files(dir: &Path) -> Result<Vec<SafeTensorsFile>> {
     }
     let path = dir.join("model.safetensors.index.json");
     if !path.exists() {
-        let pickled = dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists();
-        let hint = if pickled {
-            "pickled weights (.bin) are never read, convert them with save_pretrained(safe_serialization=True)"
-        } else {
-            "fetch the model again"
-        };
-        return Err(Error::Config { path: dir.to_owned(), defect: ConfigDefect::NoWeights { hint } });
+        let defect = wrapped::no_model(dir).unwrap_or_else(|| ConfigDefect::NoWeights { hint: what_lacks(dir) });
+        return Err(Error::Config { path: dir.to_owned(), defect });
     }
     let index: Index = read_json(&path, MAX_INDEX_BYTES)?;
-    let mut files = BTreeMap::new();
-    for name in index.weight_map.values().collect::<BTreeSet<_>>() {
-        if name.contains(['/', '\\', ':']) || !name.ends_with(".safetensors") {
-            let defect = ConfigDefect::ShardName { file: name.clone() };
-            return Err(Error::Config { path, defect });
-        }
-        files.insert(name, SafeTensorsFile::open_mapped(&dir.join(name))?);
+    // A tensor that no shard has is none that is missed, unless the architecture asks for it.
+    let shards: BTreeMap<_, _> = index.weight_map.iter().map(|(tensor, name)| (name, tensor)).collect();
+    let open = |(name, tensor): (&String, &String)| {
+        let shard = shard(dir, name, tensor).map_err(|defect| Error::Config { path: path.clone(), defect })?;
+        SafeTensorsFile::open_mapped(&shard)
+    };
+    shards.into_iter().map(open).collect()
+}
+
+/// What to say of a folder without weights that are read.
+fn what_lacks(dir: &Path) -> &'static str {
+    let has = |file: &str| dir.join(file).exists();
+    let is_shard = |name: &str| name.starts_with("model-") && name.ends_with(".safetensors");
+    let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
+        "pickled weights (.bin) are never read, convert them with save_pretrained(safe_serialization=True)"
+    } else if entries.any(|entry| entry.file_name().to_str().is_some_and(is_shard)) {
+        "there are shards, model-….safetensors, so it is the index that is missing; fetch it"
+    } else {
+        "fetch the model again"
     }
-    for (tensor, name) in &index.weight_map {
-        if files[name].info(tensor).is_err() {
-            let defect = ConfigDefect::IndexMismatch { tensor: tensor.clone(), file: name.into() };
-            return Err(Error::Config { path, defect });
-        }
+}
+
+/// The file that the index calls `name`: in the folder, or in one below that is no link out of it.
+fn shard(dir: &Path, name: &str, tensor: &str) -> Result<PathBuf, ConfigDefect> {
+    let file = dir.join(name);
+    let within = |folder: &Path| {
+        let [folder, root] = [folder, dir].map(|path| path.canonicalize());
+        folder.is_ok_and(|folder| root.is_ok_and(|root| folder.starts_with(root)))
+    };
+    let parts = Path::new(name).components();
+    let plain = !name.contains(['\\', ':']) && parts.clone().all(|part| matches!(part, Component::Normal(_)));
+    let below = file.parent().filter(|_| parts.count() > 1);
+    if !plain || !name.ends_with(".safetensors") || below.is_some_and(|folder| folder.exists() && !within(folder)) {
+        return Err(ConfigDefect::ShardName { file: name.to_owned() });
     }
-    Ok(files.into_values().collect())
+    if !file.exists() {
+        return Err(ConfigDefect::MissingShard { tensor: tensor.to_owned(), file });
+    }
+    Ok(file)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path, max_bytes: u64) -> Result<T> {
     let bytes = read_limited(path, max_bytes)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|reason| Error::Config { path: path.to_owned(), defect: ConfigDefect::Json { reason } })
+    from_json(&bytes).map_err(|reason| Error::Config { path: path.to_owned(), defect: ConfigDefect::Json { reason } })
 }
 
 pub(super) fn unsupported(key: &str, found: impl ToString, expected: &'static str) -> ConfigDefect {

@@ -13,6 +13,8 @@ mod hf;
 mod hf_rope;
 mod made;
 mod tied_head;
+mod values;
+mod wrapped;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,9 +26,10 @@ pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
 
-use crate::error::{ConfigDefect, WeightDefect};
+use crate::error::{FileKind, WeightDefect};
 use crate::file::gguf::GgufFile;
 use crate::file::safetensors::SafeTensorsFile;
+use crate::file::sniff_file;
 use crate::{Error, Result, WeightName};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -91,8 +94,9 @@ impl BaseModel {
         if path.is_dir() {
             return Self::open_folder(path);
         }
-        if path.exists() && path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::Config { path: path.to_owned(), defect: ConfigDefect::NotABase });
+        let named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        if path.exists() && !named && sniff_file(path) != Some(FileKind::Gguf) {
+            return Err(Error::Config { path: path.to_owned(), defect: wrapped::no_gguf(path) });
         }
         Self::from_gguf(GgufFile::open_mapped(path)?)
     }
@@ -108,7 +112,7 @@ impl BaseModel {
             let name = WeightName::from_gguf(tensor);
             let name = name.ok_or_else(|| no_place(file.path(), WeightName::new(tensor)))?;
             let weight = Weight {
-                info: WeightInfo { shape: info.shape.clone(), dtype: format!("{:?}", info.dtype) },
+                info: WeightInfo { shape: info.shape.clone(), dtype: info.dtype.to_string() },
                 file: 0,
                 tensor: tensor.to_owned(),
                 permuted_heads: gguf::permuted_heads(&config, tensor),
@@ -123,6 +127,7 @@ impl BaseModel {
     fn open_folder(path: &Path) -> Result<Self> {
         let (mut config, biases) = hf::read_config(path)?;
         let files = hf::open_files(path)?;
+        let peft = wrapped::is_peft_model(&files).map_err(|defect| Error::Config { path: path.to_owned(), defect })?;
         let mut found = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for tensor in file.names().filter(|tensor| !tensor.ends_with("rotary_emb.inv_freq")) {
@@ -133,7 +138,7 @@ impl BaseModel {
                     tensor: tensor.to_owned(),
                     permuted_heads: None,
                 };
-                let name = WeightName::new(tensor);
+                let name = WeightName::new(if peft { wrapped::inner_name(tensor) } else { tensor });
                 if found.insert(name.clone(), weight).is_some() {
                     let (path, defect) = (path.to_owned(), WeightDefect::Twice);
                     return Err(Error::Weight { path, weight: name, defect });
@@ -226,17 +231,12 @@ impl BaseModel {
     /// BLAKE3 of the weight file's bytes, in hex; of several files, BLAKE3 over one line `NAME HASH` each, by name.
     /// Computed on the first call, which reads all of the file.
     pub fn content_hash(&self) -> &str {
-        let hash = |bytes: &[u8]| blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string();
         self.content_hash.get_or_init(|| match &self.files {
             Files::Made => hash(self.path.as_os_str().as_encoded_bytes()),
-            Files::Gguf(file) => hash(file.file_bytes()),
-            Files::SafeTensors(files) if files.len() == 1 => hash(files[0].file_bytes()),
+            Files::Gguf(file) => hash_files(&self.path, &file.files().collect::<Vec<_>>()),
             Files::SafeTensors(files) => {
-                let line = |file: &SafeTensorsFile| {
-                    let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    format!("{name} {}\n", hash(file.file_bytes()))
-                };
-                hash(files.iter().map(line).collect::<String>().as_bytes())
+                let files: Vec<_> = files.iter().map(|file| (file.path(), file.file_bytes())).collect();
+                hash_files(&self.path, &files)
             }
         })
     }
@@ -248,6 +248,23 @@ impl BaseModel {
     fn weight_error(&self, name: &WeightName, defect: WeightDefect) -> Error {
         Error::Weight { path: self.path.clone(), weight: name.clone(), defect }
     }
+}
+
+fn hash(bytes: &[u8]) -> String {
+    blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string()
+}
+
+/// The hash of one file, or of a list of several, which are named as they are below `base` (its own folder, or the one
+/// that it lies in).
+fn hash_files(base: &Path, files: &[(&Path, &[u8])]) -> String {
+    if let [(_, bytes)] = files {
+        return hash(bytes);
+    }
+    let line = |(path, bytes): &(&Path, &[u8])| {
+        let below = path.strip_prefix(base).unwrap_or(Path::new(path.file_name().unwrap_or_default()));
+        format!("{} {}\n", below.to_string_lossy().replace('\\', "/"), hash(bytes))
+    };
+    hash(files.iter().map(line).collect::<String>().as_bytes())
 }
 
 /// Checks what was found against what the architecture needs.

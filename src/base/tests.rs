@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::ConfigDefect;
 use crate::testing::{TinyModel, tiny_gguf, tiny_hf_model};
 
 fn read_all(base: &BaseModel, name: &str) -> Vec<f32> {
@@ -209,7 +210,6 @@ fn sliding_window_is_used_only_where_the_model_uses_it() {
 fn settings_that_change_the_computation_are_refused_by_name() {
     for (change, name) in [
         (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "rope_scaling.rope_type"),
-        (json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config"),
         (json!({"hidden_act": "gelu"}), "hidden_act"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!({"sliding_window": 8}), "sliding_window"),
@@ -217,6 +217,8 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         let defect = config_refusal(change);
         assert!(matches!(&defect, ConfigDefect::Unsupported { key, .. } if key == name), "{defect}");
     }
+    let defect = config_refusal(json!({"quantization_config": {"quant_method": "gptq"}}));
+    assert!(matches!(&defect, ConfigDefect::Quantised { method, .. } if method == "gptq"), "{defect}");
     let defect = config_refusal(json!({"architectures": ["GPT2LMHeadModel"]}));
     assert!(matches!(defect, ConfigDefect::Architecture { .. }), "{defect}");
 }
@@ -271,15 +273,14 @@ fn folders_that_are_no_model_are_refused_each_for_its_reason() {
         Error::Config { defect, .. } => defect,
         other => panic!("{other}"),
     };
-    assert!(matches!(defect(&dir.path().join("config.json")), ConfigDefect::NotABase));
+    assert!(matches!(defect(&dir.path().join("config.json")), ConfigDefect::InsideFolder { .. }));
     let index = dir.path().join("model.safetensors.index.json");
     for (file, tensor) in [("../model.safetensors", "model.norm.weight"), ("a.bin", "model.norm.weight")] {
         std::fs::write(&index, json!({"weight_map": {tensor: file}}).to_string()).unwrap();
         assert!(matches!(defect(dir.path()), ConfigDefect::ShardName { .. }));
     }
-    let file = "model-00001-of-00002.safetensors";
-    std::fs::write(&index, json!({"weight_map": {"no.such.tensor": file}}).to_string()).unwrap();
-    assert!(matches!(defect(dir.path()), ConfigDefect::IndexMismatch { .. }));
+    std::fs::write(&index, json!({"weight_map": {"model.norm.weight": "b.safetensors"}}).to_string()).unwrap();
+    assert!(matches!(defect(dir.path()), ConfigDefect::MissingShard { .. }));
     std::fs::remove_file(&index).unwrap();
     assert!(matches!(defect(dir.path()), ConfigDefect::NoWeights { .. }));
     std::fs::remove_file(dir.path().join("config.json")).unwrap();

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
 use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter};
@@ -152,6 +152,7 @@ impl Fit {
 }
 
 fn describe(base: &BaseModel) -> anyhow::Result<Base> {
+    base.check_values()?;
     let config = base.config();
     let mut dtypes = BTreeMap::new();
     for (_, info) in base.weights() {
@@ -162,7 +163,7 @@ fn describe(base: &BaseModel) -> anyhow::Result<Base> {
         kind: if base.gguf().is_some() { "gguf" } else { "safetensors" },
         architecture: config.architecture.clone(),
         parameters: base.parameters(),
-        bytes: file_bytes(base.path())?,
+        bytes: base.file_bytes(),
         dtypes,
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
@@ -174,20 +175,6 @@ fn describe(base: &BaseModel) -> anyhow::Result<Base> {
         tied_head: config.tie_word_embeddings,
         hash: base.content_hash().to_owned(),
     })
-}
-
-/// Bytes of a GGUF file, or of a folder's safetensors files.
-fn file_bytes(path: &Path) -> anyhow::Result<u64> {
-    let length = |path: &Path| std::fs::metadata(path).map(|file| file.len());
-    let sum = || {
-        if !path.is_dir() {
-            return length(path);
-        }
-        let files = std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));
-        let files = files.filter(|file| file.as_ref().map_or(true, |f| f.extension() == Some("safetensors".as_ref())));
-        files.map(|file| length(&file?)).sum()
-    };
-    sum().with_context(|| path.display().to_string())
 }
 
 fn tree(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Tree> {

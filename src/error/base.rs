@@ -4,13 +4,72 @@
 
 use std::path::PathBuf;
 
+use super::FileKind;
+
 /// What is wrong with a base model's folder or configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigDefect {
     /// Neither a folder nor a GGUF file.
-    #[error("not a base model: expected a folder with config.json or a file whose name ends in .gguf")]
+    #[error("not a base model: expected a folder with config.json or a GGUF file")]
     NotABase,
+    /// A file of another kind.
+    #[error("not a base model: the file is {found}")]
+    OtherFile {
+        /// What it is.
+        found: FileKind,
+    },
+    /// One file of a folder.
+    #[error("this is one file of a model: give its folder, {}", folder.display())]
+    InsideFolder {
+        /// The folder it lies in.
+        folder: PathBuf,
+    },
+    /// A folder around a GGUF file.
+    #[error("the folder has no config.json, but a GGUF file: give that, {}", file.display())]
+    GgufInside {
+        /// The file.
+        file: PathBuf,
+    },
+    /// An adapter's folder.
+    #[error("this is an adapter, not a base model (its base is {base}): give it in a tree, and its base here")]
+    Adapter {
+        /// What its configuration names, in quotes, or `unnamed`.
+        base: String,
+    },
+    /// A GGUF file that is no model.
+    #[error("`general.type` is {found}, expected model: give the base's own file{advice}")]
+    GgufKind {
+        /// What it is.
+        found: String,
+        /// What to do with it.
+        advice: &'static str,
+    },
+    /// A model saved with PEFT's adapters in it.
+    #[error(
+        "`{tensor}` is of a PEFT model saved whole: load it, call merge_and_unload() (with the adapters) or unload() \
+         (without), then save_pretrained(), and give that folder"
+    )]
+    PeftModel {
+        /// A tensor that tells.
+        tensor: String,
+    },
+    /// Quantised weights in safetensors.
+    #[error("the weights are quantised ({method}); expected plain f64, f32, f16 or bf16 weights, or a GGUF file{twin}")]
+    Quantised {
+        /// The method.
+        method: String,
+        /// What to take in its place, if the name tells.
+        twin: String,
+    },
+    /// A file that the index names is not there.
+    #[error("the index puts `{tensor}` into {}, which is missing: fetch it into the folder", file.display())]
+    MissingShard {
+        /// A tensor of it.
+        tensor: String,
+        /// The missing file.
+        file: PathBuf,
+    },
     /// A folder without `config.json`.
     #[error("there is no config.json: expected the folder of a Hugging Face model")]
     NoConfig,
@@ -70,19 +129,13 @@ pub enum ConfigDefect {
         /// What it may be.
         expected: String,
     },
-    /// The index names a file that is not one beside it.
-    #[error("the index names `{file}`, expected the name of a file in the same folder")]
+    /// The index names a file that is not one of the folder.
+    #[error(
+        "the index names `{file}`, expected a .safetensors file in the model's folder or one below it, not by a link"
+    )]
     ShardName {
         /// The name.
         file: String,
-    },
-    /// The index puts a tensor into a file that does not have it.
-    #[error("the index says that `{tensor}` is in {}, but it is not: fetch the model again", file.display())]
-    IndexMismatch {
-        /// The tensor.
-        tensor: String,
-        /// The file.
-        file: PathBuf,
     },
 }
 

@@ -2,12 +2,55 @@
 //!
 //! **Invariant:** one variant a defect, each with what was expected and found, and what to do.
 
+use std::path::PathBuf;
+
 use safetensors::Dtype;
+
+/// What a file is by its first bytes. Written out it says what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileKind {
+    /// Nothing.
+    #[error("empty: fetch it again")]
+    Empty,
+    /// A pointer of Git LFS.
+    #[error("a pointer of Git LFS, not the file itself: run `git lfs pull` where it was cloned")]
+    LfsPointer,
+    /// HTML or XML.
+    #[error("a web page, not the file itself (a log-in or an error?): fetch it again and look at the first lines")]
+    Page,
+    /// A zip archive.
+    #[error(
+        "a zip archive, as torch.save writes them: pickles are never read; save the tensors with safetensors' save_file"
+    )]
+    Zip,
+    /// A gzip stream.
+    #[error("compressed with gzip: unpack it")]
+    Gzip,
+    /// A Python pickle.
+    #[error("a Python pickle, which is never read: save the tensors with safetensors' save_file")]
+    Pickle,
+    /// JSON.
+    #[error("JSON")]
+    Json,
+    /// Safetensors.
+    #[error("safetensors: give it the suffix .safetensors, in a folder with its config.json")]
+    SafeTensors,
+    /// GGUF.
+    #[error("GGUF: give it the suffix .gguf and open the file itself")]
+    Gguf,
+}
 
 /// What is wrong with a safetensors file, or with a request to it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SafeTensorsDefect {
+    /// Another kind of file under this name.
+    #[error("not safetensors: the file is {found}")]
+    OtherFile {
+        /// What it is.
+        found: FileKind,
+    },
     /// The file ends before its header does.
     #[error(
         "the file has {file} bytes but its header needs {needed}: it is cut short or not safetensors; fetch it again"
@@ -87,7 +130,7 @@ pub enum SafeTensorsDefect {
         tensor: String,
     },
     /// The tensor is not of a float type that is read.
-    #[error("tensor `{tensor}` is of type {found}, expected F32, F16 or BF16: convert the file")]
+    #[error("tensor `{tensor}` is of type {found}, expected F64, F32, F16 or BF16: convert the file")]
     NotFloat {
         /// The name.
         tensor: String,
@@ -114,6 +157,15 @@ pub enum SafeTensorsDefect {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufDefect {
+    /// Another kind of file under this name.
+    #[error("not a GGUF file: it is {found}")]
+    OtherFile {
+        /// What it is.
+        found: FileKind,
+    },
+    /// The numbers are written the other way round.
+    #[error("a big-endian GGUF file, made for another kind of processor: fetch or convert the little-endian one")]
+    BigEndian,
     /// The file does not start as a GGUF file does.
     #[error("not a GGUF file: it does not start with the letters GGUF")]
     Magic,
@@ -168,7 +220,7 @@ pub enum GgufDefect {
     Alignment,
     /// A tensor of a type that is not read.
     #[error(
-        "tensor `{tensor}` has type number {found}; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are read: \
+        "tensor `{tensor}` has type number {found}; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K and IQ4_NL are read: \
          quantise the model to one of these"
     )]
     TensorType {
@@ -207,11 +259,62 @@ pub enum GgufDefect {
         /// Its place in the file.
         start: u64,
     },
-    /// The header or a tensor cannot be parsed.
-    #[error("the file cannot be parsed: {reason}")]
+    /// A tensor cannot be dequantised.
+    #[error("a tensor cannot be dequantised: {reason}")]
     Parse {
-        /// What the parser said.
+        /// What the decoder said.
         reason: Box<candle_core::Error>,
+    },
+    /// A part of a split model, of which another one has to be given.
+    #[error("part {part} of a model of {count} parts: give the first, {}", first.display())]
+    NotFirstPart {
+        /// This part, from 1.
+        part: u64,
+        /// All of them.
+        count: u64,
+        /// Where the first should be.
+        first: PathBuf,
+    },
+    /// A part of a split model that is called otherwise, so that its siblings cannot be found.
+    #[error(
+        "part {part} of a model of {count} parts, whose name has to end in -{part:05}-of-{count:05}.gguf: give all parts \
+         the names they had"
+    )]
+    PartName {
+        /// This part, from 1.
+        part: u64,
+        /// All of them.
+        count: u64,
+    },
+    /// A part of a split model that is not there.
+    #[error("part {part} of {count}, {}, is missing: fetch it into the same folder", file.display())]
+    MissingPart {
+        /// The missing part, from 1.
+        part: u64,
+        /// All of them.
+        count: u64,
+        /// Its file.
+        file: PathBuf,
+    },
+    /// A file that its name calls another part than it is.
+    #[error("by its metadata this is part {found} of {found_count}, by its name {part} of {count}: fetch it again")]
+    PartNumber {
+        /// By its name, from 1.
+        part: u64,
+        /// By the first part.
+        count: u64,
+        /// By its metadata, from 1.
+        found: u64,
+        /// By its metadata.
+        found_count: u64,
+    },
+    /// The parts do not have the tensors that the first one counts.
+    #[error("the parts have {found} tensors, expected {expected}: one of them is of another model; fetch them again")]
+    PartTensors {
+        /// `split.tensors.count`.
+        expected: u64,
+        /// In all parts.
+        found: u64,
     },
     /// A metadata value of another type than its key has.
     #[error("metadata `{key}` is not {expected}: the file is damaged or from a converter that is not known")]

@@ -7,9 +7,11 @@
 mod cache;
 pub mod gguf;
 pub mod hub;
+mod json;
 mod mmap;
 mod regular;
 pub mod safetensors;
+mod sniff;
 
 use std::fs::File;
 use std::io::Read;
@@ -18,7 +20,9 @@ use std::path::Path;
 
 pub(crate) use cache::{cache_folder, folder_variable};
 use half::{bf16, f16};
+pub(crate) use json::from_json;
 pub(crate) use regular::open_regular;
+pub(crate) use sniff::{sniff, sniff_file};
 
 use crate::{Error, Result};
 
@@ -106,6 +110,7 @@ pub(crate) fn open_limited(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
 /// A plain float type, little-endian in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloatType {
+    F64,
     F32,
     F16,
     BF16,
@@ -115,6 +120,7 @@ impl FloatType {
     /// Bytes of one element.
     pub(crate) fn size(self) -> usize {
         match self {
+            Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
         }
@@ -128,6 +134,11 @@ impl FloatType {
             }
         }
         match self {
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "rounded to the nearest f32, infinity where none is near"
+            )]
+            Self::F64 => each(bytes, out, |raw| f64::from_le_bytes(raw) as f32),
             Self::F32 => each(bytes, out, f32::from_le_bytes),
             Self::F16 => each(bytes, out, |raw| f16::from_le_bytes(raw).to_f32()),
             Self::BF16 => each(bytes, out, |raw| bf16::from_le_bytes(raw).to_f32()),
@@ -158,5 +169,8 @@ mod tests {
         assert_eq!(out, [1.0, -2.0]);
         FloatType::BF16.decode(&[0x80, 0x3f, 0x20, 0xc1], &mut out);
         assert_eq!(out, [1.0, -10.0]);
+        // 0.1 is rounded to its own f32; beyond the largest f32 is infinity.
+        FloatType::F64.decode(&[0.1f64.to_le_bytes(), 1e39f64.to_le_bytes()].concat(), &mut out);
+        assert_eq!(out, [0.1, f32::INFINITY]);
     }
 }

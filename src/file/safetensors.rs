@@ -16,8 +16,8 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::error::SafeTensorsDefect;
-use crate::file::{FileBytes, FloatType, open_limited, read_limited};
+use crate::error::{FileKind, SafeTensorsDefect};
+use crate::file::{FileBytes, FloatType, open_limited, read_limited, sniff, sniff_file};
 use crate::{Error, Result};
 
 /// Longest JSON header that is read.
@@ -63,7 +63,7 @@ impl SafeTensorsFile {
     fn new(bytes: FileBytes, path: PathBuf) -> Result<Self> {
         match parse(&bytes) {
             Ok((data, tensors)) => Ok(Self { path, bytes, data, tensors }),
-            Err(defect) => Err(Error::SafeTensors { path, defect }),
+            Err(defect) => Err(Error::SafeTensors { path, defect: other_kind(sniff(&bytes)).unwrap_or(defect) }),
         }
     }
 
@@ -133,6 +133,7 @@ impl SafeTensorsFile {
     fn float(&self, name: &str) -> Result<(FloatType, usize)> {
         let info = self.info(name)?;
         let float = match info.dtype {
+            Dtype::F64 => FloatType::F64,
             Dtype::F32 => FloatType::F32,
             Dtype::F16 => FloatType::F16,
             Dtype::BF16 => FloatType::BF16,
@@ -164,10 +165,18 @@ fn parse(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), SafeTens
     Ok((LENGTH_BYTES + header.len(), tensors))
 }
 
+/// What to say of a file that the header's checks refuse and that is something else altogether.
+fn other_kind(found: Option<FileKind>) -> Option<SafeTensorsDefect> {
+    found.filter(|kind| *kind != FileKind::SafeTensors).map(|found| SafeTensorsDefect::OtherFile { found })
+}
+
 /// Reads the header of the file at `path`, of at most `max_bytes`, and nothing else: the tensors and their length.
 pub(crate) fn read_header(path: &Path, max_bytes: u64) -> Result<(BTreeMap<String, TensorInfo>, u64)> {
     let (mut file, bytes) = open_limited(path, max_bytes)?;
-    let wrap = |defect| Error::SafeTensors { path: path.to_owned(), defect };
+    let wrap = |defect| {
+        let defect = other_kind(sniff_file(path)).unwrap_or(defect);
+        Error::SafeTensors { path: path.to_owned(), defect }
+    };
     let Some(rest) = bytes.checked_sub(LENGTH_BYTES as u64) else {
         return Err(wrap(SafeTensorsDefect::HeaderBeyondFile { needed: LENGTH_BYTES as u64, file: bytes }));
     };

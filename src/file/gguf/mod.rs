@@ -1,24 +1,25 @@
-//! GGUF files: the header through candle, rows dequantised straight from the mapped bytes.
+//! GGUF files, in one piece or in several: rows are dequantised straight from the mapped bytes.
 //!
 //! **Invariant:** once a file is open, every tensor lies inside it, aligned, sharing no byte with another, its rows
 //! whole blocks of its type. No whole-tensor copy is ever made.
 //!
 //! **Source:** GGUF's specification (ggml, `docs/gguf.md`); shapes are given rows first, the file has them reversed.
 
-mod scan;
+mod header;
+mod split;
+mod types;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use candle_core::quantized::gguf_file::Value;
+use header::TensorInfo;
+pub use types::GgufType;
+use types::dequantise;
 
 use crate::error::GgufDefect;
-use crate::file::{FileBytes, FloatType};
+use crate::file::FileBytes;
 use crate::{Error, Result};
 
 /// Floats that are dequantised at a time.
@@ -30,7 +31,9 @@ pub struct GgufTensor {
     /// Rows first: `[out, in]` or `[len]`.
     pub shape: Vec<usize>,
     /// GGML's type.
-    pub dtype: GgmlDType,
+    pub dtype: GgufType,
+    /// Which of the parts it is in.
+    part: usize,
     start: usize,
     bytes: usize,
 }
@@ -47,29 +50,24 @@ impl GgufTensor {
     }
 }
 
-/// An open GGUF file.
+/// An open GGUF file, with its other parts if the model is split.
 pub struct GgufFile {
+    /// At least one; the metadata are the first one's.
+    parts: Vec<Part>,
+    tensors: BTreeMap<String, GgufTensor>,
+}
+
+/// One file.
+struct Part {
     path: PathBuf,
     bytes: FileBytes,
     metadata: HashMap<String, Value>,
     tensors: BTreeMap<String, GgufTensor>,
 }
 
-impl GgufFile {
-    /// Maps a base model's file.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::Gguf`].
-    pub fn open_mapped(path: &Path) -> Result<Self> {
+impl Part {
+    fn map(path: &Path) -> Result<Self> {
         Self::new(FileBytes::map(path)?, path.to_owned())
-    }
-
-    /// Reads the bytes of a file; `name` is what errors call it.
-    ///
-    /// # Errors
-    /// [`Error::Gguf`].
-    pub fn from_bytes(bytes: Vec<u8>, name: impl Into<PathBuf>) -> Result<Self> {
-        Self::new(FileBytes::Owned(bytes), name.into())
     }
 
     fn new(bytes: FileBytes, path: PathBuf) -> Result<Self> {
@@ -79,9 +77,65 @@ impl GgufFile {
         }
     }
 
-    /// The file's path.
+    fn integer(&self, key: &str) -> Result<Option<u64>> {
+        self.get(key, "a whole number", integer)
+    }
+
+    fn get<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &'static str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        let defect = || GgufDefect::Metadata { key: key.to_owned(), expected };
+        convert(value).map(Some).ok_or_else(|| Error::Gguf { path: self.path.clone(), defect: defect() })
+    }
+}
+
+impl GgufFile {
+    /// Maps a base model's file; of a model in parts the first one is given and all are mapped.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Gguf`].
+    pub fn open_mapped(path: &Path) -> Result<Self> {
+        let first = Part::map(path)?;
+        let others = split::open_others(&first)?;
+        Self::join(first, others)
+    }
+
+    /// Reads the bytes of a file; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`], also for a part of a split model.
+    pub fn from_bytes(bytes: Vec<u8>, name: impl Into<PathBuf>) -> Result<Self> {
+        let part = Part::new(FileBytes::Owned(bytes), name.into())?;
+        match part.number()? {
+            (_, 0 | 1) => Self::join(part, Vec::new()),
+            (no, count) => {
+                let defect = GgufDefect::PartName { part: no.saturating_add(1), count };
+                Err(Error::Gguf { path: part.path, defect })
+            }
+        }
+    }
+
+    fn join(first: Part, others: Vec<Part>) -> Result<Self> {
+        let mut file = Self { parts: Vec::new(), tensors: BTreeMap::new() };
+        for (index, mut part) in [first].into_iter().chain(others).enumerate() {
+            for (name, tensor) in std::mem::take(&mut part.tensors) {
+                if file.tensors.contains_key(&name) {
+                    return Err(Error::Gguf { path: part.path, defect: GgufDefect::Duplicate { name } });
+                }
+                file.tensors.insert(name, GgufTensor { part: index, ..tensor });
+            }
+            file.parts.push(part);
+        }
+        Ok(file)
+    }
+
+    /// The file's path; of a model in parts, the first one's.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.parts[0].path
     }
 
     /// Every tensor with its name, in order.
@@ -109,7 +163,7 @@ impl GgufFile {
             return Err(self.error(GgufDefect::Range { tensor, start, end, out, rows: count, cols }));
         }
         let row_bytes = tensor.bytes / count;
-        let mut raw = &self.bytes[tensor.start + start * row_bytes..tensor.start + end * row_bytes];
+        let mut raw = &self.parts[tensor.part].bytes[tensor.start + start * row_bytes..tensor.start + end * row_bytes];
         let chunk_rows = (CHUNK / cols).max(1);
         for out in out.chunks_mut(chunk_rows * cols) {
             let (head, tail) = raw.split_at(out.len() / cols * row_bytes);
@@ -119,9 +173,9 @@ impl GgufFile {
         Ok(())
     }
 
-    /// All bytes of the file, for its hash.
-    pub(crate) fn file_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Path and bytes of every part, for their hash.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.parts.iter().map(|part| (part.path.as_path(), &part.bytes[..]))
     }
 
     /// A text in the metadata.
@@ -198,9 +252,7 @@ impl GgufFile {
         expected: &'static str,
         convert: impl Fn(&'a Value) -> Option<T>,
     ) -> Result<Option<T>> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        let wrong = || self.error(GgufDefect::Metadata { key: key.to_owned(), expected });
-        convert(value).map(Some).ok_or_else(wrong)
+        self.parts[0].get(key, expected, convert)
     }
 
     fn parse_error(&self, reason: candle_core::Error) -> Error {
@@ -208,7 +260,7 @@ impl GgufFile {
     }
 
     fn error(&self, defect: GgufDefect) -> Error {
-        Error::Gguf { path: self.path.clone(), defect }
+        Error::Gguf { path: self.path().to_owned(), defect }
     }
 }
 
@@ -226,43 +278,14 @@ fn integer(value: &Value) -> Option<u64> {
     }
 }
 
-/// Dequantises whole rows of `cols` elements from `raw` into `out`.
-fn dequantise(dtype: GgmlDType, raw: &[u8], cols: usize, out: &mut [f32]) -> Result<(), candle_core::Error> {
-    let float = match dtype {
-        GgmlDType::F32 => FloatType::F32,
-        GgmlDType::F16 => FloatType::F16,
-        GgmlDType::BF16 => FloatType::BF16,
-        _ => {
-            // candle reads the blocks in place, and they start with an f16. A mapped file's are aligned.
-            let mut aligned: Vec<u64>;
-            let raw = if raw.as_ptr().addr().is_multiple_of(2) {
-                raw
-            } else {
-                aligned = vec![0; raw.len().div_ceil(8)];
-                let copy = &mut bytemuck::cast_slice_mut(&mut aligned)[..raw.len()];
-                copy.copy_from_slice(raw);
-                copy
-            };
-            let tensor = qtensor_from_ggml(dtype, raw, vec![out.len() / cols, cols], &Device::Cpu)?;
-            let values = tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-            out.copy_from_slice(&values);
-            return Ok(());
-        }
-    };
-    float.decode(raw, out);
-    Ok(())
-}
-
 type Parsed = (HashMap<String, Value>, BTreeMap<String, GgufTensor>);
 
 fn parse(bytes: &[u8]) -> Result<Parsed, GgufDefect> {
-    let alignment = scan::scan(bytes)?;
-    let content =
-        Content::read(&mut Cursor::new(bytes)).map_err(|reason| GgufDefect::Parse { reason: Box::new(reason) })?;
+    let header = header::read(bytes)?;
     let mut tensors = BTreeMap::new();
-    for (name, info) in content.tensor_infos {
-        let tensor = place(&name, &info, content.tensor_data_offset, bytes.len() as u64, alignment)?;
-        tensors.insert(name, tensor);
+    for info in header.tensors {
+        let tensor = place(&info, header.data, bytes.len() as u64, header.alignment)?;
+        tensors.insert(info.name, tensor);
     }
     let mut by_start: Vec<_> = tensors.iter().map(|(name, tensor)| (tensor.start, tensor.bytes, name)).collect();
     by_start.sort_unstable();
@@ -271,25 +294,26 @@ fn parse(bytes: &[u8]) -> Result<Parsed, GgufDefect> {
             return Err(GgufDefect::Offset { tensor: pair[1].2.clone(), start: pair[1].0 as u64 });
         }
     }
-    Ok((content.metadata, tensors))
+    Ok((header.metadata, tensors))
 }
 
 /// Where a tensor lies, all of it inside the file.
-fn place(name: &str, info: &TensorInfo, data: u64, file: u64, alignment: u64) -> Result<GgufTensor, GgufDefect> {
-    let shape = info.shape.dims().to_vec();
-    let wrong_shape = || GgufDefect::Shape { tensor: name.to_owned(), shape: shape.clone() };
+fn place(info: &TensorInfo, data: u64, file: u64, alignment: u64) -> Result<GgufTensor, GgufDefect> {
+    let tensor = || info.name.clone();
+    let shape: Vec<usize> = info.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX)).collect();
+    let wrong_shape = || GgufDefect::Shape { tensor: tensor(), shape: shape.clone() };
     let elements = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
     let cols = shape.last().copied().unwrap_or(0);
-    let block = info.ggml_dtype.block_size();
+    let (block, block_bytes) = info.dtype.block();
     let elements = elements.filter(|&n| n > 0 && cols > 0 && cols.is_multiple_of(block)).ok_or_else(wrong_shape)?;
-    let bytes = (elements / block).checked_mul(info.ggml_dtype.type_size()).ok_or_else(wrong_shape)?;
+    let bytes = (elements / block).checked_mul(block_bytes).ok_or_else(wrong_shape)?;
     let start = data.saturating_add(info.offset);
     if start.saturating_add(bytes as u64) > file {
-        return Err(GgufDefect::TensorBeyondFile { tensor: name.to_owned(), start, bytes: bytes as u64, file });
+        return Err(GgufDefect::TensorBeyondFile { tensor: tensor(), start, bytes: bytes as u64, file });
     }
     let in_memory = usize::try_from(start).ok().filter(|_| info.offset.is_multiple_of(alignment));
-    let start = in_memory.ok_or_else(|| GgufDefect::Offset { tensor: name.to_owned(), start })?;
-    Ok(GgufTensor { shape, dtype: info.ggml_dtype, start, bytes })
+    let start = in_memory.ok_or_else(|| GgufDefect::Offset { tensor: tensor(), start })?;
+    Ok(GgufTensor { shape, dtype: info.dtype, part: 0, start, bytes })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "made values are small")]
 
 use super::*;
+use crate::error::FileKind;
 
 const U8: u32 = 0;
 const U32: u32 = 4;
@@ -172,22 +173,22 @@ fn tensors_beyond_the_file_unaligned_or_on_each_other_are_refused() {
 fn types_and_versions_that_are_not_read_are_refused_by_name() {
     let made = Made::header(1, 0).tensor("t", &[256], 16, 0).data(4096);
     assert!(matches!(made.defect(), GgufDefect::TensorType { tensor, found: 16 } if tensor == "t"));
-    for version in [0, 1, 4, 0x0300_0000] {
+    for version in [0, 1, 4, 0x0300_0300] {
         let made = Made(b"GGUF".to_vec()).u32(version).u64(0).u64(0);
         assert!(matches!(made.defect(), GgufDefect::Version { found } if found == version));
     }
+    for version in [0x0200_0000, 0x0300_0000] {
+        let made = Made(b"GGUF".to_vec()).u32(version).u64(0).u64(0);
+        assert!(matches!(made.defect(), GgufDefect::BigEndian), "{version:#x}");
+    }
     assert!(matches!(Made(b"GGML".to_vec()).data(64).defect(), GgufDefect::Magic));
-    assert!(matches!(Made(Vec::new()).defect(), GgufDefect::BeyondFile { .. }));
-}
-
-#[test]
-fn blocks_at_an_odd_address_are_read() {
-    const ROW: usize = 20;
-    let raw: Vec<u8> = (0..=ROW as u8).map(|byte| byte % 7).collect();
-    let (mut even, mut odd) = ([0.0; 32], [1.0; 32]);
-    let start = usize::from(raw.as_ptr().addr().is_multiple_of(2));
-    dequantise(GgmlDType::Q4_1, &raw[start..start + ROW], 32, &mut odd).unwrap();
-    let copy = raw[start..start + ROW].to_vec();
-    dequantise(GgmlDType::Q4_1, &copy, 32, &mut even).unwrap();
-    assert_eq!(even, odd);
+    assert!(matches!(Made(b"GGUF".to_vec()).defect(), GgufDefect::BeyondFile { .. }));
+    for (bytes, kind) in [
+        (&b""[..], FileKind::Empty),
+        (b"version https://git-lfs.github.com/spec/v1\n", FileKind::LfsPointer),
+        (b"<!doctype html>", FileKind::Page),
+        (b"PK\x03\x04", FileKind::Zip),
+    ] {
+        assert!(matches!(Made(bytes.to_vec()).defect(), GgufDefect::OtherFile { found } if found == kind), "{kind:?}");
+    }
 }

@@ -233,7 +233,10 @@ impl BaseModel {
     pub fn content_hash(&self) -> &str {
         self.content_hash.get_or_init(|| match &self.files {
             Files::Made => hash(self.path.as_os_str().as_encoded_bytes()),
-            Files::Gguf(file) => hash_files(&self.path, &file.files().collect::<Vec<_>>()),
+            Files::Gguf(file) => {
+                let folder = self.path.parent().unwrap_or(Path::new(""));
+                hash_files(folder, &file.files().collect::<Vec<_>>())
+            }
             Files::SafeTensors(files) => {
                 let files: Vec<_> = files.iter().map(|file| (file.path(), file.file_bytes())).collect();
                 hash_files(&self.path, &files)

@@ -113,7 +113,7 @@ pub enum Error {
 
     /// A node whose weights would leave the lattice.
     #[error(
-        "node {node}: {weight} row {row} would leave the lattice at headroom {headroom}; {}", room(*needed)
+        "{}{weight} row {row} would leave the lattice at headroom {headroom}; {}", of_node(node), room(*needed, *in_store)
     )]
     Overflow {
         /// The node, or empty while a single delta is compiled.
@@ -126,6 +126,8 @@ pub enum Error {
         needed: f64,
         /// The headroom the base was opened with.
         headroom: f32,
+        /// Whether that is a store's, which only another import changes.
+        in_store: bool,
     },
     /// There is something else where a file is wanted.
     #[error("{}: not a regular file: {found}; put the file itself there", path.display())]
@@ -425,13 +427,23 @@ pub(crate) fn all_or_worst<T>(results: impl IntoIterator<Item = Result<T>>) -> R
     worst.map_or(Ok(values), Err)
 }
 
+/// The node's name in front of what is wrong with it; nothing while it is not known.
+fn of_node(node: &str) -> String {
+    if node.is_empty() { String::new() } else { format!("node {node}: ") }
+}
+
 /// What to do about a lattice that is too small.
-fn room(needed: f64) -> String {
-    if needed <= f64::from(MAX_HEADROOM) {
-        format!("open the base with a headroom of at least {needed} (--headroom {needed})")
-    } else {
+fn room(needed: f64, in_store: bool) -> String {
+    if needed > f64::from(MAX_HEADROOM) {
         "no headroom holds it: the delta is far larger than the weights; check the adapter's base and scaling"
             .to_owned()
+    } else if in_store {
+        format!(
+            "a store keeps the headroom it was made with: import the tree again with at least {needed} \
+             (pleach store import --headroom {needed})"
+        )
+    } else {
+        format!("open the base with a headroom of at least {needed} (--headroom {needed})")
     }
 }
 
@@ -439,6 +451,28 @@ impl Error {
     /// Wraps an operating-system error with the path it happened on.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
+    }
+
+    /// Says which node a delta that does not fit the lattice belongs to.
+    #[must_use]
+    pub fn at_node(self, name: &str) -> Self {
+        match self {
+            Self::Overflow { weight, row, needed, headroom, in_store, .. } => {
+                Self::Overflow { node: name.to_owned(), weight, row, needed, headroom, in_store }
+            }
+            other => other,
+        }
+    }
+
+    /// Says that the lattice is a store's, so that the advice is about how that is made.
+    #[must_use]
+    pub(crate) fn in_store(self) -> Self {
+        match self {
+            Self::Overflow { node, weight, row, needed, headroom, .. } => {
+                Self::Overflow { node, weight, row, needed, headroom, in_store: true }
+            }
+            other => other,
+        }
     }
 
     /// Wraps a defect of the store in `path`.

@@ -13,6 +13,11 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WeightName(Arc<str>);
 
+/// The embedding's weight.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head's weight; a tied base has none of its own.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// GGUF's and Hugging Face's names of the modules inside one decoder layer.
 const LAYER_MODULES: [(&str, &str); 9] = [
     ("attn_q", "self_attn.q_proj"),

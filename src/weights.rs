@@ -13,15 +13,12 @@ use crate::device::{Device, PassTimes};
 use crate::error::all_or_worst;
 pub use crate::lattice::MatrixId;
 use crate::lattice::{
-    BaseLattice, Grid, LANES, LIMIT, LatticeMatrix, NodeDeltas, Segment, Sign, headroom_for, quantise, reach,
+    BaseLattice, Grid, Kept, LANES, LatticeMatrix, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows, quantise,
 };
+pub(crate) use crate::name::{EMBEDDING, HEAD};
 use crate::store::{CompiledNode, compile_node};
 use crate::{Error, Result, WeightName};
 
-/// The embedding's weight.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// The output head's weight; a tied base has none of its own.
-pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// Every weight of the model, resident on one device.
 pub struct Weights<D: Device> {
@@ -65,19 +62,33 @@ pub(crate) fn quantise_weight(base: &BaseModel, name: &WeightName, headroom: f32
 ///
 /// # Errors
 /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading the base returns.
-pub fn base_lattice(base: &BaseModel, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<BaseLattice> {
-    let matrices: Vec<_> =
-        base.weights().filter(|(_, info)| info.shape.len() == 2).map(|(name, _)| name.clone()).collect();
+pub fn base_lattice(base: &BaseModel, headroom: f32, progress: impl FnMut(usize, usize)) -> Result<BaseLattice> {
+    base_lattice_of(base, headroom, |_| true, progress)
+}
+
+/// The same of those matrices alone that are `wanted`: enough to check adapters that touch no others.
+///
+/// # Errors
+/// As [`base_lattice`].
+pub fn base_lattice_of(
+    base: &BaseModel,
+    headroom: f32,
+    wanted: impl Fn(&WeightName) -> bool,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<BaseLattice> {
+    let tied = base.config().tie_word_embeddings;
+    let (embedding, head) = (WeightName::new(EMBEDDING), WeightName::new(HEAD));
+    let wanted = |name: &WeightName| wanted(name) || (tied && *name == embedding && wanted(&head));
+    let matrices = base.weights().filter(|(name, info)| info.shape.len() == 2 && wanted(name));
+    let matrices: Vec<_> = matrices.map(|(name, _)| name.clone()).collect();
     let mut grids = BTreeMap::new();
     for (done, name) in matrices.iter().enumerate() {
         progress(done, matrices.len());
         grids.insert(name.clone(), quantise_weight(base, name, headroom)?.1);
     }
     progress(matrices.len(), matrices.len());
-    if base.config().tie_word_embeddings
-        && let Some(embedding) = grids.get(&WeightName::new(EMBEDDING)).cloned()
-    {
-        grids.insert(WeightName::new(HEAD), embedding);
+    if tied && let Some(embedding) = grids.get(&embedding).cloned() {
+        grids.insert(head, embedding);
     }
     Ok(BaseLattice::new(headroom, grids))
 }
@@ -248,12 +259,13 @@ impl<D: Device> Weights<D> {
         Ok(())
     }
 
-    /// Compiles one node's float deltas against these weights.
+    /// Compiles one node's float deltas against these weights, and counts what share of them the lattice keeps.
     ///
     /// # Errors
     /// [`Error::NoSuchMatrix`], and what [`compile`](crate::lattice::compile) returns.
-    pub(crate) fn compile(&self, deltas: &crate::adapter::AdapterDeltas) -> Result<NodeDeltas> {
-        self.place(compile_node(deltas, |name| Some(self.grid(self.matrix_id(name)?)))?)
+    pub(crate) fn compile(&self, deltas: &crate::adapter::AdapterDeltas) -> Result<(NodeDeltas, Kept)> {
+        let (node, kept) = compile_node(deltas, |name| Some(self.grid(self.matrix_id(name)?)))?;
+        Ok((self.place(node)?, kept))
     }
 
     /// Compiled deltas by matrix in place of name.
@@ -263,12 +275,7 @@ impl<D: Device> Weights<D> {
     pub(crate) fn place(&self, node: CompiledNode) -> Result<NodeDeltas> {
         let placed = node.into_iter().map(|(weight, delta)| {
             let Some(id) = self.matrix_id(&weight) else { return Err(Error::NoSuchMatrix { weight }) };
-            let grid = self.grid(id);
-            for (what, expected, found) in [("rows", grid.rows(), delta.rows), ("columns", grid.cols, delta.cols)] {
-                if expected != found {
-                    return Err(Error::DeltaShape { weight, what, expected, found });
-                }
-            }
+            check_shape(&weight, self.grid(id), &delta)?;
             Ok((id, delta))
         });
         Ok(NodeDeltas::new(placed.collect::<Result<Vec<_>>>()?))
@@ -293,42 +300,26 @@ impl<D: Device> Weights<D> {
         path: &[&NodeDeltas],
         movement: &Movement<'_>,
     ) -> Result<()> {
-        use rayon::prelude::*;
         let Some(last) = path.last() else { return Ok(()) };
         if last.known_to_fit(path) {
             return Ok(());
         }
         let mut close = Vec::new();
         for (name, id) in self.matrix_names() {
-            let grid = self.grid(id);
-            let touching: Vec<_> = path.iter().filter_map(|deltas| Some(&deltas.delta(id)?.row_max)).collect();
-            let bound = |row: usize| {
-                touching.iter().fold(u32::from(grid.row_max[row]), |sum, row_max| sum.saturating_add(row_max[row]))
-            };
-            let rows: Vec<usize> = (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect();
+            let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.delta(id)).collect();
+            let rows = close_rows(self.grid(id), &touching);
             if !rows.is_empty() {
                 close.push((name, id, rows));
             }
         }
         let check = |((name, id, rows), integers): (&(&WeightName, MatrixId, Vec<usize>), &Vec<i16>)| {
-            let (grid, segments) = (self.grid(*id), segments(movement, *id));
-            let integers = integers.par_chunks_exact(grid.cols.max(1));
-            let reaches = rows.par_iter().zip(integers).map(|(&row, integers)| (row, reach(integers, row, &segments)));
-            let furthest = reaches.max_by_key(|&(row, reach)| (reach, std::cmp::Reverse(row)));
-            match furthest {
-                Some((row, reach)) if reach > LIMIT => {
-                    let needed = headroom_for(grid.headroom, f64::from(reach));
-                    let (node, weight) = (node.to_owned(), WeightName::clone(name));
-                    Err(Error::Overflow { node, weight, row, needed, headroom: grid.headroom })
-                }
-                _ => Ok(()),
-            }
+            check_rows(name, self.grid(*id), rows, integers, &segments(movement, *id))
         };
         // To wake the threads costs more than all that came before.
         if !close.is_empty() {
             host.install(|| {
                 let wanted: Vec<_> = close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
-                all_or_worst(close.iter().zip(&device.read_rows(&wanted)?).map(check))
+                all_or_worst(close.iter().zip(&device.read_rows(&wanted)?).map(check)).map_err(|error| error.at_node(node))
             })?;
         }
         last.fits(path);

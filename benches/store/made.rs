@@ -100,7 +100,7 @@ impl Made {
                 (WeightName::new(weight), FloatDelta::LowRank { rank: RANK, lora_a, lora_b, scaling: 1.0 })
             })
             .collect();
-        compile_node(&deltas, |weight| self.lattice.grid(weight)).expect("it fits the base")
+        compile_node(&deltas, |weight| self.lattice.grid(weight)).expect("it fits the base").0
     }
 
     /// The contents of nodes from `first` on.

@@ -1,6 +1,6 @@
 //! `pleach inspect`: what an adapter, a base, a tree or a store is, and whether it fits a base.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,24 +9,34 @@ use anyhow::bail;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
 use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter};
+use pleach::WeightName;
 use pleach::base::BaseModel;
+use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, percent};
 use pleach::runtime::{open_base, shapes};
-use pleach::store::Store;
-use pleach::tree::{AdapterTree, NodeSource};
+use pleach::store::{CompiledNode, FitReport, Store, check_path, compile_node};
+use pleach::tree::{AdapterTree, NodeId, NodeSource};
+use pleach::weights::base_lattice_of;
 use serde::Serialize;
 
 use super::Console;
 use super::left_out::LeftOut;
-use super::store::Summary;
+use super::store::{Summary, check_fit, moving};
 
 /// Tell what an adapter, a base, a tree or a store is, and whether it fits a base
 #[derive(Args)]
+#[command(after_help = "\
+With --base an adapter is compiled as if it hung under the root, and of a tree or a store the whole path of every node is
+checked: names and shapes, copies of the embedding or head, and whether every weight stays on the lattice. Exit status 1 if
+anything does not fit.")]
 pub(crate) struct Inspect {
     /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]), a tree or a store
     path: PathBuf,
-    /// A base that the adapters are to fit: same names and shapes, no NaN or infinity in them
+    /// A base that the adapters are to fit: all that a switch checks is checked
     #[arg(long)]
     base: Option<PathBuf>,
+    /// Room above every row's largest weight, 1 to 1024, that adapters are to fit [default: 1.25, or the store's]
+    #[arg(long, value_name = "FACTOR", requires = "base")]
+    headroom: Option<f32>,
 }
 
 /// The answer as JSON.
@@ -44,6 +54,8 @@ struct Adapter {
     path: PathBuf,
     #[serde(flatten)]
     summary: AdapterSummary,
+    /// What share of its change the lattice of `base` keeps, 0 to 1; null without a base and where nothing is changed.
+    kept: Option<f64>,
     #[serde(flatten)]
     fit: Fit,
 }
@@ -60,6 +72,9 @@ struct Fit {
 struct Stored {
     #[serde(flatten)]
     summary: Summary,
+    /// Which nodes a switch could not reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paths: Option<FitReport>,
     #[serde(flatten)]
     fit: Fit,
 }
@@ -113,6 +128,8 @@ struct Node {
     node: String,
     #[serde(flatten)]
     summary: Option<AdapterSummary>,
+    /// As of an adapter.
+    kept: Option<f64>,
     fits: Option<bool>,
     refusal: Option<String>,
 }
@@ -121,28 +138,98 @@ impl Inspect {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
         let base = self.base.as_deref().map(open_base).transpose()?;
         let has = |file: &str| self.path.join(file).exists();
+        let headroom = self.headroom.unwrap_or(DEFAULT_HEADROOM);
+        let base = base.as_ref();
         let answer = if has("adapter_config.json") {
-            Answer::Adapter(adapter(&self.path, base.as_ref())?)
+            Answer::Adapter(adapter(&self.path, base, headroom, console)?)
         } else if Store::is_store(&self.path) {
             let store = Store::open(&self.path)?;
-            let refusal = base.as_ref().and_then(|base| store.check_base(base).err()).map(|error| error.to_string());
-            Answer::Store(Stored { summary: Summary::of(&store)?, fit: Fit::new(base.as_ref(), refusal) })
+            store.check_headroom(self.headroom)?;
+            Answer::Store(stored(&store, base, console)?)
         } else if self.path.is_dir() && !has("config.json") {
-            Answer::Tree(tree(&self.path, base.as_ref())?)
+            Answer::Tree(tree(&self.path, base, headroom, console)?)
         } else if base.is_some() {
             bail!("{}: --base tells what an adapter or a tree is to fit, but this is a base", self.path.display());
         } else {
             Answer::Base(describe(&open_base(&self.path)?)?)
         };
         console.answer(&answer, || answer.text())?;
-        Ok(ExitCode::SUCCESS)
+        Ok(if answer.misfits() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
-fn adapter(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Adapter> {
+/// A base with what checking adapters needs of it.
+struct Target<'a> {
+    base: &'a BaseModel,
+    shapes: BaseShapes,
+    lattice: BaseLattice,
+}
+
+impl<'a> Target<'a> {
+    /// Reads those matrices of the base that are `wanted`.
+    fn new(
+        base: &'a BaseModel,
+        headroom: f32,
+        wanted: impl Fn(&WeightName) -> bool,
+        console: &Console,
+    ) -> anyhow::Result<Self> {
+        let bar = console.bar("reading the base");
+        let mut on = moving(&bar);
+        let lattice = base_lattice_of(base, headroom, wanted, |done, total| on(done as u64, total as u64))?;
+        bar.finish_and_clear();
+        Ok(Self { base, shapes: shapes(base), lattice })
+    }
+
+    /// Compiles an adapter as a switch does, and warns where the lattice keeps little of it.
+    fn compile(&self, name: &str, adapter: &PeftAdapter) -> pleach::Result<(CompiledNode, Option<f64>)> {
+        adapter.check_copies(self.base)?;
+        let compiled = compile_node(&adapter.deltas(&self.shapes)?, |weight| self.lattice.grid(weight));
+        let (node, kept) = compiled.map_err(|error| error.at_node(name))?;
+        if kept.is_low() {
+            tracing::warn!("{name}: {}", kept.warning(false));
+        }
+        Ok((node, kept.share()))
+    }
+
+    /// Checks the path that ends at `name`.
+    fn check(&self, name: &str, path: &[&CompiledNode]) -> pleach::Result<()> {
+        check_path(name, path, &self.lattice, Some(self.base)).map(drop)
+    }
+}
+
+fn adapter(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console) -> anyhow::Result<Adapter> {
     let adapter = PeftAdapter::open(path, &Limits::default())?;
-    let refusal = base.and_then(|base| adapter.deltas(&shapes(base)).err()).map(|error| error.to_string());
-    Ok(Adapter { path: path.to_owned(), summary: adapter.summary(), fit: Fit::new(base, refusal) })
+    let (mut kept, mut refusal) = (None, None);
+    if let Some(base) = base {
+        let touched: BTreeSet<_> = adapter.header().targets().iter().map(|target| &target.weight).collect();
+        let target = Target::new(base, headroom, |weight| touched.contains(weight), console)?;
+        let name = path.display().to_string();
+        match target.compile(&name, &adapter) {
+            Ok((node, share)) => {
+                kept = share;
+                refusal = target.check(&name, &[&node]).err();
+            }
+            Err(error) => refusal = Some(error),
+        }
+    }
+    let fit = Fit::new(base, refusal.map(|error| error.to_string()));
+    Ok(Adapter { path: path.to_owned(), summary: adapter.summary(), kept, fit })
+}
+
+fn stored(store: &Store, base: Option<&BaseModel>, console: &Console) -> anyhow::Result<Stored> {
+    let (mut paths, mut refusal) = (None, None);
+    if let Some(base) = base {
+        refusal = store.check_base(base).err().map(|error| error.to_string());
+        if refusal.is_none() {
+            let report = check_fit(store, Some(base), console)?;
+            refusal = report.unreachable.first().map(|found| match report.unreachable_count {
+                1 => found.problem.clone(),
+                count => format!("{count} nodes cannot be reached, the first: {}", found.problem),
+            });
+            paths = Some(report);
+        }
+    }
+    Ok(Stored { summary: Summary::of(store)?, paths, fit: Fit::new(base, refusal) })
 }
 
 impl Fit {
@@ -177,16 +264,18 @@ fn describe(base: &BaseModel) -> anyhow::Result<Base> {
     })
 }
 
-fn tree(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Tree> {
+fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console) -> anyhow::Result<Tree> {
     let tree = AdapterTree::open(path)?;
-    let shapes = base.map(shapes);
-    let adapters: Vec<Node> = tree
-        .nodes()
-        .filter_map(|id| match tree.source(id)? {
-            NodeSource::Folder(folder) => Some(node(tree.name(id), folder, shapes.as_ref())),
-            NodeSource::Memory(_) | NodeSource::Stored(_) => None,
-        })
-        .collect();
+    let target = base.map(|base| Target::new(base, headroom, |_| true, console)).transpose()?;
+    let bar = console.bar("compiling the adapters");
+    let mut found = BTreeMap::new();
+    below(&tree, tree.root(), target.as_ref(), Ok(&[]), &mut |id, node| {
+        found.insert(id, node);
+        bar.set_length(tree.len() as u64);
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+    let adapters: Vec<Node> = tree.nodes().filter_map(|id| found.remove(&id)).collect();
     let depth = tree.nodes().map(|id| tree.depth(id)).max().unwrap_or(0);
     let pin = tree.base().and_then(|pin| pin.blake3.clone());
     let other_base = pin.as_deref().zip(base).and_then(|(pin, base)| {
@@ -214,15 +303,59 @@ fn tree(path: &Path, base: Option<&BaseModel>) -> anyhow::Result<Tree> {
     })
 }
 
-fn node(name: &str, folder: &Path, base: Option<&BaseShapes>) -> Node {
-    let opened = PeftAdapter::open(folder, &Limits::default());
-    let summary = opened.as_ref().ok().map(PeftAdapter::summary);
-    let refusal = opened.and_then(|adapter| base.map_or(Ok(()), |base| adapter.deltas(base).map(drop))).err();
-    let fits = base.map(|_| refusal.is_none());
-    Node { node: name.to_owned(), summary, fits, refusal: refusal.map(|error| error.to_string()) }
+/// Looks at every node below `at`, whose path's deltas are `path`, or the node that is refused above.
+fn below(
+    tree: &AdapterTree,
+    at: NodeId,
+    target: Option<&Target>,
+    path: Result<&[&CompiledNode], &str>,
+    each: &mut impl FnMut(NodeId, Node),
+) {
+    for child in tree.children(at) {
+        let name = tree.name(child);
+        let Some(NodeSource::Folder(folder)) = tree.source(child) else {
+            // A node without an adapter changes nothing.
+            below(tree, child, target, path, each);
+            continue;
+        };
+        let opened = PeftAdapter::open(folder, &Limits::default());
+        let summary = opened.as_ref().ok().map(PeftAdapter::summary);
+        let Some(target) = target else {
+            let refusal = opened.err().map(|error| error.to_string());
+            each(child, Node { node: name.to_owned(), summary, kept: None, fits: None, refusal });
+            below(tree, child, None, path, each);
+            continue;
+        };
+        let compiled = opened.and_then(|adapter| target.compile(name, &adapter));
+        let path = path.map(|path| [path, &compiled.as_ref().map(|(node, _)| node).into_iter().collect::<Vec<_>>()].concat());
+        let refusal = match (&compiled, &path) {
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(_), Err(above)) => Some(format!("it hangs under {above}, which is refused")),
+            // Those below may fit all the same: a switch checks where it leads alone.
+            (Ok(_), Ok(path)) => target.check(name, path).err().map(|error| error.to_string()),
+        };
+        let kept = compiled.as_ref().ok().and_then(|(_, kept)| *kept);
+        each(child, Node { node: name.to_owned(), summary, kept, fits: Some(refusal.is_none()), refusal });
+        let path = match (&compiled, &path) {
+            (_, Err(above)) => Err(*above),
+            (Err(_), Ok(_)) => Err(name),
+            (Ok(_), Ok(path)) => Ok(&path[..]),
+        };
+        below(tree, child, Some(target), path, each);
+    }
 }
 
 impl Answer {
+    fn misfits(&self) -> bool {
+        let fit = match self {
+            Self::Adapter(adapter) => &adapter.fit,
+            Self::Tree(tree) => &tree.fit,
+            Self::Store(store) => &store.fit,
+            Self::Base(_) => return false,
+        };
+        fit.fits == Some(false)
+    }
+
     fn text(&self) -> String {
         match self {
             Self::Adapter(adapter) => adapter.text(),
@@ -258,6 +391,7 @@ impl Adapter {
             line("size", DecimalBytes(summary.bytes)),
             line("made for", summary.base_model.as_deref().unwrap_or("an unnamed base")),
             line("hash", summary.hash.as_deref().unwrap_or("unknown")),
+            self.kept.map(|share| line("kept", format!("{} of its change", percent(share)))).unwrap_or_default(),
             self.fit.text(),
         ]
         .concat()
@@ -311,7 +445,8 @@ impl Tree {
         for node in &self.adapters {
             let summary = node.summary.as_ref().map(ToString::to_string).unwrap_or_default();
             let refusal = node.refusal.as_ref().map(|refusal| format!("  refused: {refusal}")).unwrap_or_default();
-            let _ = writeln!(text, "  {}  {summary}{refusal}", node.node);
+            let kept = node.kept.map(|share| format!(", {} kept", percent(share))).unwrap_or_default();
+            let _ = writeln!(text, "  {}  {summary}{kept}{refusal}", node.node);
         }
         text + &self.left_out_text + &self.fit.text()
     }

@@ -223,6 +223,23 @@ pub enum StoreDefect {
         /// The store's last generation.
         last: u64,
     },
+    /// Other nodes would not fit the lattice any more.
+    #[error(
+        "this change of {name} leaves {count} {} below it that no switch can reach: {}; the first: {problem}. Change those \
+         first, or make the change all the same (--accept-unreachable)",
+        if *count == 1 { "node" } else { "nodes" },
+        some(nodes, *count)
+    )]
+    Unreachable {
+        /// The node that was to be changed.
+        name: String,
+        /// Nodes that would not fit, the first 100.
+        nodes: Vec<String>,
+        /// How many there are.
+        count: u64,
+        /// What a switch to the first would run into.
+        problem: String,
+    },
     /// An adapter that can only be checked against its base.
     #[error("{}: it holds a copy of the embedding or head, to be compared with the base's; name the base (--base)", adapter.display())]
     NeedsBase {
@@ -279,6 +296,12 @@ fn stale(name: &str, parent: &str, trained_under: Option<&str>, trained_on: u64,
              {parent} back, {what_to_do}"
         ),
     }
+}
+
+/// The first names of `count`.
+fn some(names: &[String], count: u64) -> String {
+    let shown = &names[..names.len().min(5)];
+    format!("{}{}", shown.join(", "), if count > shown.len() as u64 { ", …" } else { "" })
 }
 
 fn generations(known: &[u64]) -> String {

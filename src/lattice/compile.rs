@@ -92,7 +92,8 @@ fn finish(weight: &WeightName, kind: DeltaKind, bounds: &[f64], grid: &Grid) -> 
     let overflows = (0..bounds.len()).filter(|&row| bounds[row] > f64::from(limit));
     if let Some(row) = overflows.max_by(|&a, &b| needed(a).total_cmp(&needed(b))) {
         let (node, weight) = (String::new(), weight.clone());
-        return Err(Error::Overflow { node, weight, row, needed: needed(row), headroom: grid.headroom });
+        let headroom = grid.headroom;
+        return Err(Error::Overflow { node, weight, row, needed: needed(row), headroom, in_store: false });
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 2^30")]
     let row_max = bounds.iter().map(|bound| bound.ceil() as u32).collect();
@@ -219,12 +220,12 @@ fn saturate(value: f64) -> i16 {
 }
 
 /// The binary exponent of a positive finite number: `2^e ≤ x < 2^(e+1)`.
-pub(super) fn exponent(x: f64) -> i32 {
+pub(crate) fn exponent(x: f64) -> i32 {
     let bits = x.to_bits() >> 52 & 0x7ff;
     if bits == 0 { exponent(x * power_of_two(64)) - 64 } else { i32::try_from(bits).expect("11 bits") - 1023 }
 }
 
 /// `2^e`, exactly; `e` clamped to the normal numbers.
-pub(super) fn power_of_two(e: i32) -> f64 {
+pub(crate) fn power_of_two(e: i32) -> f64 {
     f64::from_bits(u64::try_from(e.clamp(-1022, 1023) + 1023).expect("not negative") << 52)
 }

@@ -102,10 +102,14 @@ fn step_for(largest: f32, headroom: f32) -> f32 {
 
 /// Rounds one row to the lattice of `step` and returns its largest magnitude.
 fn round_row(row: &[f32], step: f32, lanes: &mut [Lane]) -> u16 {
+    round_values(row, step, bytemuck::cast_slice_mut(lanes))
+}
+
+/// The same into plain integers; a row whose step is 0 is left as it is.
+pub(super) fn round_values(row: &[f32], step: f32, integers: &mut [i16]) -> u16 {
     if step == 0.0 {
         return 0;
     }
-    let integers: &mut [i16] = bytemuck::cast_slice_mut(lanes);
     let mut largest = 0;
     let step = f64::from(step);
     for (n, &w) in integers.iter_mut().zip(row) {

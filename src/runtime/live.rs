@@ -28,6 +28,8 @@ pub(super) struct Live<D: Compute> {
     pub(super) compiled: DeltaCache<NodeDeltas>,
     /// The same on the device, where that has memory of its own.
     pub(super) uploaded: DeltaCache<D::Deltas>,
+    /// Nodes whose small share of kept change was told.
+    told: HashSet<NodeId>,
 }
 
 /// The device a runtime was opened on.
@@ -76,7 +78,7 @@ impl<D: Compute> Live<D> {
         let weights = host.install(|| Weights::load(base, &device, sources.headroom, progress))?;
         let model = Llama::bind(&device, base.config(), &weights)?;
         let (compiled, uploaded) = (DeltaCache::new(budgets.host_bytes), DeltaCache::new(budgets.device_bytes));
-        Ok(Self { device, weights, model, compiled, uploaded })
+        Ok(Self { device, weights, model, compiled, uploaded, told: HashSet::new() })
     }
 
     /// Loads everything anew, on a device connected to anew. The old weights go first: there is never room for two.
@@ -111,10 +113,18 @@ impl<D: Compute> Live<D> {
             deltas = sources.deltas(node)?;
             self.untie_for(&deltas, sources)?;
         }
-        let Self { device, weights, compiled, uploaded, .. } = self;
+        let Self { device, weights, compiled, uploaded, told, .. } = self;
         let compiled = compiled.get(node, || {
             let deltas = match deltas {
-                Deltas::Float(float) => host.install(|| weights.compile(&float)).map_err(|error| at(error, name))?,
+                Deltas::Float(float) => {
+                    let compiled = host.install(|| weights.compile(&float));
+                    let (deltas, kept) = compiled.map_err(|error| error.at_node(name))?;
+                    report.kept.extend(kept.share().map(|share| (name.to_owned(), share)));
+                    if kept.is_low() && told.insert(node) {
+                        tracing::warn!("{name}: {}", kept.warning(false));
+                    }
+                    deltas
+                }
                 Deltas::Compiled(node) => weights.place(node)?,
             };
             let bytes = deltas.bytes();
@@ -161,7 +171,8 @@ impl<D: Compute> Live<D> {
         let path = sources.tree.path_from_root(plan.target);
         let path: Vec<_> = path.iter().map(|&node| &*find(resident, node).compiled).collect();
         let movement = terms(plan, resident, |node| &*node.compiled);
-        self.weights.check_bounds(&self.device, host, sources.tree.name(plan.target), &path, &movement)
+        let checked = self.weights.check_bounds(&self.device, host, sources.tree.name(plan.target), &path, &movement);
+        checked.map_err(|error| if sources.store.is_some() { error.in_store() } else { error })
     }
 
     /// The pass over the weights.
@@ -220,14 +231,4 @@ fn terms<'a, D: Compute, T>(
     let left = plan.subtract.iter().map(|&node| (of(find(resident, node)), Sign::Subtract));
     let entered = plan.add.iter().map(|&node| (of(find(resident, node)), Sign::Add));
     left.chain(entered).collect()
-}
-
-/// Says which node a delta that does not fit belongs to.
-fn at(error: Error, name: &str) -> Error {
-    match error {
-        Error::Overflow { weight, row, needed, headroom, .. } => {
-            Error::Overflow { node: name.to_owned(), weight, row, needed, headroom }
-        }
-        other => other,
-    }
 }

@@ -1,6 +1,7 @@
 //! A switch: resolve, plan, make every delta resident, check bounds, one pass, publish. Everything that can fail comes
 //! before the pass.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -27,6 +28,9 @@ pub struct SwitchReport {
     pub added: Vec<String>,
     /// Nodes whose deltas were not in memory: read, and compiled unless they came from a store.
     pub compiled: Vec<String>,
+    /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), for every node that was compiled
+    /// from floats and changes anything.
+    pub kept: BTreeMap<String, f64>,
     /// Matrices read and written.
     pub touched_matrices: usize,
     /// Weights in them.

@@ -11,7 +11,7 @@ use super::catalogue::{Ending, NodeKind, PastVersion, State, Step, Version, Writ
 use super::segment::MAX_BLOB_BYTES;
 use super::{Store, clean_name};
 use crate::error::StoreDefect;
-use crate::lattice::DeltaKind;
+use crate::lattice::{DeltaKind, Kept};
 use crate::tree::{Location, MAX_DEPTH, check_name, shown};
 use crate::{Error, Result};
 
@@ -33,6 +33,8 @@ pub struct Content {
     pub(super) adapter_hash: [u8; 32],
     /// The adapter's files, if they are to be kept.
     pub(super) original: Option<Vec<u8>>,
+    /// What share of the change the lattice keeps, where it was compiled here.
+    pub(super) kept: Option<Kept>,
 }
 
 impl Content {
@@ -52,7 +54,14 @@ impl Content {
         ranks.sort_unstable();
         ranks.dedup();
         let matrices = u32::try_from(node.len()).unwrap_or(u32::MAX);
-        Self { lattice_hash, blob: encode_node(node), kind, ranks, matrices, adapter_hash: [0; 32], original: None }
+        let blob = encode_node(node);
+        Self { lattice_hash, blob, kind, ranks, matrices, adapter_hash: [0; 32], original: None, kept: None }
+    }
+
+    /// What share of the change the lattice keeps; none if it was not compiled by [`Store::compile`] or
+    /// [`Store::compile_adapter`]. It is told, and not kept in the store.
+    pub fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
     }
 
     /// Bytes it takes in a segment, kept files included.
@@ -73,7 +82,7 @@ pub struct Details {
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Publish { name: String, content: Content, details: Details },
     Replace { name: String, content: Content, details: Details, expected: Option<u64> },
     Remove { name: String, recursive: bool, expected: Option<u64> },
@@ -85,7 +94,7 @@ enum Op {
 ///
 /// With `expected` (a generation) a change is made only if the node is still in it: compare and swap.
 #[derive(Clone, Debug, Default)]
-pub struct Changes(Vec<Op>);
+pub struct Changes(pub(super) Vec<Op>);
 
 impl Changes {
     /// No changes yet.
@@ -135,7 +144,8 @@ impl Changes {
 }
 
 impl Store {
-    /// Makes changes, all or none, and waits until they are on disk. Gives the generation each made of its node.
+    /// Makes changes, all or none, and waits until they are on disk. Gives the generation each made of its node. Whether a
+    /// switch can reach what is changed, [`Self::check_fits`] tells before.
     ///
     /// # Errors
     /// [`StoreDefect`] for everything that a change can run into, [`TreeDefect`](crate::error::TreeDefect) for a name, and

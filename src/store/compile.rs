@@ -9,26 +9,31 @@ use super::blob::CompiledNode;
 use super::change::Content;
 use crate::adapter::{AdapterDeltas, Limits, PeftAdapter};
 use crate::base::BaseModel;
-use crate::device::cpu::{SimdLevel, tighten};
+use crate::device::cpu::{SimdLevel, tighten_and_count};
 use crate::error::{StoreDefect, all_or_worst};
-use crate::lattice::{Grid, compile};
+use crate::lattice::{Grid, Kept, compile};
 use crate::{Error, Result, WeightName};
 
-/// Compiles one node's float deltas on the grids that `grid_of` gives.
+/// Compiles one node's float deltas on the grids that `grid_of` gives, and counts what share of them the lattice keeps.
 ///
 /// # Errors
 /// [`Error::NoSuchMatrix`], and what [`compile`] returns.
 pub fn compile_node<'g>(
     deltas: &AdapterDeltas,
     grid_of: impl Fn(&WeightName) -> Option<&'g Grid> + Sync,
-) -> Result<CompiledNode> {
+) -> Result<(CompiledNode, Kept)> {
     let compiled = deltas.par_iter().map(|(name, delta)| {
         let grid = grid_of(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
         let mut compiled = compile(name, delta, grid)?;
-        tighten(SimdLevel::detect(), &mut compiled);
-        Ok((name.clone(), compiled))
+        let squares = tighten_and_count(SimdLevel::detect(), &mut compiled, delta, grid);
+        Ok((name, compiled, squares, grid))
     });
-    Ok(all_or_worst(compiled.collect::<Vec<_>>())?.into_iter().collect())
+    let (mut node, mut kept) = (CompiledNode::new(), Kept::default());
+    for (name, compiled, squares, grid) in all_or_worst(compiled.collect::<Vec<_>>())? {
+        kept.add(name, squares, &compiled, grid);
+        node.insert(name.clone(), compiled);
+    }
+    Ok((node, kept))
 }
 
 impl Store {
@@ -38,7 +43,10 @@ impl Store {
     /// [`Error::NoSuchMatrix`], and what [`compile`] returns.
     pub fn compile(&self, deltas: &AdapterDeltas) -> Result<Content> {
         let lattice = self.lattice()?;
-        Ok(Content::new(&compile_node(deltas, |name| lattice.grid(name))?, self.inner.header.lattice_hash.into()))
+        let (node, kept) = compile_node(deltas, |name| lattice.grid(name))?;
+        let mut content = Content::new(&node, self.inner.header.lattice_hash.into());
+        content.kept = Some(kept);
+        Ok(content)
     }
 
     /// Reads the PEFT adapter in `folder` and compiles it for this store's base. An adapter that holds a copy of the

@@ -6,6 +6,7 @@
 //! **Invariant:** what a change returns from is on disk whole; a change that fails has not happened.
 //! **Invariant:** bytes are used only if their BLAKE3 is the one written with them.
 
+mod after;
 mod blob;
 mod bytes;
 mod cache;
@@ -15,6 +16,7 @@ mod compact;
 mod compile;
 mod export;
 mod faults;
+mod fits;
 mod folder;
 mod fuzzed;
 mod import;
@@ -40,6 +42,7 @@ pub use compile::compile_node;
 pub use export::ExportReport;
 #[doc(hidden)]
 pub use faults::Faults;
+pub use fits::{FitReport, NodeFit, PathFit, check_path};
 #[doc(hidden)]
 pub use fuzzed::{read_catalogue_bytes, read_segment_bytes};
 pub use import::{ImportOptions, ImportReport};

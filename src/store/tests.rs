@@ -36,7 +36,7 @@ fn read(store: &Store, name: &str) -> CompiledNode {
 
 fn compiled(store: &Store, seed: u16) -> CompiledNode {
     let lattice = store.lattice().unwrap();
-    compile_node(&deltas(seed), |name| lattice.grid(name)).unwrap()
+    compile_node(&deltas(seed), |name| lattice.grid(name)).unwrap().0
 }
 
 fn defect(result: Result<impl Sized>) -> StoreDefect {

@@ -34,7 +34,7 @@ pub fn scratch() -> TempDir {
 /// Compiled deltas that tell `seed`.
 pub fn compiled(seed: u16) -> CompiledNode {
     static MADE: LazyLock<Mutex<HashMap<u16, CompiledNode>>> = LazyLock::new(Mutex::default);
-    let make = || compile_node(&made::deltas(seed), |name| LATTICE.grid(name)).unwrap();
+    let make = || compile_node(&made::deltas(seed), |name| LATTICE.grid(name)).unwrap().0;
     MADE.lock().unwrap().entry(seed).or_insert_with(make).clone()
 }
 

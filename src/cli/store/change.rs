@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use pleach::store::Changes;
 
-use super::{Changed, Opening};
+use super::{Changed, Checking, Opening};
 use crate::cli::Console;
 
 /// Remove a node
@@ -42,11 +43,17 @@ pub(super) struct Move {
     /// Move it only if it is in this generation
     #[arg(long, value_name = "GENERATION")]
     expect: Option<u64>,
+    #[command(flatten)]
+    checking: Checking,
 }
 
 impl Move {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
-        let generation = opening.open(&self.store)?.move_to(&self.node, &self.target, self.expect)?;
+        let (store, base) = (opening.open(&self.store)?, self.checking.base()?);
+        let mut changes = Changes::new();
+        changes.move_to(&self.node, &self.target, self.expect);
+        self.checking.check(&store, &changes, &self.target, base.as_ref(), console)?;
+        let generation = store.apply(&changes)?[0];
         let answer = Changed::new(&self.target, generation);
         let from = self.node.trim_matches('/');
         console.answer(&answer, || format!("{from} is now {} in generation {generation}\n", answer.node))
@@ -66,11 +73,17 @@ pub(super) struct Rollback {
     /// Change it only if it is in this generation
     #[arg(long, value_name = "GENERATION")]
     expect: Option<u64>,
+    #[command(flatten)]
+    checking: Checking,
 }
 
 impl Rollback {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
-        let generation = opening.open(&self.store)?.rollback(&self.node, self.generation, self.expect)?;
+        let (store, base) = (opening.open(&self.store)?, self.checking.base()?);
+        let mut changes = Changes::new();
+        changes.rollback(&self.node, self.generation, self.expect);
+        self.checking.check(&store, &changes, &self.node, base.as_ref(), console)?;
+        let generation = store.apply(&changes)?[0];
         let answer = Changed::new(&self.node, generation);
         console.answer(&answer, || {
             format!("{} has the content of generation {} in generation {generation}\n", answer.node, self.generation)

@@ -8,19 +8,26 @@ mod publish;
 mod stat;
 mod upkeep;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
+use pleach::base::BaseModel;
+use pleach::runtime::open_base;
+use pleach::store::{Changes, FitReport};
 use serde::Serialize;
 
 use super::Console;
 
 pub(super) use list::{present, what, what_json};
 pub(super) use stat::Summary;
+pub(super) use upkeep::check_fit;
+
+/// Nodes that may not fit, warned about one by one.
+const OPEN_TOLD: usize = 10;
 
 /// Keep a tree's compiled adapters in a store, and change it while it is served
 #[derive(Args)]
@@ -103,16 +110,66 @@ struct Changed {
     /// Bytes that were published.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
+    /// What share of the adapter's change the lattice keeps, 0 to 1; none where it changes nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<f64>,
+    /// What was found out about the paths that change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fit: Option<FitReport>,
 }
 
 impl Changed {
     fn new(node: &str, generation: u64) -> Self {
-        Self { node: node.trim_matches('/').to_owned(), generation, bytes: None }
+        Self { node: node.trim_matches('/').to_owned(), generation, bytes: None, kept: None, fit: None }
+    }
+}
+
+/// How a change is checked before it is made.
+#[derive(Args)]
+struct Checking {
+    /// Make the change though nodes below it may then not fit the lattice any more, and do not look at them
+    #[arg(long)]
+    accept_unreachable: bool,
+    /// The store's base: decides exactly whether paths fit the lattice, and compares an adapter's copies of embedding or head
+    #[arg(long)]
+    base: Option<PathBuf>,
+}
+
+impl Checking {
+    fn base(&self) -> anyhow::Result<Option<BaseModel>> {
+        Ok(self.base.as_deref().map(open_base).transpose()?)
+    }
+
+    /// Checks what a switch would check at `name` and below it once `changes` are made.
+    fn check(
+        &self,
+        store: &pleach::store::Store,
+        changes: &Changes,
+        name: &str,
+        base: Option<&BaseModel>,
+        console: &Console,
+    ) -> anyhow::Result<FitReport> {
+        let bar = console.bar("checking what hangs below");
+        let report = store.check_fits(changes, base, !self.accept_unreachable, moving(&bar))?;
+        bar.finish_and_clear();
+        warn_open(&report);
+        store.unreachable(name, &report).map_or(Ok(report), |refusal| Err(refusal.into()))
+    }
+}
+
+/// Warns of nodes that may not fit.
+fn warn_open(report: &FitReport) {
+    for found in report.open.iter().take(OPEN_TOLD) {
+        tracing::warn!("{}: {}", found.node, found.problem);
+    }
+    let more = report.open_count.saturating_sub(OPEN_TOLD as u64);
+    if more > 0 {
+        tracing::warn!("{more} more nodes may not fit; name the base (--base)");
     }
 }
 
 /// Moves `bar` as the library says.
-fn moving(bar: &ProgressBar) -> impl FnMut(u64, u64) + '_ {
+pub(super) fn moving(bar: &ProgressBar) -> impl FnMut(u64, u64) + Send + '_ {
     |done, total| {
         bar.set_length(total);
         bar.set_position(done);

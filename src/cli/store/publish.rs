@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::DecimalBytes;
 use pleach::adapter::Limits;
-use pleach::runtime::open_base;
-use pleach::store::Details;
+use pleach::lattice::percent;
+use pleach::store::{Changes, Details};
 
-use super::{Changed, Opening};
+use super::{Changed, Checking, Opening};
 use crate::cli::Console;
 
 /// Publish a PEFT adapter as a new node, or with --replace as a node's new content
@@ -38,9 +38,8 @@ pub(super) struct Publish {
     /// Keep the adapter's own files, too, to be exported as they were
     #[arg(long)]
     keep_files: bool,
-    /// The store's base, for an adapter that holds a copy of the embedding or head
-    #[arg(long)]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    checking: Checking,
 }
 
 fn label(text: &str) -> Result<(String, String), &'static str> {
@@ -51,18 +50,27 @@ fn label(text: &str) -> Result<(String, String), &'static str> {
 impl Publish {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
         let store = opening.open(&self.store)?;
-        let base = self.base.as_deref().map(open_base).transpose()?;
-        let content = store.compile_adapter(&self.adapter, base.as_ref(), &Limits::default(), self.keep_files)?;
+        let base = self.checking.base()?;
+        let compiled = store.compile_adapter(&self.adapter, base.as_ref(), &Limits::default(), self.keep_files);
+        let content = compiled.map_err(|error| error.at_node(self.node.trim_matches('/')))?;
+        let (bytes, kept) = (content.bytes(), content.kept().cloned().unwrap_or_default());
         let labels = (!self.labels.is_empty()).then(|| self.labels.into_iter().collect());
         let details = Details { parent: self.parent, trained_on: self.trained_on, labels };
-        let bytes = content.bytes();
-        let generation = match self.replace {
-            true => store.replace(&self.node, content, details, self.expect)?,
-            false => store.publish(&self.node, content, details)?,
+        let mut changes = Changes::new();
+        match self.replace {
+            true => changes.replace(&self.node, content, details, self.expect),
+            false => changes.publish(&self.node, content, details),
         };
-        let answer = Changed { bytes: Some(bytes), ..Changed::new(&self.node, generation) };
+        let fit = self.checking.check(&store, &changes, &self.node, base.as_ref(), console)?;
+        let generation = store.apply(&changes)?[0];
+        let share = kept.share();
+        let answer = Changed { bytes: Some(bytes), kept: share, fit: Some(fit), ..Changed::new(&self.node, generation) };
+        if kept.is_low() {
+            tracing::warn!("{}: {}", answer.node, kept.warning(true));
+        }
         console.answer(&answer, || {
-            format!("{} is published in generation {generation}: {}\n", answer.node, DecimalBytes(bytes))
+            let kept = share.map(|share| format!(", {} of its change kept", percent(share))).unwrap_or_default();
+            format!("{} is published in generation {generation}: {}{kept}\n", answer.node, DecimalBytes(bytes))
         })
     }
 }

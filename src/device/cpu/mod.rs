@@ -19,7 +19,7 @@ mod tests;
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;
 pub use choose::{choose, greedy, likeliest};
-pub use delta_apply::{delta_apply, tighten};
+pub use delta_apply::{delta_apply, tighten, tighten_and_count};
 pub use simd::SimdLevel;
 
 use std::sync::Arc;

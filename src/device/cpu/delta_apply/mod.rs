@@ -11,15 +11,19 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod kept;
 mod scalar;
 
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::{Cpu, SimdLevel};
+use crate::adapter::FloatDelta;
 use crate::lattice::{
-    CompiledDelta, DeltaKind, Factors, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows, largest_magnitude,
+    CompiledDelta, DeltaKind, Factors, Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows, Squares,
+    largest_magnitude,
 };
+use kept::Change;
 
 /// Weights in one block of rows: large enough to pay for its start, small enough to keep every core busy to the end.
 const BLOCK_WEIGHTS: usize = 1 << 18;
@@ -81,14 +85,29 @@ const COUNTED_ROWS: usize = 16;
 /// # Panics
 /// When `simd` is beyond this machine.
 pub fn tighten(simd: SimdLevel, delta: &mut CompiledDelta) {
+    count(simd, delta, None);
+}
+
+/// The same, and counts what the lattice keeps of `float`, which `delta` was compiled from on `grid`.
+///
+/// # Panics
+/// As [`tighten`], and when the three are of different shapes.
+pub fn tighten_and_count(simd: SimdLevel, delta: &mut CompiledDelta, float: &FloatDelta, grid: &Grid) -> Squares {
+    assert_eq!((delta.rows, delta.cols), (grid.rows(), grid.cols), "the delta was compiled on another grid");
+    count(simd, delta, Some(&Change::new(float, grid)))
+}
+
+fn count(simd: SimdLevel, delta: &mut CompiledDelta, change: Option<&Change>) -> Squares {
     assert!(simd <= SimdLevel::detect(), "this machine has no {simd:?}");
     let mut row_max = std::mem::take(&mut delta.row_max);
     let terms = Terms::new(&[Segment { delta, sign: Sign::Add }]);
     let lanes_per_row = delta.cols.div_ceil(LANES);
-    row_max.par_chunks_mut(COUNTED_ROWS).enumerate().for_each(|(k, row_max)| {
+    let squares = row_max.par_chunks_mut(COUNTED_ROWS).enumerate().map(|(k, row_max)| {
         let first_row = k * COUNTED_ROWS;
         let mut lanes = vec![Lane::zeroed(); row_max.len() * lanes_per_row];
-        RowBlock { lanes: &mut lanes, lanes_per_row, first_row }.apply(simd, &terms);
+        let mut block = RowBlock { lanes: &mut lanes, lanes_per_row, first_row };
+        block.apply(simd, &terms);
+        let squares = change.map(|change| change.squares(simd, &block, row_max, delta)).unwrap_or_default();
         for (i, (largest, row)) in row_max.iter_mut().zip(lanes.chunks_exact(lanes_per_row.max(1))).enumerate() {
             *largest = if *largest <= LIMIT {
                 row.iter().flat_map(|lane| lane.0).map(|q| u32::from(q.unsigned_abs())).max().unwrap_or(0)
@@ -99,8 +118,15 @@ pub fn tighten(simd: SimdLevel, delta: &mut CompiledDelta) {
                 largest_magnitude(&sums)
             };
         }
+        squares
     });
+    // In the order of the rows, so that the figure does not depend on who came first.
+    let squares: Vec<Squares> = squares.collect();
     delta.row_max = row_max;
+    squares.into_iter().fold(Squares::default(), |mut sum, squares| {
+        sum += squares;
+        sum
+    })
 }
 
 impl RowBlock<'_> {

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::WeightName;
 use crate::adapter::FloatDelta;
-use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Grid, compile, quantise, reach, reference};
+use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Grid, compile, quantise, reach, reference, row_squares};
 
 /// One for each instruction set, the widest last.
 static CPUS: LazyLock<Vec<Cpu>> =
@@ -188,6 +188,44 @@ fn many_matrices_in_one_pass_keep_to_themselves_large_or_small() {
             let mut expected = base.clone();
             reference::apply(&mut expected, &[Segment { delta, sign: Sign::Add }]);
             assert_eq!(found, &expected);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn the_share_that_is_kept_is_the_one_of_the_definition(
+        (rows, cols) in shapes(),
+        kind in 0_u8..3,
+        rank in prop_oneof![1_usize..9, 60_usize..70, Just(200)],
+        size in -8_i32..=1,
+        tilt in -20_i32..=20,
+        seed in any::<u64>(),
+    ) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (_, grid) = made_base(&mut rng, rows, cols, 2.0);
+        let mut float = made_delta(&mut rng, rows, cols, rank, kind, 0.2 * 10_f32.powi(size));
+        // The size may lie anywhere in factors and scaling.
+        if let FloatDelta::LowRank { lora_a, scaling, .. } = &mut float {
+            lora_a.iter_mut().for_each(|a| *a *= 10_f32.powi(tilt));
+            *scaling *= 10_f64.powi(-tilt);
+        }
+        let Ok(plain) = compile(&WeightName::new("w"), &float, &grid) else { return Err(TestCaseError::reject("too large")) };
+        let mut expected = Squares::default();
+        (0..rows).for_each(|row| expected += row_squares(&float, &plain, &grid, row));
+        for simd in SimdLevel::available() {
+            let mut counted = plain.clone();
+            let squares = tighten_and_count(simd, &mut counted, &float, &grid);
+            let mut alone = plain.clone();
+            tighten(simd, &mut alone);
+            prop_assert_eq!(&counted, &alone, "counting changes no integer");
+            match (squares.kept(), expected.kept()) {
+                (Some(found), Some(expected)) => prop_assert!((found - expected).abs() < 1e-4, "{simd:?}: {found} for {expected}"),
+                (found, expected) => prop_assert_eq!(found, expected),
+            }
+            prop_assert!((squares.change - expected.change).abs() <= 1e-4 * expected.change, "{squares:?}, {expected:?}");
         }
     }
 }

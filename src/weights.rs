@@ -13,12 +13,12 @@ use crate::device::{Device, PassTimes};
 use crate::error::all_or_worst;
 pub use crate::lattice::MatrixId;
 use crate::lattice::{
-    BaseLattice, Grid, Kept, LANES, LatticeMatrix, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows, quantise,
+    BaseLattice, Grid, Kept, LANES, LatticeMatrix, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows,
+    quantise,
 };
 pub(crate) use crate::name::{EMBEDDING, HEAD};
 use crate::store::{CompiledNode, compile_node};
 use crate::{Error, Result, WeightName};
-
 
 /// Every weight of the model, resident on one device.
 pub struct Weights<D: Device> {
@@ -319,7 +319,8 @@ impl<D: Device> Weights<D> {
         if !close.is_empty() {
             host.install(|| {
                 let wanted: Vec<_> = close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
-                all_or_worst(close.iter().zip(&device.read_rows(&wanted)?).map(check)).map_err(|error| error.at_node(node))
+                all_or_worst(close.iter().zip(&device.read_rows(&wanted)?).map(check))
+                    .map_err(|error| error.at_node(node))
             })?;
         }
         last.fits(path);

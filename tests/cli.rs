@@ -295,11 +295,13 @@ fn inspect_tells_what_each_thing_is_and_whether_it_fits() {
     let alone = pleach(&["inspect", path(&fr), "--json"]).json();
     assert_eq!((&alone["fits"], &alone["hash"]), (&json!(null), &adapter["hash"]));
     for (thing, words) in [(&fr, "o_proj.weight of 64×64"), (&tree, "fr: adapter ")] {
-        let run = pleach(&["inspect", path(thing), "--base", path(&other), "--json"]).json();
+        let run = pleach(&["inspect", path(thing), "--base", path(&other), "--json"]);
+        assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
+        let run: Value = serde_json::from_str(&run.stdout).unwrap();
         assert_eq!(run["fits"], json!(false));
         assert!(run["refusal"].as_str().unwrap().contains(words), "{run}");
-        let text = pleach(&["inspect", path(thing), "--base", path(&other)]).text();
-        assert!(text.contains(": no: "), "{text}");
+        let text = pleach(&["inspect", path(thing), "--base", path(&other)]);
+        assert!(text.status == Some(1) && text.stdout.contains(": no: "), "{}", text.stdout);
     }
     let whole = pleach(&["inspect", path(&tree), "--base", path(&base), "--json"]).json();
     assert_eq!((&whole["what"], &whole["nodes"], &whole["fits"]), (&json!("tree"), &json!(3), &json!(true)));
@@ -331,7 +333,8 @@ fn demo_comes_back_bit_for_bit() {
 #[test]
 fn demo_of_the_shipped_tree_shows_every_users_style() {
     let Some(_) = smollm2_base() else { return };
-    let answer = pleach(&["demo", "--json"]).json();
+    // Quiet: of one adapter the lattice keeps 98.9 %, which is warned about.
+    let answer = pleach(&["demo", "--json", "--quiet"]).json();
     let text = |user: &str| {
         let mut stops = answer["stops"].as_array().unwrap().iter();
         let stop = stops.find(|stop| stop["node"].as_str().unwrap().ends_with(user)).unwrap();

@@ -99,7 +99,10 @@ fn node_lives_from_import_to_export() {
     let made = Made::new();
     let (tree, base, store, other) = (made.at("tree"), made.at("base"), made.store(), made.at("other"));
     let report = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
-    assert_eq!(keys(&report), ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "seconds"]);
+    assert_eq!(
+        keys(&report),
+        ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "kept", "seconds"]
+    );
     assert_eq!(report["nodes"], json!(3));
     let nodes = |expected: &[(&str, u64)]| {
         let expected: Vec<_> = expected.iter().map(|(name, generation)| ((*name).to_owned(), *generation)).collect();
@@ -110,7 +113,7 @@ fn node_lives_from_import_to_export() {
 
     let label = ["--label", "team=blue", "--label", "since=2024=5"];
     let published = made.json("publish", &[&["/fr/carol/", &other][..], &label].concat());
-    assert_eq!(keys(&published), ["node", "generation", "bytes"]);
+    assert_eq!(keys(&published), ["node", "generation", "bytes", "kept", "fit"]);
     assert_eq!((&published["node"], &published["generation"]), (&json!("fr/carol"), &json!(4)));
     let again = made.run("publish", &["fr/carol", &other]).refusal();
     assert!(again.contains("already, in generation 4; replace it instead (--replace)"), "{again}");
@@ -289,7 +292,9 @@ fn tree_and_inspect_know_a_store() {
     assert_eq!((&told["what"], &told["nodes"], &told["fits"]), (&json!("store"), &json!(3), &json!(true)));
     let other = made.at("other-base");
     tiny_hf_model(Path::new(&other), &TinyModel { seed: 9, ..TinyModel::default() });
-    let told = pleach(&["inspect", &store, "--base", &other]).text();
+    let run = pleach(&["inspect", &store, "--base", &other]);
+    assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
+    let told = run.stdout;
     assert!(told.contains("fits        ") && told.contains(": no: ") && told.contains("compiled for the base base"));
     let import = pleach(&["store", "import", &store, &made.at("second"), "--base", &made.at("base")]).refusal();
     assert!(import.contains("this is a store, not a folder of adapters"), "{import}");

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
-use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter};
 use pleach::WeightName;
+use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter};
 use pleach::base::BaseModel;
 use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, percent};
 use pleach::runtime::{open_base, shapes};
@@ -327,7 +327,8 @@ fn below(
             continue;
         };
         let compiled = opened.and_then(|adapter| target.compile(name, &adapter));
-        let path = path.map(|path| [path, &compiled.as_ref().map(|(node, _)| node).into_iter().collect::<Vec<_>>()].concat());
+        let path =
+            path.map(|path| [path, &compiled.as_ref().map(|(node, _)| node).into_iter().collect::<Vec<_>>()].concat());
         let refusal = match (&compiled, &path) {
             (Err(error), _) => Some(error.to_string()),
             (Ok(_), Err(above)) => Some(format!("it hangs under {above}, which is refused")),

@@ -21,6 +21,9 @@ pub const KEPT_ENOUGH: f64 = 0.99;
 /// The smallest headroom that is of any use: at 1 a row's largest weight cannot grow.
 const LEAST_HEADROOM: f64 = 1.01;
 
+/// A smaller headroom is advised where it makes the steps this much finer, or keeps enough.
+const MUCH_FINER: f64 = 0.7;
+
 /// Squares of Frobenius norms of one matrix, in the unit of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Squares {
@@ -86,26 +89,31 @@ impl Kept {
         self.worst.as_ref().map(|(weight, _, kept)| (weight, *kept))
     }
 
-    /// The smaller headroom at which the node alone would fit, if there is one that makes the steps finer, and the share
+    /// The smaller headroom at which the node alone would fit, if there is one that helps, and the share
     /// that it would keep, about: what is lost shrinks with the step where entries are larger than that.
     pub fn smaller_headroom(&self) -> Option<(f64, f64)> {
         let headroom = self.needed.max(LEAST_HEADROOM);
-        let share = self.share().filter(|_| headroom <= self.headroom * 0.9)?;
-        Some((headroom, 1.0 - (1.0 - share) * headroom / self.headroom))
+        let share = 1.0 - (1.0 - self.share()?) * headroom / self.headroom;
+        let helps = headroom <= self.headroom * MUCH_FINER || (headroom < self.headroom && share >= KEPT_ENOUGH);
+        helps.then_some((headroom, share))
     }
 
     /// What to tell of a share that is low: `the lattice keeps 46.1 % of its change …`, and what can be done about it,
     /// `in_store` or where the base is opened.
     pub fn warning(&self, in_store: bool) -> String {
         let share = percent(self.share().unwrap_or(1.0));
-        let worst = self.worst().map(|(weight, kept)| format!("; most is lost in {weight}, which keeps {}", percent(kept)));
+        let worst =
+            self.worst().map(|(weight, kept)| format!("; most is lost in {weight}, which keeps {}", percent(kept)));
         let advice = match self.smaller_headroom() {
             Some((headroom, share)) => {
                 let how = if in_store { "import again with" } else { "open the base with" };
                 let share = percent(share);
-                format!("{how} a headroom of {headroom} (--headroom {headroom}), which holds it alone and keeps about {share}")
+                format!(
+                    "{how} a headroom of {headroom} (--headroom {headroom}), which holds it alone and keeps about {share}"
+                )
             }
-            None => "no smaller headroom would help much, a larger change would: train it further, or raise alpha".to_owned(),
+            None => "no smaller headroom would help much, a larger change would: train it further, or raise alpha"
+                .to_owned(),
         };
         let worst = worst.unwrap_or_default();
         format!("the lattice keeps {share} of its change, since much of that lies below half a step{worst}; {advice}")
@@ -154,4 +162,3 @@ pub fn row_squares(float: &FloatDelta, delta: &CompiledDelta, grid: &Grid, i: us
     }
     squares
 }
-

@@ -17,8 +17,8 @@ mod quantise;
 pub mod reference;
 
 pub use base_lattice::BaseLattice;
-pub(crate) use compile::{exponent, headroom_for, power_of_two};
 pub use compile::{CHUNK_RANK, compile};
+pub(crate) use compile::{exponent, headroom_for, power_of_two};
 pub use decompile::decompile;
 pub(crate) use delta::largest_magnitude;
 pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows, reach};

@@ -53,7 +53,7 @@ impl<'a> After<'a> {
         let mut after = Self::unchanged(store);
         changes.0.iter().try_for_each(|op| after.take(op))?;
         let Self { nodes, changed, .. } = &mut after;
-        changed.retain(|name| !matches!(nodes.get(name), Some(None)));
+        changed.retain(|name| !name.is_empty() && !matches!(nodes.get(name), Some(None)));
         Ok(after)
     }
 
@@ -92,10 +92,8 @@ impl<'a> After<'a> {
                 self.changed.insert(target.clone());
             }
             Op::Rollback { name, generation, .. } => {
-                let old = self.past(name, *generation)?;
-                let Some(parent) = self.node(name)?.map(|now| now.parent).or(old.map(|old| old.parent)) else {
-                    return Ok(());
-                };
+                let Some(old) = self.past(name, *generation)? else { return Ok(()) };
+                let parent = self.node(name)?.map_or(old.parent, |now| now.parent);
                 self.put(name, Planned { parent, bytes: Bytes::Past(name.clone(), *generation) });
                 self.changed.insert(name.clone());
             }
@@ -124,7 +122,7 @@ impl<'a> After<'a> {
     }
 
     /// A node and all below it, parents first.
-    fn subtree(&self, name: &str) -> Result<Vec<(String, Planned<'a>)>> {
+    pub(super) fn subtree(&self, name: &str) -> Result<Vec<(String, Planned<'a>)>> {
         let mut found = Vec::new();
         let mut waiting = vec![name.to_owned()];
         while let Some(name) = waiting.pop() {

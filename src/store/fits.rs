@@ -219,15 +219,26 @@ impl Store {
         Ok(walk.report())
     }
 
+    /// Checks that a switch could reach the node called `name`, as it now is. With `base` the answer is exact.
+    ///
+    /// # Errors
+    /// What the switch would say: [`Error::Overflow`], [`Error::NoSuchMatrix`], [`Error::DeltaShape`],
+    /// [`TreeDefect::UnknownNode`](crate::error::TreeDefect::UnknownNode); [`StoreDefect::WrongBase`].
+    pub fn check_fit(&self, name: &str, base: Option<&BaseModel>) -> Result<PathFit> {
+        base.map_or(Ok(()), |base| self.check_base(base))?;
+        let name = clean_name(name);
+        let after = After::unchanged(self);
+        let path = after.path(&name)?.ok_or_else(|| self.unknown(&name))?;
+        let deltas = path.iter().map(|(_, planned)| after.read(planned)).collect::<Result<Vec<_>>>()?;
+        let deltas: Vec<&CompiledNode> = deltas.iter().collect();
+        check_path(&name, &deltas, &*self.lattice()?, base).map_err(Error::in_store)
+    }
+
     /// Checks that a switch could reach every node there is. With `base` every answer is exact.
     ///
     /// # Errors
     /// [`StoreDefect::WrongBase`], and what reading the catalogue returns. What is wrong with nodes is in the report.
-    pub fn check_all_fit(
-        &self,
-        base: Option<&BaseModel>,
-        progress: impl FnMut(u64, u64) + Send,
-    ) -> Result<FitReport> {
+    pub fn check_all_fit(&self, base: Option<&BaseModel>, progress: impl FnMut(u64, u64) + Send) -> Result<FitReport> {
         base.map_or(Ok(()), |base| self.check_base(base))?;
         let lattice = self.lattice()?;
         let told = Mutex::new((FitReport::default(), 0, progress));
@@ -240,7 +251,8 @@ impl Store {
     /// The refusal of a change of `name` after which others can no longer be reached; none if there are none.
     pub fn unreachable(&self, name: &str, report: &FitReport) -> Option<Error> {
         let first = report.unreachable.first()?;
-        let (nodes, count) = (report.unreachable.iter().map(|found| found.node.clone()).collect(), report.unreachable_count);
+        let (nodes, count) =
+            (report.unreachable.iter().map(|found| found.node.clone()).collect(), report.unreachable_count);
         let problem = first.problem.clone();
         Some(self.defect(StoreDefect::Unreachable { name: clean_name(name), nodes, count, problem }))
     }

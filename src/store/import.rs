@@ -2,14 +2,15 @@
 //!
 //! **Invariant:** the store appears whole: it is made beside its place and renamed there once every adapter is in it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::after::After;
 use super::change::Content;
-use super::{Changes, Details, Store, StoreInfo, StoreOptions};
+use super::{Changes, Details, NodeFit, Store, StoreInfo, StoreOptions};
 use crate::adapter::Limits;
 use crate::base::BaseModel;
 use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
@@ -30,7 +31,7 @@ pub struct ImportOptions {
 }
 
 /// What an import made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ImportReport {
     /// Nodes.
     pub nodes: u64,
@@ -43,6 +44,8 @@ pub struct ImportReport {
     /// Nodes that may not be what their places say.
     #[serde(rename = "doubtful")]
     pub doubts: Vec<Doubt>,
+    /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), of every node that changes anything.
+    pub kept: BTreeMap<String, f64>,
 }
 
 impl Store {
@@ -50,8 +53,8 @@ impl Store {
     /// ([`base_lattice`](crate::weights::base_lattice)). `progress` is told how many of how many adapters are looked at.
     ///
     /// # Errors
-    /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, unless the options let a store
-    /// be made of the rest. There is no store then.
+    /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, those among them whose path does
+    /// not fit the lattice, unless the options let a store be made of the rest. There is no store then.
     pub fn import(
         folder: &Path,
         tree: &AdapterTree,
@@ -97,6 +100,12 @@ impl Store {
                         }
                     };
                     report.doubts.extend(tree.doubt(node, &Limits::default()));
+                    if let Some(kept) = content.kept() {
+                        report.kept.extend(kept.share().map(|share| (name.to_owned(), share)));
+                        if kept.is_low() {
+                            tracing::warn!("{name}: {}", kept.warning(true));
+                        }
+                    }
                     waiting_bytes += content.bytes();
                     report.bytes += content.bytes();
                     report.nodes += 1;
@@ -111,13 +120,53 @@ impl Store {
                 }
                 progress(done, nodes.len());
             }
+            store.apply(&changes)?;
+            store.leave_out_unreachable(base, options.skip_refused, &mut report)?;
             report.refused.sort_by(|a, b| a.name.cmp(&b.name));
             if !report.refused.is_empty() && (!options.skip_refused || report.nodes == 0) {
                 return Err(Error::store(folder, StoreDefect::Refused { refused: report.refused }));
             }
-            store.apply(&changes)?;
             Ok(report)
         })
+    }
+
+    /// Refuses the nodes whose path does not fit the lattice, and with `skip` takes them out of the store again, with what
+    /// hangs below them.
+    fn leave_out_unreachable(&self, base: &BaseModel, skip: bool, report: &mut ImportReport) -> Result<()> {
+        let mut left_out = BTreeSet::new();
+        loop {
+            let found = self.check_all_fit(Some(base), |_, _| ())?.unreachable;
+            for NodeFit { node, .. } in &found {
+                if let Err(reason) = self.check_fit(node, Some(base)) {
+                    report.refused.push(RefusedEntry::new(node, reason));
+                }
+            }
+            if !skip || found.is_empty() {
+                break;
+            }
+            let refused: BTreeSet<&String> = found.iter().map(|found| &found.node).collect();
+            for &node in &refused {
+                let below = After::unchanged(self).subtree(node)?;
+                // Nothing where it went with a node above it.
+                for (name, planned) in &below {
+                    if !refused.contains(name) {
+                        let (node, parent) = (name.clone(), planned.parent.clone());
+                        report.refused.push(RefusedEntry::new(name, TreeDefect::BelowRefused { node, parent }));
+                    }
+                    left_out.insert(name.clone());
+                }
+                if !below.is_empty() {
+                    self.remove(node, true, None)?;
+                }
+            }
+        }
+        report.nodes -= left_out.len() as u64;
+        report.kept.retain(|name, _| !left_out.contains(name));
+        if !left_out.is_empty() {
+            // Nobody shall roll back to them.
+            self.compact(|_, _| ())?;
+        }
+        Ok(())
     }
 
     /// Compiles what a node of a tree holds.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
+use pleach::lattice::percent;
 use pleach::runtime::open_base;
 use pleach::store::{ImportOptions, ImportReport, Store};
 use pleach::tree::AdapterTree;
@@ -75,6 +76,9 @@ impl Answer {
         let ImportReport { refused, passed_over, doubts, .. } = &self.report;
         let (nodes, bytes) = (HumanCount(self.report.nodes), DecimalBytes(self.report.bytes));
         let mut text = format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", self.store, self.seconds);
+        if let Some(least) = self.report.kept.values().copied().reduce(f64::min) {
+            text += &format!("of each adapter's change the lattice keeps {} or more\n", percent(least));
+        }
         for line in refused_lines(refused) {
             text += &format!("{line}\n");
         }

@@ -127,10 +127,10 @@ impl Changed {
 /// How a change is checked before it is made.
 #[derive(Args)]
 struct Checking {
-    /// Make the change though nodes below it may then not fit the lattice any more, and do not look at them
+    /// Make the change without looking whether the nodes below it, all of which are read, still fit
     #[arg(long)]
     accept_unreachable: bool,
-    /// The store's base: decides exactly whether paths fit the lattice, and compares an adapter's copies of embedding or head
+    /// The store's base: decides exactly what fits, and compares an adapter's copies of the embedding or head
     #[arg(long)]
     base: Option<PathBuf>,
 }

@@ -64,7 +64,8 @@ impl Publish {
         let fit = self.checking.check(&store, &changes, &self.node, base.as_ref(), console)?;
         let generation = store.apply(&changes)?[0];
         let share = kept.share();
-        let answer = Changed { bytes: Some(bytes), kept: share, fit: Some(fit), ..Changed::new(&self.node, generation) };
+        let answer =
+            Changed { bytes: Some(bytes), kept: share, fit: Some(fit), ..Changed::new(&self.node, generation) };
         if kept.is_low() {
             tracing::warn!("{}: {}", answer.node, kept.warning(true));
         }

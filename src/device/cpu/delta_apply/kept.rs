@@ -3,6 +3,7 @@
 //! Every entry is computed in f32, in units of the row's own power of two, each component of `A` scaled by another: so
 //! nothing overflows or vanishes, and an entry is off by at most `rank · 2^−23` of `Σ_r |b_ir · a_rj|`. Squares are summed
 //! along a row in f32, over rows in f64. [`row_squares`], the definition, judges it.
+#![allow(clippy::needless_range_loop, reason = "several register arrays go by the same row")]
 
 use super::RowBlock;
 use crate::adapter::FloatDelta;

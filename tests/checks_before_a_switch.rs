@@ -233,7 +233,7 @@ fn publish_and_replace_refuse_what_a_switch_would() {
 }
 
 #[test]
-fn inspect_fails_where_an_adapter_a_path_or_a_copy_does_not_fit() {
+fn inspect_and_import_fail_where_an_adapter_or_a_path_does_not_fit() {
     let made = Made::new();
     let base = made.at("base");
     let large = made.adapter("large", 0.5);
@@ -271,23 +271,6 @@ fn inspect_fails_where_an_adapter_a_path_or_a_copy_does_not_fit() {
         told["refused"].as_array().unwrap().iter().map(|entry| entry["node"].as_str().unwrap()).collect();
     assert_eq!((&told["nodes"], refused), (&json!(1), vec!["a/b", "a/b/c"]));
     pleach(&["store", "verify", &made.at("imported"), "--deep", "--base", &base]).text();
-
-    // A copy of the embedding that is not the base's.
-    let copied = made.at("copied");
-    let adapter = TinyAdapter::new(
-        vec![TinyModule { is_embedding: true, ..TinyModule::linear("model.embed_tokens", 272, 64) }],
-        1,
-        3,
-    );
-    adapter.write(Path::new(&copied)).unwrap();
-    let embedding = TinyModel::default().weights()["model.embed_tokens.weight"].1.iter().map(|w| w + 0.5).collect();
-    let mut tensors = adapter.tensors();
-    tensors.push(("base_model.model.model.embed_tokens.weight".into(), [272, 64], embedding));
-    let file = pleach::testing::adapter::serialize(&tensors, safetensors::Dtype::F32);
-    std::fs::write(Path::new(&copied).join("adapter_model.safetensors"), file).unwrap();
-    let told = pleach(&["inspect", &copied, "--base", &base]);
-    assert_eq!(told.status, Some(1));
-    assert!(told.stdout.contains(": no: ") && told.stdout.contains("embed_tokens"), "{}", told.stdout);
 }
 
 /// A base whose every row is one large weight and small ones: maxima never meet, and only the base's integers tell.

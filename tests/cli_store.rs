@@ -99,10 +99,7 @@ fn node_lives_from_import_to_export() {
     let made = Made::new();
     let (tree, base, store, other) = (made.at("tree"), made.at("base"), made.store(), made.at("other"));
     let report = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
-    assert_eq!(
-        keys(&report),
-        ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "kept", "seconds"]
-    );
+    assert_eq!(keys(&report), ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "kept", "seconds"]);
     assert_eq!(report["nodes"], json!(3));
     let nodes = |expected: &[(&str, u64)]| {
         let expected: Vec<_> = expected.iter().map(|(name, generation)| ((*name).to_owned(), *generation)).collect();

@@ -199,7 +199,7 @@ fn inspect_import_and_publish_tell_what_is_kept() {
     make_base_and_tree(dir.path());
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (base, tree, store, faint) = (at("base"), at("tree"), at("store"), at("faint"));
-    let mut adapter = TinyAdapter::new(modules().to_vec(), 2, 9);
+    let mut adapter = TinyAdapter::new(modules().to_vec(), 2, 9).with_config(json!({ "layers_to_transform": [0] }));
     adapter.alpha = 1e-6;
     adapter.write(faint.as_ref()).unwrap();
 

@@ -77,7 +77,8 @@ impl Made {
 
     /// An adapter on disk that changes `UP` by up to about `size`.
     fn adapter(&self, name: &str, size: f64) -> String {
-        let mut adapter = TinyAdapter::new(vec![TinyModule::linear(UP, 96, 64)], 1, 7);
+        let mut adapter = TinyAdapter::new(vec![TinyModule::linear(UP, 96, 64)], 1, 7)
+            .with_config(json!({ "layers_to_transform": [1] }));
         // Factors lie within 0.1: a product reaches 0.01 times alpha.
         adapter.alpha = size * 100.0;
         adapter.write(Path::new(&self.at(name))).unwrap();

@@ -4,12 +4,11 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use cli::{Cli, Console};
 
 fn main() -> ExitCode {
     quieten_mesa();
-    let Cli { options, command } = Cli::parse();
+    let Cli { options, command } = Cli::parse_arguments();
     let console = Console::new(&options);
     let outcome = command.run(&console);
     outcome.unwrap_or_else(|error| console.fail(&error))

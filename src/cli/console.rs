@@ -1,6 +1,8 @@
 //! What is printed where: answers on stdout, bars, notes, warnings and errors on stderr.
 //!
 //! **Invariant:** bars and notes appear on a terminal only, and nothing but errors with `--quiet`.
+//! **Invariant:** no text goes out but through here, and none with characters that steer a terminal: names, keys, labels and
+//! paths are whoever's made the files. A model's own text alone goes as it is where stdout is no terminal.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -15,6 +17,7 @@ use tracing::field::{Field, Visit};
 use tracing::span;
 
 use super::Options;
+use super::escape::{escaped, moved_in, spoken};
 
 /// Where a command prints, and how it was asked to.
 pub(crate) struct Console {
@@ -51,8 +54,22 @@ impl Console {
         }
     }
 
-    /// Prints to stdout at once. Where nobody reads any more, the program ends.
+    /// Prints to stdout at once.
     pub(crate) fn print(&self, text: &str) -> anyhow::Result<()> {
+        self.write(&escaped(text))
+    }
+
+    /// Prints what a model says: as it is for programs, without what would steer a terminal on one.
+    pub(crate) fn say(&self, text: &str) -> anyhow::Result<()> {
+        match io::stdout().is_terminal() {
+            true => self.write(&spoken(text)),
+            false => self.write(text),
+        }
+    }
+
+    /// Writes to stdout at once. Where nobody reads any more, the program ends.
+    #[allow(clippy::unused_self, reason = "who prints has a console")]
+    fn write(&self, text: &str) -> anyhow::Result<()> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -64,7 +81,7 @@ impl Console {
     pub(crate) fn note(&self, text: &str) {
         if self.lively {
             // A note that cannot be written is not missed.
-            let _ = writeln!(io::stderr(), "{text}");
+            let _ = writeln!(io::stderr(), "{}", moved_in(&escaped(text)));
         }
     }
 
@@ -78,7 +95,7 @@ impl Console {
     /// Tells an error and gives the exit status.
     pub(crate) fn fail(&self, error: &anyhow::Error) -> ExitCode {
         let message = message(error);
-        let _ = writeln!(io::stderr(), "error: {message}");
+        let _ = writeln!(io::stderr(), "error: {}", moved_in(&escaped(&message)));
         if self.json {
             let _ = self.print(&format!("{}\n", json!({ "error": message })));
         }
@@ -106,7 +123,7 @@ impl tracing::Subscriber for Warnings {
     fn event(&self, event: &tracing::Event<'_>) {
         let mut line = String::from("warning:");
         event.record(&mut Line(&mut line));
-        let _ = writeln!(io::stderr(), "{line}");
+        let _ = writeln!(io::stderr(), "{}", moved_in(&escaped(&line)));
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

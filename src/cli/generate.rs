@@ -13,6 +13,8 @@ use super::model::{Arrived, Place, PromptText};
 
 /// Continue a prompt at a node; the text streams to stdout
 #[derive(Args)]
+#[command(after_help = "\
+On a terminal the text's control characters but line feeds and tabs are written out (\\u001b); a pipe or file gets the bytes.")]
 pub(crate) struct Generate {
     #[command(flatten)]
     prompt: PromptText,
@@ -95,7 +97,7 @@ impl Generate {
         let mut printed = Ok(());
         let generation = runtime.generate(&prompt, &options, |piece| {
             if !console.json && printed.is_ok() {
-                printed = console.print(piece);
+                printed = console.say(piece);
             }
         })?;
         printed?;

@@ -14,6 +14,7 @@ use pleach::base::BaseModel;
 use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, percent};
 use pleach::runtime::{open_base, shapes};
 use pleach::store::{CompiledNode, FitReport, Store, check_path, compile_node};
+use pleach::tree::render::one_line;
 use pleach::tree::{AdapterTree, NodeId, NodeSource};
 use pleach::weights::base_lattice_of;
 use serde::Serialize;
@@ -369,7 +370,7 @@ impl Answer {
 
 /// One line: a word, and what there is to say about it.
 pub(super) fn line(word: &str, text: impl std::fmt::Display) -> String {
-    format!("{word:<12}{text}\n")
+    format!("{word:<12}{}\n", one_line(&text.to_string()))
 }
 
 fn list<T: ToString>(items: &[T]) -> String {
@@ -447,7 +448,7 @@ impl Tree {
             let summary = node.summary.as_ref().map(ToString::to_string).unwrap_or_default();
             let refusal = node.refusal.as_ref().map(|refusal| format!("  refused: {refusal}")).unwrap_or_default();
             let kept = node.kept.map(|share| format!(", {} kept", percent(share))).unwrap_or_default();
-            let _ = writeln!(text, "  {}  {summary}{kept}{refusal}", node.node);
+            let _ = writeln!(text, "{}", one_line(&format!("  {}  {summary}{kept}{refusal}", node.node)));
         }
         text + &self.left_out_text + &self.fit.text()
     }

@@ -2,6 +2,7 @@
 
 use pleach::adapter::Limits;
 use pleach::error::RefusedEntry;
+use pleach::tree::render::one_line;
 use pleach::tree::{AdapterTree, Doubt};
 use serde_json::{Value, json};
 
@@ -22,7 +23,8 @@ impl<'a> LeftOut<'a> {
     pub(crate) fn lines(&self) -> Vec<String> {
         let passed = self.tree.passed_over().iter().map(|passed| format!("passed over: {passed}"));
         let doubts = self.doubts.iter().map(|doubt| format!("doubtful: {doubt}"));
-        refused_lines(self.tree.refused()).into_iter().chain(passed).chain(doubts).collect()
+        let others = passed.chain(doubts).map(|line| one_line(&line).into_owned());
+        refused_lines(self.tree.refused()).into_iter().chain(others).collect()
     }
 
     /// The lines, ended; nothing if there are none.
@@ -42,5 +44,5 @@ impl<'a> LeftOut<'a> {
 
 /// One entry a line.
 pub(crate) fn refused_lines(refused: &[RefusedEntry]) -> Vec<String> {
-    refused.iter().map(|entry| format!("refused: {entry}")).collect()
+    refused.iter().map(|entry| one_line(&format!("refused: {entry}")).into_owned()).collect()
 }

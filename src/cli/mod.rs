@@ -7,6 +7,7 @@ mod completions;
 mod console;
 mod demo;
 mod devices;
+mod escape;
 mod generate;
 mod inspect;
 mod left_out;
@@ -17,6 +18,7 @@ mod store;
 mod tree;
 mod verify;
 
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
@@ -40,6 +42,23 @@ pub(crate) struct Cli {
     pub(crate) options: Options,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// What the arguments ask for. Help and wrong usage end the program.
+    pub(crate) fn parse_arguments() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let text = error.render().to_string();
+            // An argument is a name, too: one that would steer the terminal is told without colours.
+            let plain = escape::escaped(&text);
+            if plain == text {
+                error.exit();
+            }
+            // An error that cannot be written is not missed.
+            let _ = io::stderr().write_all(plain.as_bytes());
+            std::process::exit(error.exit_code())
+        })
+    }
 }
 
 /// What every command takes.

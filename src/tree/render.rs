@@ -1,5 +1,6 @@
 //! Pictures of a tree: text, DOT and JSON.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
@@ -16,15 +17,15 @@ pub fn text(tree: &AdapterTree, note: impl Fn(NodeId) -> Option<String>) -> Stri
             out.extend(above.iter().map(|more| if *more { "│   " } else { "    " }));
             out.push_str(if *last { "├── " } else { "└── " });
         }
-        out.push_str(short_name(tree, id));
+        out.push_str(&one_line(short_name(tree, id)));
         if let Some(label) = tree.label(id) {
-            let _ = write!(out, " “{label}”");
+            let _ = write!(out, " “{}”", one_line(label));
         }
         if let Some(level) = tree.level_name(tree.depth(id)) {
-            let _ = write!(out, " ({level})");
+            let _ = write!(out, " ({})", one_line(level));
         }
         if let Some(note) = note(id) {
-            let _ = write!(out, "  {note}");
+            let _ = write!(out, "  {}", one_line(&note));
         }
         out.push('\n');
         for (index, child) in tree.children(id).into_iter().rev().enumerate() {
@@ -32,6 +33,11 @@ pub fn text(tree: &AdapterTree, note: impl Fn(NodeId) -> Option<String>) -> Stri
         }
     }
     out
+}
+
+/// The text in one line: its line feeds are written as `\n`, so that what a file says cannot pass for a line of its own.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains('\n') { Cow::Owned(text.replace('\n', "\\n")) } else { Cow::Borrowed(text) }
 }
 
 /// The name without the parent's, where it starts with it.

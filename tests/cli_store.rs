@@ -145,7 +145,7 @@ fn node_lives_from_import_to_export() {
     let stat = made.json("stat", &[]);
     for (field, value) in [
         ("path", json!(store)),
-        ("base_name", json!("base")),
+        ("base_name", json!("made/tiny")),
         ("headroom", json!(4.0)),
         ("nodes", json!(1)),
         ("past_versions", json!(6)),
@@ -170,7 +170,7 @@ fn node_lives_from_import_to_export() {
         (&json!(["de/bob"]), &json!(false), &json!(1))
     );
     let adapter = pleach(&["inspect", &exported, "--base", &base, "--json"]).json();
-    assert_eq!((&adapter["fits"], &adapter["base_model"]), (&json!(true), &json!("base")));
+    assert_eq!((&adapter["fits"], &adapter["base_model"]), (&json!(true), &json!("made/tiny")));
     assert!(made.run("export", &["de/bob", &exported]).refusal().contains(&exported));
     made.run("publish", &["de/bob2", &exported, "--parent", "de/bob", "--trained-on", "0"]).text();
     let row = made.json("list", &["de/bob2"])["nodes"][0].clone();

@@ -12,6 +12,7 @@ mod given;
 mod hf;
 mod hf_rope;
 mod made;
+mod published;
 mod tied_head;
 mod values;
 mod wrapped;
@@ -25,6 +26,7 @@ pub use config::{ModelConfig, RopeScaling};
 pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
+pub(crate) use published::{base_key, is_published};
 
 use crate::error::{FileKind, WeightDefect};
 use crate::file::gguf::GgufFile;

@@ -209,6 +209,9 @@ impl RuntimeBuilder {
         let (shapes, current) = (shapes(&base), tree.root());
         let (stale, warned, limits) = (self.stale, HashSet::new(), self.limits);
         tree.warn_of_refused();
+        if let Some(conflict) = tree.conflicting_bases(&base, &limits) {
+            tracing::warn!("{conflict}");
+        }
         let contents = Contents::default();
         let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom, contents };
         #[cfg(feature = "gpu")]

@@ -66,7 +66,12 @@ impl Store {
         if let Some(pin) = tree.base() {
             pin.check(base)?;
         }
-        let base_name = tree.base().and_then(|pin| pin.name.clone());
+        if let Some(conflict) = tree.conflicting_bases(base, &Limits::default()) {
+            tracing::warn!("{conflict}");
+        }
+        // What is exported names the base as its adapters do, or programs that load it do not find the base.
+        let pinned = || tree.base().and_then(|pin| pin.name.clone());
+        let base_name = tree.agreed_base(&Limits::default()).or_else(pinned);
         let file_name = || base.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let info = StoreInfo {
             base_name: base_name.unwrap_or_else(file_name),

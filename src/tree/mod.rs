@@ -10,6 +10,7 @@ mod build;
 mod doubt;
 mod left_out;
 mod loaded;
+mod made_for;
 mod manifest;
 mod name;
 mod plan;

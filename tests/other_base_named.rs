@@ -1,0 +1,98 @@
+//! An adapter comes out of a store and AutoPeft asks the hub for a base called `model.Q4_1.gguf`: the store kept the name of a file
+//! in place of the one that the adapters published. And a tree of adapters for one model is served on another of the same
+//! shapes: every switch works, every answer is a little wrong, and three names that differ lie there unread.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use std::path::Path;
+
+use cli::{make_base_and_tree, pleach};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+struct Made(TempDir);
+
+impl Made {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        make_base_and_tree(dir.path());
+        Self(dir)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn edit(&self, file: &str, key: &str, value: &str) {
+        let path = self.0.path().join(file);
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[key] = json!(value);
+        std::fs::write(path, config.to_string()).unwrap();
+    }
+
+    fn names(&self, node: &str, base: &str) {
+        self.edit(&format!("tree/{node}/adapter_config.json"), "base_model_name_or_path", base);
+    }
+
+    /// What an import has to say.
+    fn import(&self, store: &str) -> String {
+        let run = pleach(&["store", "import", &self.at("tree"), &self.at(store), "--base", &self.at("base")]);
+        assert_eq!(run.status, Some(0), "{}", run.stderr);
+        run.stderr
+    }
+}
+
+fn base_of(adapter: &str) -> Value {
+    let config = std::fs::read(Path::new(adapter).join("adapter_config.json")).unwrap();
+    serde_json::from_slice::<Value>(&config).unwrap()["base_model_name_or_path"].take()
+}
+
+#[test]
+fn an_exported_adapter_names_the_base_as_the_adapters_did() {
+    let made = Made::new();
+    for (node, base) in [("fr", "acme/Tiny-1B"), ("fr/alice", "acme/Tiny-1B"), ("fr/bob", "packer/tiny-1b-bnb-4bit")] {
+        made.names(node, base);
+    }
+    std::fs::write(made.0.path().join("tree/tree.toml"), "[base]\nname = \"our tiny one\"\n").unwrap();
+    assert_eq!(made.import("store"), "");
+    for (flags, out) in [(&[][..], "plain"), (&["--flatten"][..], "flat")] {
+        let out = made.at(out);
+        pleach(&[&["store", "export", &made.at("store"), "fr/bob", &out], flags].concat()).text();
+        assert_eq!(base_of(&out), json!("acme/Tiny-1B"));
+    }
+    // Where they name folders of their makers' machines, the tree's name is the better one.
+    for node in ["fr", "fr/alice", "fr/bob"] {
+        made.names(node, "/home/me/models/tiny");
+    }
+    assert_eq!(made.import("other"), "");
+    pleach(&["store", "export", &made.at("other"), "fr", &made.at("local")]).text();
+    assert_eq!(base_of(&made.at("local")), json!("our tiny one"));
+}
+
+#[test]
+fn names_that_mean_different_bases_are_told_once() {
+    let made = Made::new();
+    let run = || {
+        let (base, tree) = (made.at("base"), made.at("tree"));
+        pleach(&["verify", "--base", &base, "--tree", &tree, "--switches", "3", "--device", "cpu"])
+    };
+    assert_eq!(run().stderr, "", "all adapters say the same, and the base nothing");
+    made.edit("base/config.json", "_name_or_path", "made/TINY");
+    assert_eq!(run().stderr, "");
+    made.edit("base/config.json", "_name_or_path", "/data/other");
+    assert_eq!(run().stderr, "", "a path is no name");
+
+    made.edit("base/config.json", "_name_or_path", "acme/Other-1B");
+    let told = run();
+    assert_eq!(told.status, Some(0));
+    assert_eq!(told.stderr.matches("warning:").count(), 1, "{}", told.stderr);
+    assert!(told.stderr.contains("3 adapters say made/tiny, the base calls itself acme/Other-1B"), "{}", told.stderr);
+
+    made.edit("base/config.json", "_name_or_path", "");
+    made.names("fr/bob", "acme/Other-1B");
+    std::fs::write(made.0.path().join("tree/tree.toml"), "[base]\nname = \"acme/Third\"\n").unwrap();
+    let told = made.import("store");
+    let expected = "1 adapter says acme/Other-1B, 2 adapters say made/tiny, tree.toml says acme/Third";
+    assert!(told.starts_with("warning:") && told.contains(expected) && told.lines().count() == 1, "{told}");
+}

@@ -3,6 +3,7 @@
 //! **Invariant:** an adapter that could mean something else than what is read here is refused, never guessed.
 
 mod base_shapes;
+mod beside;
 mod config;
 mod flatten;
 mod header;
@@ -17,6 +18,7 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use base_shapes::BaseShapes;
+pub use beside::beside;
 pub use flatten::flatten;
 pub(crate) use header::{CONFIG_FILE, TENSOR_FILE};
 pub use header::{PeftHeader, Target};

@@ -9,7 +9,7 @@ use anyhow::bail;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
 use pleach::WeightName;
-use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter};
+use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter, beside};
 use pleach::base::BaseModel;
 use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, percent};
 use pleach::runtime::{open_base, shapes};
@@ -57,6 +57,8 @@ struct Adapter {
     summary: AdapterSummary,
     /// What share of its change the lattice of `base` keeps, 0 to 1; null without a base and where nothing is changed.
     kept: Option<f64>,
+    /// What lies beside it that is not as in `--base`.
+    beside: Vec<String>,
     #[serde(flatten)]
     fit: Fit,
 }
@@ -214,7 +216,8 @@ fn adapter(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Conso
         }
     }
     let fit = Fit::new(base, refusal.map(|error| error.to_string()));
-    Ok(Adapter { path: path.to_owned(), summary: adapter.summary(), kept, fit })
+    let beside = base.map(|base| beside(path, base)).unwrap_or_default();
+    Ok(Adapter { path: path.to_owned(), summary: adapter.summary(), kept, beside, fit })
 }
 
 fn stored(store: &Store, base: Option<&BaseModel>, console: &Console) -> anyhow::Result<Stored> {
@@ -394,6 +397,7 @@ impl Adapter {
             line("made for", summary.base_model.as_deref().unwrap_or("an unnamed base")),
             line("hash", summary.hash.as_deref().unwrap_or("unknown")),
             self.kept.map(|share| line("kept", format!("{} of its change", percent(share)))).unwrap_or_default(),
+            self.beside.iter().map(|what| line("beside", what)).collect(),
             self.fit.text(),
         ]
         .concat()

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::adapter::{AdapterDeltas, BaseShapes, Limits, PeftAdapter};
+use crate::adapter::{AdapterDeltas, BaseShapes, Limits, PeftAdapter, beside};
 use crate::base::BaseModel;
 use crate::error::{StoreDefect, TreeDefect};
 use crate::lattice::{Grid, LatticeMatrix};
@@ -207,10 +207,20 @@ impl Sources {
 
     /// Keeps what a node's files held when they were first read and found good; tells then what is doubtful about it.
     fn keep_content(&self, node: NodeId, read: blake3::Hash) {
-        if self.contents.keep(node, read)
-            && let Some(doubt) = self.tree.doubt(node, &self.limits)
-        {
+        if !self.contents.keep(node, read) {
+            return;
+        }
+        if let Some(doubt) = self.tree.doubt(node, &self.limits) {
             tracing::warn!("{doubt}");
+        }
+        let Some(NodeSource::Folder(dir)) = self.tree.source(node) else { return };
+        let beside = beside(dir, &self.base);
+        if !beside.is_empty() {
+            let (name, dir) = (self.tree.name(node), dir.display());
+            tracing::warn!(
+                "{name}: beside the adapter lies {}; the base's is used (another: --tokenizer {dir}/tokenizer.json)",
+                beside.join(", and ")
+            );
         }
     }
 

@@ -1,0 +1,126 @@
+//! What lies beside an adapter's two files and changes what it means: a tokenizer with other tokens, another chat template.
+//!
+//! **Invariant:** no file is read that is not the folder's own and regular, none above [`MAX_BYTES`], and of none more than JSON
+//! and text.
+//!
+//! **Source:** transformers' `PreTrainedTokenizerBase.save_pretrained`, which PEFT's trainers call on the adapter's folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::base::BaseModel;
+use crate::file::read_limited;
+
+/// Largest file that is looked at.
+const MAX_BYTES: u64 = 32 << 20;
+
+/// Tokens by their ids.
+type Tokens = BTreeMap<u64, String>;
+
+/// What lies beside the adapter in `folder` that is not as in `base`, in words; nothing where it is the same, or where there is
+/// nothing to compare it with.
+pub fn beside(folder: &Path, base: &BaseModel) -> Vec<String> {
+    let tokens = other_tokens(folder, base);
+    let template =
+        template(folder).filter(|own| base_template(base).is_none_or(|of_base| of_base.trim() != own.trim()));
+    tokens.into_iter().chain(template.map(|_| "a chat template other than the base's".to_owned())).collect()
+}
+
+/// The tokens that the folder adds and the base does not have at their places.
+fn other_tokens(folder: &Path, base: &BaseModel) -> Option<String> {
+    let known = match base.gguf() {
+        Some(gguf) => {
+            let texts = gguf.texts("tokenizer.ggml.tokens").ok().flatten()?;
+            (0..).zip(texts.into_iter().map(str::to_owned)).collect()
+        }
+        None => {
+            let mut known = vocabulary(base.path());
+            known.extend(added_tokens(base.path()));
+            known
+        }
+    };
+    if known.is_empty() {
+        return None;
+    }
+    let added = added_tokens(folder);
+    let others: Vec<&String> =
+        added.iter().filter(|(id, text)| known.get(id) != Some(*text)).map(|(_, text)| text).collect();
+    let first = others.first()?;
+    Some(match others.len() {
+        1 => format!("a tokenizer with a token that the base does not have there ({first})"),
+        count => format!("a tokenizer with {count} tokens that the base does not have there (the first is {first})"),
+    })
+}
+
+/// The tokens that a folder's tokenizer files add to its vocabulary, in either of the three places.
+fn added_tokens(folder: &Path) -> Tokens {
+    let mut tokens = Tokens::new();
+    if let Some(Value::Object(added)) = json(folder, "added_tokens.json") {
+        tokens.extend(added.into_iter().filter_map(|(text, id)| Some((id.as_u64()?, text))));
+    }
+    if let Some(Value::Object(decoder)) =
+        json(folder, "tokenizer_config.json").map(|mut c| c["added_tokens_decoder"].take())
+    {
+        let token = |(id, token): (String, Value)| Some((id.parse().ok()?, token["content"].as_str()?.to_owned()));
+        tokens.extend(decoder.into_iter().filter_map(token));
+    }
+    if let Some(Value::Array(added)) = json(folder, "tokenizer.json").map(|mut file| file["added_tokens"].take()) {
+        tokens.extend(
+            added.iter().filter_map(|token| Some((token["id"].as_u64()?, token["content"].as_str()?.to_owned()))),
+        );
+    }
+    tokens
+}
+
+/// The vocabulary of a folder's tokenizer.json: a map to ids, or a list of texts and scores.
+fn vocabulary(folder: &Path) -> Tokens {
+    match json(folder, "tokenizer.json").map(|mut file| file["model"]["vocab"].take()) {
+        Some(Value::Object(map)) => map.into_iter().filter_map(|(text, id)| Some((id.as_u64()?, text))).collect(),
+        Some(Value::Array(list)) => {
+            (0..).zip(&list).filter_map(|(id, entry)| Some((id, entry[0].as_str()?.to_owned()))).collect()
+        }
+        _ => Tokens::new(),
+    }
+}
+
+/// A folder's chat template: the file, else the key; of a list the one called `default`.
+fn template(folder: &Path) -> Option<String> {
+    if let Some(text) = read(folder, "chat_template.jinja").and_then(|bytes| String::from_utf8(bytes).ok()) {
+        return Some(text);
+    }
+    match json(folder, "tokenizer_config.json")?["chat_template"].take() {
+        Value::String(text) => Some(text),
+        Value::Array(list) => {
+            let default = list.into_iter().find(|entry| entry["name"] == "default")?;
+            default["template"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+fn base_template(base: &BaseModel) -> Option<String> {
+    match base.gguf() {
+        Some(gguf) => gguf.text("tokenizer.chat_template").ok().flatten().map(str::to_owned),
+        None => template(base.path()),
+    }
+}
+
+/// An object in a file of the folder; nothing where it is none.
+fn json(folder: &Path, name: &str) -> Option<Value> {
+    serde_json::from_slice(&read(folder, name)?).ok().filter(Value::is_object)
+}
+
+/// The bytes of the folder's own file. A base in the hub's cache is links throughout, an adapter's link is followed inside its
+/// folder alone.
+fn read(folder: &Path, name: &str) -> Option<Vec<u8>> {
+    let path = folder.join(name);
+    let real = path.canonicalize().ok()?;
+    let inside = folder.canonicalize().is_ok_and(|folder| real.starts_with(folder));
+    let cached = folder.ancestors().nth(2).is_some_and(|model| {
+        model.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"))
+            && model.canonicalize().is_ok_and(|model| real.starts_with(model))
+    });
+    if inside || cached { read_limited(&real, MAX_BYTES).ok() } else { None }
+}

@@ -55,7 +55,7 @@ impl Cli {
                 error.exit();
             }
             // An error that cannot be written is not missed.
-            let _ = io::stderr().write_all(plain.as_bytes());
+            let _ = writeln!(io::stderr(), "{}", escape::moved_in(&plain));
             std::process::exit(error.exit_code())
         })
     }

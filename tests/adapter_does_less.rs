@@ -3,6 +3,9 @@
 //! keys" for the first and keeps silent about the others. Here each is said, with counts, and what is meant stays quiet.
 
 use pleach::WeightName;
+#[path = "common/cli.rs"]
+mod cli;
+
 use pleach::adapter::{AdapterRemark, BaseShapes, Limits, PeftAdapter};
 use pleach::base::WeightInfo;
 use pleach::testing::adapter::{TinyAdapter, TinyModule, serialize};
@@ -80,4 +83,27 @@ fn changes_of_nothing_are_counted() {
     let silent = remarks(&[0, 1, 2, 3], &MODULES, json!({"target_modules": "all-linear", "lora_alpha": 0}), |_| false);
     assert!(matches!(&silent[..], [AdapterRemark::Nothing { count: 12, alpha: true, .. }]), "{silent:?}");
     assert_eq!(remarks(&[0, 1, 2, 3], &MODULES, all, |_| false), []);
+}
+
+#[test]
+fn the_command_line_says_it_and_takes_the_limit_on_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    cli::make_base_and_tree(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let half = TinyAdapter::new(vec![cli::modules()[0].clone()], 600, 5)
+        .with_config(json!({"target_modules": ["q_proj", "o_proj"], "lora_alpha": 0}));
+    half.write(dir.path().join("half").as_path()).unwrap();
+    let refused = cli::pleach(&["inspect", &at("half")]).refusal();
+    assert!(refused.contains("rank 600, the limit is 512") && refused.contains("--max-rank"), "{refused}");
+    let (half, base) = (at("half"), at("base"));
+    let inspect = ["inspect", &half[..], "--base", &base[..], "--max-rank", "600"];
+    let run = cli::pleach(&[&inspect[..], &["--json", "--quiet"]].concat());
+    assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
+    let answer: Value = serde_json::from_str(&run.stdout).unwrap();
+    let remarks = answer["remarks"].as_array().unwrap();
+    let found: Vec<_> = remarks.iter().map(|remark| (remark["remark"].as_str().unwrap(), &remark["count"])).collect();
+    assert_eq!(found, [("missing", &json!(3)), ("nothing", &json!(1))]);
+    let run = cli::pleach(&inspect);
+    assert!(run.stdout.contains("remark      3 of the 4 modules"), "{}", run.stdout);
+    assert!(run.stderr.contains("warning: ") && run.stderr.contains("alpha is 0"), "{}", run.stderr);
 }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use pleach::adapter::{BaseShapes, Limits, PeftAdapter};
+use pleach::adapter::{BaseShapes, FloatDelta, Limits, PeftAdapter};
 use pleach::base::{BaseModel, WeightInfo};
 use pleach::error::AdapterDefect;
 use pleach::testing::adapter::{TinyAdapter, TinyModule, serialize};
@@ -254,4 +254,48 @@ fn base(q_rows: usize) -> BaseShapes {
     let weights =
         [(WeightName::new(format!("{Q}.weight")), info(q_rows)), (WeightName::new(format!("{V}.weight")), info(3))];
     BaseShapes::new("tiny", weights.iter().map(|(name, info)| (name, info)))
+}
+
+#[test]
+fn factors_in_double_precision_are_read() {
+    let made = made(json!({}));
+    let tensors = made.tensors();
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|t| t.2.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((key, shape, _), bytes)| {
+        (key.as_str(), safetensors::tensor::TensorView::new(Dtype::F64, shape.to_vec(), bytes).unwrap())
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    let adapter = PeftAdapter::from_bytes(&made.config_bytes(), file, &Limits::default()).unwrap();
+    let deltas = adapter.deltas(&base(6)).unwrap();
+    let FloatDelta::LowRank { lora_a, .. } = &deltas[&WeightName::new(format!("{Q}.weight"))] else { panic!() };
+    assert_eq!(lora_a, &tensors[0].2);
+}
+
+#[test]
+fn a_config_as_other_programs_save_it_is_read_or_explained() {
+    let made = made(json!({}));
+    let open = |config: Vec<u8>| PeftAdapter::from_bytes(&config, made.tensor_bytes(), &Limits::default());
+    // A byte order mark means nothing.
+    let marked = [b"\xef\xbb\xbf", &made.config_bytes()[..]].concat();
+    assert_eq!(open(marked).unwrap().header().targets().len(), 2);
+    for (config, says) in [
+        (r#"{"peft_type": "LORA", "r": 2, "lora_alpha": NaN}"#, "NaN at line 1 column"),
+        (r#"{"peft_type": "LORA", "lora_dropout": -Infinity}"#, "-Infinity at line 1 column"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
+        ("<!DOCTYPE html><html>", "web page"),
+    ] {
+        let defect = refused(open(config.as_bytes().to_vec()));
+        assert!(matches!(defect, AdapterDefect::ConfigNotJson { .. }) && defect.to_string().contains(says), "{defect}");
+    }
+    // The same of the tensors.
+    for (bytes, says) in [
+        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "Git LFS"),
+        (b"PK\x03\x04 torch.save", "zip archive"),
+        (b"\x80\x02}q\x00(X\x05\x00\x00\x00", "pickle"),
+        (b"<html><body>Sign in</body></html>", "web page"),
+    ] {
+        let error = PeftAdapter::from_bytes(&made.config_bytes(), bytes.to_vec(), &Limits::default()).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
 }

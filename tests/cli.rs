@@ -405,7 +405,7 @@ fn completions_are_made_for_every_shell() {
 
 #[test]
 fn help_of_every_command_names_its_options() {
-    let everywhere = ["--json", "--device", "--threads", "--quiet"];
+    let everywhere = ["--json", "--device", "--threads", "--quiet", "--max-rank"];
     let place = ["--base", "--tree", "--node", "--tokenizer", "--headroom", "--delta-budget", "--prompt"];
     let sampling = ["--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--chat", "--system"];
     for (command, options) in [

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::pattern::{Pattern, Targets};
 use crate::error::AdapterDefect;
+use crate::file::from_json;
 
 /// Keys that do not change what the tensors mean.
 const HARMLESS: [&str; 16] = [
@@ -100,8 +101,7 @@ pub(crate) struct PeftConfig {
 impl PeftConfig {
     /// Parses the bytes of `adapter_config.json`.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, AdapterDefect> {
-        let config: Map<String, Value> =
-            serde_json::from_slice(bytes).map_err(|source| AdapterDefect::ConfigNotJson { source })?;
+        let config: Map<String, Value> = from_json(bytes).map_err(|source| AdapterDefect::ConfigNotJson { source })?;
         // The method first: another method's keys would only confuse.
         match config.get("peft_type") {
             Some(Value::String(name)) if name == "LORA" => {}

@@ -393,7 +393,7 @@ fn refusal(key: &str) -> &'static str {
 }
 
 fn span(key: &str, info: &TensorInfo, part: Part) -> Result<TensorSpan, AdapterDefect> {
-    if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+    if !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         return Err(AdapterDefect::TensorDtype { tensor: key.to_owned(), dtype: info.dtype.to_string() });
     }
     let shape_error = || AdapterDefect::TensorShape {

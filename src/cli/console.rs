@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pleach::adapter::Limits;
 use pleach::runtime::DeviceChoice;
 use serde::Serialize;
 use serde_json::json;
@@ -27,6 +28,8 @@ pub(crate) struct Console {
     pub(crate) threads: Option<usize>,
     /// The device asked for.
     pub(crate) device: DeviceChoice,
+    /// What the files of an adapter may hold.
+    pub(crate) limits: Limits,
     /// Whether bars and notes are shown.
     lively: bool,
 }
@@ -42,6 +45,7 @@ impl Console {
             json: options.json,
             threads: options.threads.map(Into::into),
             device: options.device.clone(),
+            limits: Limits { rank: options.max_rank, ..Limits::default() },
             lively: !options.quiet && io::stderr().is_terminal(),
         }
     }

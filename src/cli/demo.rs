@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::HumanCount;
 use pleach::Runtime;
+use pleach::adapter::Limits;
 use pleach::base::fetched_smollm2;
 use pleach::model::GenerateOptions;
 use pleach::runtime::SwitchReport;
@@ -66,7 +67,7 @@ impl Demo {
         let tree = AdapterTree::open(&folder)?;
         let tell = |text: String| if console.json { Ok(()) } else { console.print(&text) };
 
-        let adapters = tree::Adapters::of(&tree);
+        let adapters = tree::Adapters::of(&tree, &console.limits);
         tell(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| adapters.note(node))))?;
         let (mut runtime, load_ms) = self.loading.open(&base, tree, None, console)?;
         let fingerprint = runtime.fingerprint()?;
@@ -81,7 +82,7 @@ impl Demo {
         ))?;
 
         let mut stops = Vec::new();
-        for node in walk(runtime.tree()) {
+        for node in walk(runtime.tree(), &console.limits) {
             let stop = self.stop(&mut runtime, node)?;
             tell(format!("{}{}\n  {:?}\n", stop.node, cost(&stop.switch), stop.text))?;
             stops.push(stop);
@@ -155,9 +156,10 @@ fn default_tree() -> PathBuf {
 }
 
 /// The root, then every other node in the order that touches the fewest weights.
-fn walk(tree: &AdapterTree) -> Vec<NodeId> {
+fn walk(tree: &AdapterTree, limits: &Limits) -> Vec<NodeId> {
     let all: Vec<NodeId> = tree.nodes().collect();
-    let touched = |node| tree::summary(tree, node).and_then(Result::ok).map_or(0, |adapter| adapter.touched_weights);
+    let touched =
+        |node| tree::summary(tree, node, limits).and_then(Result::ok).map_or(0, |adapter| adapter.touched_weights);
     let touched: HashMap<NodeId, u64> = all.iter().map(|&node| (node, touched(node))).collect();
     tree.tour(&all, tree.root(), |node| touched[&node])
 }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
 use pleach::WeightName;
-use pleach::adapter::{AdapterSummary, BaseShapes, Limits, PeftAdapter, beside};
+use pleach::adapter::{AdapterRemark, AdapterSummary, BaseShapes, Limits, PeftAdapter, beside};
 use pleach::base::BaseModel;
 use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, percent};
 use pleach::runtime::{open_base, shapes};
@@ -57,6 +57,8 @@ struct Adapter {
     summary: AdapterSummary,
     /// What share of its change the lattice of `base` keeps, 0 to 1; null without a base and where nothing is changed.
     kept: Option<f64>,
+    /// What it does less than it claims, on `--base`.
+    remarks: Vec<AdapterRemark>,
     /// What lies beside it that is not as in `--base`.
     beside: Vec<String>,
     #[serde(flatten)]
@@ -201,8 +203,8 @@ impl<'a> Target<'a> {
 }
 
 fn adapter(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console) -> anyhow::Result<Adapter> {
-    let adapter = PeftAdapter::open(path, &Limits::default())?;
-    let (mut kept, mut refusal) = (None, None);
+    let adapter = PeftAdapter::open(path, &console.limits)?;
+    let (mut kept, mut refusal, mut remarks) = (None, None, Vec::new());
     if let Some(base) = base {
         let touched: BTreeSet<_> = adapter.header().targets().iter().map(|target| &target.weight).collect();
         let target = Target::new(base, headroom, |weight| touched.contains(weight), console)?;
@@ -211,13 +213,14 @@ fn adapter(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Conso
             Ok((node, share)) => {
                 kept = share;
                 refusal = target.check(&name, &[&node]).err();
+                remarks = adapter.remarks(&target.shapes)?;
             }
             Err(error) => refusal = Some(error),
         }
     }
     let fit = Fit::new(base, refusal.map(|error| error.to_string()));
     let beside = base.map(|base| beside(path, base)).unwrap_or_default();
-    Ok(Adapter { path: path.to_owned(), summary: adapter.summary(), kept, beside, fit })
+    Ok(Adapter { path: path.to_owned(), summary: adapter.summary(), kept, remarks, beside, fit })
 }
 
 fn stored(store: &Store, base: Option<&BaseModel>, console: &Console) -> anyhow::Result<Stored> {
@@ -273,7 +276,7 @@ fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console)
     let target = base.map(|base| Target::new(base, headroom, |_| true, console)).transpose()?;
     let bar = console.bar("compiling the adapters");
     let mut found = BTreeMap::new();
-    below(&tree, tree.root(), target.as_ref(), Ok(&[]), &mut |id, node| {
+    below(&tree, tree.root(), target.as_ref(), Ok(&[]), &console.limits, &mut |id, node| {
         found.insert(id, node);
         bar.set_length(tree.len() as u64);
         bar.inc(1);
@@ -288,7 +291,7 @@ fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console)
     });
     let of_a_node = || adapters.iter().find_map(|node| Some(format!("{}: {}", node.node, node.refusal.as_ref()?)));
     let refusal = other_base.or_else(of_a_node);
-    let left_out = LeftOut::of(&tree);
+    let left_out = LeftOut::of(&tree, &console.limits);
     Ok(Tree {
         left_out: left_out.json().into_iter().map(|(field, value)| (field.to_owned(), value)).collect(),
         left_out_text: left_out.text(),
@@ -313,21 +316,22 @@ fn below(
     at: NodeId,
     target: Option<&Target>,
     path: Result<&[&CompiledNode], &str>,
+    limits: &Limits,
     each: &mut impl FnMut(NodeId, Node),
 ) {
     for child in tree.children(at) {
         let name = tree.name(child);
         let Some(NodeSource::Folder(folder)) = tree.source(child) else {
             // A node without an adapter changes nothing.
-            below(tree, child, target, path, each);
+            below(tree, child, target, path, limits, each);
             continue;
         };
-        let opened = PeftAdapter::open(folder, &Limits::default());
+        let opened = PeftAdapter::open(folder, limits);
         let summary = opened.as_ref().ok().map(PeftAdapter::summary);
         let Some(target) = target else {
             let refusal = opened.err().map(|error| error.to_string());
             each(child, Node { node: name.to_owned(), summary, kept: None, fits: None, refusal });
-            below(tree, child, None, path, each);
+            below(tree, child, None, path, limits, each);
             continue;
         };
         let compiled = opened.and_then(|adapter| target.compile(name, &adapter));
@@ -346,7 +350,7 @@ fn below(
             (Err(_), Ok(_)) => Err(name),
             (Ok(_), Ok(path)) => Ok(&path[..]),
         };
-        below(tree, child, Some(target), path, each);
+        below(tree, child, Some(target), path, limits, each);
     }
 }
 
@@ -397,6 +401,7 @@ impl Adapter {
             line("made for", summary.base_model.as_deref().unwrap_or("an unnamed base")),
             line("hash", summary.hash.as_deref().unwrap_or("unknown")),
             self.kept.map(|share| line("kept", format!("{} of its change", percent(share)))).unwrap_or_default(),
+            self.remarks.iter().map(|remark| line("remark", remark)).collect(),
             self.beside.iter().map(|what| line("beside", what)).collect(),
             self.fit.text(),
         ]

@@ -14,8 +14,8 @@ pub(crate) struct LeftOut<'a> {
 
 impl<'a> LeftOut<'a> {
     /// Looks at every adapter of the tree and at its parent.
-    pub(crate) fn of(tree: &'a AdapterTree) -> Self {
-        let doubts = tree.nodes().skip(1).filter_map(|node| tree.doubt(node, &Limits::default())).collect();
+    pub(crate) fn of(tree: &'a AdapterTree, limits: &Limits) -> Self {
+        let doubts = tree.nodes().skip(1).filter_map(|node| tree.doubt(node, limits)).collect();
         Self { tree, doubts }
     }
 

@@ -23,6 +23,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use pleach::adapter::Limits;
 use pleach::runtime::DeviceChoice;
 
 pub(crate) use console::Console;
@@ -74,6 +75,9 @@ pub(crate) struct Options {
     /// Threads to compute with [default: one a core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Largest rank of an adapter that is read
+    #[arg(long, global = true, value_name = "RANK", default_value_t = Limits::default().rank)]
+    max_rank: usize,
     /// No progress bars, notes or warnings (bars and notes are for terminals alone)
     #[arg(short, long, global = true)]
     quiet: bool,

@@ -85,6 +85,7 @@ impl Loading {
             .stale_policy(self.stale.into())
             .delta_budget_bytes(self.delta_budget.saturating_mul(MIB))
             .device_delta_budget_bytes(self.gpu_delta_budget.saturating_mul(MIB))
+            .limits(console.limits)
             .device(console.device.clone());
         if let Some(headroom) = self.headroom {
             builder = builder.headroom(headroom);

@@ -46,7 +46,7 @@ impl Tree {
             return Ok(ExitCode::SUCCESS);
         }
         let tree = AdapterTree::open(&self.tree)?;
-        let (adapters, left_out) = (Adapters::of(&tree), LeftOut::of(&tree));
+        let (adapters, left_out) = (Adapters::of(&tree, &console.limits), LeftOut::of(&tree, &console.limits));
         console.print(&match format {
             Format::Text => render::text(&tree, |node| adapters.note(node)) + &left_out.text(),
             Format::Dot => {
@@ -117,9 +117,9 @@ fn top(store: &Store, limit: usize) -> pleach::Result<(AdapterTree, HashMap<Stri
 }
 
 /// What the node's adapter is by its header; `None` for the root.
-pub(crate) fn summary(tree: &AdapterTree, node: NodeId) -> Option<pleach::Result<AdapterSummary>> {
+pub(crate) fn summary(tree: &AdapterTree, node: NodeId, limits: &Limits) -> Option<pleach::Result<AdapterSummary>> {
     match tree.source(node)? {
-        NodeSource::Folder(folder) => Some(PeftHeader::open(folder, &Limits::default()).map(|header| header.summary())),
+        NodeSource::Folder(folder) => Some(PeftHeader::open(folder, limits).map(|header| header.summary())),
         NodeSource::Memory(_) | NodeSource::Stored(_) => None,
     }
 }
@@ -129,11 +129,11 @@ pub(crate) struct Adapters(HashMap<NodeId, Result<AdapterSummary, String>>);
 
 impl Adapters {
     /// Reads the headers of all adapters of a tree. What hangs below a refused one is refused with it.
-    pub(crate) fn of(tree: &AdapterTree) -> Self {
+    pub(crate) fn of(tree: &AdapterTree, limits: &Limits) -> Self {
         let mut adapters = HashMap::new();
         // Parents come first.
         for node in tree.nodes() {
-            let Some(summary) = summary(tree, node) else { continue };
+            let Some(summary) = summary(tree, node, limits) else { continue };
             let above = tree.parent(node).filter(|parent| matches!(adapters.get(parent), Some(Err(_))));
             let adapter = match above {
                 Some(parent) => {

@@ -208,7 +208,7 @@ pub enum AdapterDefect {
         expected: &'static str,
     },
     /// A tensor's element type cannot be read.
-    #[error("the tensor {tensor} is stored as {dtype}; expected F32, F16 or BF16")]
+    #[error("the tensor {tensor} is stored as {dtype}; expected F64, F32, F16 or BF16")]
     TensorDtype {
         /// The tensor's key.
         tensor: String,
@@ -222,7 +222,9 @@ pub enum AdapterDefect {
         module: String,
     },
     /// A rank is larger than the limit.
-    #[error("{module} has rank {rank}, the limit is {limit}")]
+    #[error(
+        "{module} has rank {rank}, the limit is {limit}; raise it with --max-rank or `Limits::rank` if the file is trusted"
+    )]
     RankTooLarge {
         /// The module.
         module: String,

@@ -28,6 +28,8 @@ pub struct ImportOptions {
     pub keep_files: bool,
     /// Make a store of the rest where some entries of the tree are refused.
     pub skip_refused: bool,
+    /// What the files of an adapter may hold.
+    pub limits: Limits,
 }
 
 /// What an import made.
@@ -66,12 +68,12 @@ impl Store {
         if let Some(pin) = tree.base() {
             pin.check(base)?;
         }
-        if let Some(conflict) = tree.conflicting_bases(base, &Limits::default()) {
+        if let Some(conflict) = tree.conflicting_bases(base, &options.limits) {
             tracing::warn!("{conflict}");
         }
         // What is exported names the base as its adapters do, or programs that load it do not find the base.
         let pinned = || tree.base().and_then(|pin| pin.name.clone());
-        let base_name = tree.agreed_base(&Limits::default()).or_else(pinned);
+        let base_name = tree.agreed_base(&options.limits).or_else(pinned);
         let file_name = || base.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let info = StoreInfo {
             base_name: base_name.unwrap_or_else(file_name),
@@ -88,7 +90,7 @@ impl Store {
             let mut left_out = HashSet::new();
             // As many at a time as there are threads: adapters may be large.
             for part in nodes.chunks(rayon::current_num_threads().max(1)) {
-                let compiled = part.par_iter().map(|&node| store.compile_source(tree, node, base, options.keep_files));
+                let compiled = part.par_iter().map(|&node| store.compile_source(tree, node, base, options));
                 let compiled: Vec<_> = compiled.collect();
                 for (&node, content) in part.iter().zip(compiled) {
                     let name = tree.name(node);
@@ -104,7 +106,7 @@ impl Store {
                             continue;
                         }
                     };
-                    report.doubts.extend(tree.doubt(node, &Limits::default()));
+                    report.doubts.extend(tree.doubt(node, &options.limits));
                     if let Some(kept) = content.kept() {
                         report.kept.extend(kept.share().map(|share| (name.to_owned(), share)));
                         if kept.is_low() {
@@ -175,9 +177,15 @@ impl Store {
     }
 
     /// Compiles what a node of a tree holds.
-    fn compile_source(&self, tree: &AdapterTree, node: NodeId, base: &BaseModel, keep_files: bool) -> Result<Content> {
+    fn compile_source(
+        &self,
+        tree: &AdapterTree,
+        node: NodeId,
+        base: &BaseModel,
+        options: ImportOptions,
+    ) -> Result<Content> {
         match tree.source(node) {
-            Some(NodeSource::Folder(dir)) => self.compile_adapter(dir, Some(base), &Limits::default(), keep_files),
+            Some(NodeSource::Folder(dir)) => self.compile_adapter(dir, Some(base), &options.limits, options.keep_files),
             Some(NodeSource::Memory(deltas)) => self.compile(deltas),
             Some(NodeSource::Stored(_)) => Err(self.defect(StoreDefect::OfAStore { name: tree.name(node).to_owned() })),
             None => self.compile(&BTreeMap::new()),

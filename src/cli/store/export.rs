@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use pleach::adapter::Limits;
 use pleach::store::ExportReport;
 use serde::Serialize;
 
@@ -38,7 +37,7 @@ struct Answer {
 impl Export {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
         let report = opening.open(&self.store)?.export(&self.node, &self.dir, self.flatten)?;
-        let (rank, limit) = (report.rank, Limits::default().rank);
+        let (rank, limit) = (report.rank, console.limits.rank);
         if rank > limit {
             console
                 .note(&format!("rank {rank}: programs that take up to a rank, this one up to {limit}, will refuse it"));

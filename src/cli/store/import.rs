@@ -61,7 +61,8 @@ impl Import {
         bar.finish_and_clear();
         let bar = console.bar("compiling the adapters");
         let mut on = moving(&bar);
-        let options = ImportOptions { keep_files: self.keep_files, skip_refused: self.skip_refused };
+        let options =
+            ImportOptions { keep_files: self.keep_files, skip_refused: self.skip_refused, limits: console.limits };
         let report = Store::import(&self.store, &tree, &base, &lattice, options, |done, total| {
             on(done as u64, total as u64);
         })?;

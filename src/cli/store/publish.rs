@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::DecimalBytes;
-use pleach::adapter::Limits;
 use pleach::lattice::percent;
 use pleach::store::{Changes, Details};
 
@@ -51,7 +50,7 @@ impl Publish {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
         let store = opening.open(&self.store)?;
         let base = self.checking.base()?;
-        let compiled = store.compile_adapter(&self.adapter, base.as_ref(), &Limits::default(), self.keep_files);
+        let compiled = store.compile_adapter(&self.adapter, base.as_ref(), &console.limits, self.keep_files);
         let content = compiled.map_err(|error| error.at_node(self.node.trim_matches('/')))?;
         let (bytes, kept) = (content.bytes(), content.kept().cloned().unwrap_or_default());
         let labels = (!self.labels.is_empty()).then(|| self.labels.into_iter().collect());

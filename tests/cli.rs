@@ -231,7 +231,8 @@ fn failures_tell_one_line_and_what_to_do() {
 fn adapter_too_large_for_the_lattice_names_the_headroom_that_does() {
     let made = Made::new();
     let module = || vec![TinyModule::linear("model.layers.1.self_attn.q_proj", 64, 64)];
-    let loud = TinyAdapter { alpha: 900.0, ..TinyAdapter::new(module(), 2, 5) };
+    let loud = TinyAdapter { alpha: 900.0, ..TinyAdapter::new(module(), 2, 5) }
+        .with_config(json!({ "layers_to_transform": [1] }));
     loud.write(&made.tree().join("loud")).unwrap();
     let refusal = made.run("score", &["--node", "loud", "-p", "hello"]).refusal();
     let needed = refusal.split("(--headroom ").nth(1).and_then(|rest| rest.split(')').next()).unwrap().to_owned();

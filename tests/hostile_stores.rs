@@ -176,7 +176,7 @@ fn names_that_platforms_give_are_published_and_found_in_either_encoding() {
     let again = defect(store.publish("de\u{301}ja\u{300}", content(), Details::default()));
     assert!(matches!(again, StoreDefect::NodeExists { .. }), "{again}");
     let folder = std::fs::read_dir(store.folder()).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "segments"].map(Into::into).into());
+    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "reserve", "segments"].map(Into::into).into());
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn import_names_all_that_is_refused_and_makes_no_store() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("store")), "{left:?}");
 
     let answer = made.import(&["--skip-refused", "--json"]).json();
-    assert_eq!(keys(&answer), ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "seconds"]);
+    assert_eq!(keys(&answer), ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "kept", "seconds"]);
     assert_eq!((&answer["nodes"], answer["refused"].as_array().unwrap().len()), (&json!(3), 4));
     let list = pleach(&["store", "list", &made.path("store"), "--json"]).json();
     let nodes: Vec<&Value> = list["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();

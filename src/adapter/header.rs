@@ -127,9 +127,8 @@ impl PeftHeader {
 /// The paths of an adapter's two files, which are there.
 pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let wrap = |defect| Err(Error::adapter(dir, defect));
-    if !dir.is_dir() {
-        // What is not there at all, or may not be looked at, has the system's own words.
-        std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?;
+    // What is not there at all, or may not be looked at, has the system's own words. One look: it may come and go.
+    if !std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?.is_dir() {
         return wrap(AdapterDefect::NotAFolder);
     }
     let [config, tensors] = [CONFIG_FILE, TENSOR_FILE].map(|file| dir.join(file));

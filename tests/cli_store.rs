@@ -292,7 +292,9 @@ fn tree_and_inspect_know_a_store() {
     let run = pleach(&["inspect", &store, "--base", &other]);
     assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
     let told = run.stdout;
-    assert!(told.contains("fits        ") && told.contains(": no: ") && told.contains("compiled for the base base"));
+    assert!(
+        told.contains("fits        ") && told.contains(": no: ") && told.contains("compiled for the base made/tiny")
+    );
     let import = pleach(&["store", "import", &store, &made.at("second"), "--base", &made.at("base")]).refusal();
     assert!(import.contains("this is a store, not a folder of adapters"), "{import}");
 }
@@ -347,7 +349,7 @@ fn refusals_are_one_line_and_leave_the_store_as_it_was() {
     refused(&["store", "history", &store, "it"], "there is no node it");
     let wrong = made.at("wrong");
     tiny_hf_model(Path::new(&wrong), &TinyModel { seed: 9, ..TinyModel::default() });
-    refused(&["store", "publish", &store, "x", &other, "--base", &wrong], "was compiled for the base base");
+    refused(&["store", "publish", &store, "x", &other, "--base", &wrong], "was compiled for the base made/tiny");
     for usage in [&["store"][..], &["store", "import", "t", "s"], &["store", "publish", "s", "n", "a", "--expect", "1"]]
     {
         assert_eq!(pleach(usage).status, Some(2), "{usage:?}");

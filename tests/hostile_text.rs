@@ -41,34 +41,39 @@ fn no_command_lets_through_what_steers_a_terminal() {
     let (base, tree, store, text) = (at("base"), at("tree"), at("store"), format!("{HOSTILE}{FORGED}"));
     // Labels, names of the tree and its levels, the base's name.
     let quoted = json!(text).to_string().replace("\u{7f}", "\\u007f");
-    let toml = format!(
-        "[tree]\nname = {quoted}\nlevels = [{quoted}]\n[base]\nname = {quoted}\n[nodes.fr]\nlabel = {quoted}\n"
-    );
-    std::fs::write(dir.path().join("tree/tree.toml"), toml).unwrap();
+    let toml = format!("[tree]\nname = {quoted}\nlevels = [{quoted}]\n[base]\nname = {quoted}\n");
+    let labelled = format!("{toml}[nodes.fr]\nlabel = {quoted}\n");
+    std::fs::write(dir.path().join("tree/tree.toml"), labelled).unwrap();
     for node in ["fr", "fr/alice", "fr/bob"] {
         let config = dir.path().join("tree").join(node).join("adapter_config.json");
         edit(&config, |config| config["base_model_name_or_path"] = json!(text));
     }
     let fr = at("tree/fr");
-    let served: [&[&str]; 11] = [
-        &["tree", &tree],
-        &["tree", &tree, "--format", "dot"],
-        &["inspect", &tree, "--base", &base],
-        &["inspect", &fr, "--base", &base],
-        &["store", "import", &tree, &store, "--base", &base],
-        &["tree", &store],
-        &["tree", &store, "--format", "dot"],
-        &["inspect", &store],
-        &["store", "list", &store],
-        &["store", "stat", &store],
-        &["store", "publish", &store, "fr/carol", &fr, "--label", &format!("a={text}")],
-    ];
-    for arguments in served {
+    let answers = |arguments: &[&str]| {
         let run = pleach(arguments);
         assert_eq!(run.status, Some(0), "{arguments:?}: {}", run.stderr);
         is_harmless(&run);
         assert!(run.stdout.len() > 10, "{arguments:?} said nothing");
-    }
+    };
+    answers(&["tree", &tree]);
+    answers(&["tree", &tree, "--format", "dot"]);
+    answers(&["inspect", &tree, "--base", &base]);
+    answers(&["inspect", &fr, "--base", &base]);
+    // A store takes no such label; all else it takes.
+    let import = ["store", "import", &tree, &store, "--base", &base];
+    let run = pleach(&import);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(1), ""));
+    is_harmless(&run);
+    std::fs::write(dir.path().join("tree/tree.toml"), toml).unwrap();
+    answers(&import);
+    answers(&["tree", &store]);
+    answers(&["tree", &store, "--format", "dot"]);
+    answers(&["inspect", &store]);
+    answers(&["store", "stat", &store]);
+    answers(&["store", "publish", &store, "fr/carol", &fr, "--label", "a=b"]);
+    answers(&["store", "publish", &store, "fr/carol", &fr, "--replace", "--accept-unreachable"]);
+    answers(&["store", "list", &store]);
+    answers(&["store", "history", &store, "fr/carol"]);
     // It is told, written out.
     assert!(
         pleach(&["inspect", &fr])
@@ -83,13 +88,15 @@ fn no_command_lets_through_what_steers_a_terminal() {
     // Now the adapter is refused for a key, and named on the command line by what was typed.
     edit(&dir.path().join("tree/fr/adapter_config.json"), |config| config[&text] = json!(text));
     let name = format!("fr/{HOSTILE}");
-    let refused: [&[&str]; 9] = [
+    let label = format!("a={text}");
+    let refused: [&[&str]; 10] = [
         &["inspect", &fr],
         &["inspect", &text],
         &["tree", &text],
         &["generate", "--base", &base, "--tree", &tree, "--node", "fr", "--prompt", "x"],
         &["generate", "--base", &base, "--tree", &tree, "--node", &name, "--prompt", "x"],
         &["store", "publish", &store, "fr/dora", &fr],
+        &["store", "publish", &store, "fr/eve", &at("tree/fr/bob"), "--label", &label],
         &["store", "publish", &store, &name, &at("tree/fr/bob")],
         &["store", "export", &store, &name, &at("out")],
         &["store", "import", &tree, &at("other"), "--base", &base],
@@ -112,6 +119,7 @@ fn no_command_lets_through_what_steers_a_terminal() {
         let run = pleach(arguments);
         assert_eq!(run.status, Some(2), "{}", run.stderr);
         is_harmless(&run);
-        assert!(run.stderr.contains("\\u001b[2J"), "{}", run.stderr);
+        // clap takes whole sequences out of what it repeats; what is left is written out.
+        assert!(run.stderr.contains("\\u009b31m"), "{}", run.stderr);
     }
 }

@@ -11,11 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pleach::testing::adapter::TinyAdapter;
 use pleach::testing::{TinyModel, tiny_hf_model};
 use tempfile::TempDir;
 
-use cli::{modules, pleach};
+use cli::pleach;
 
 /// A base and a tree that takes a while to import.
 struct Made {
@@ -26,7 +25,7 @@ impl Made {
     fn new(adapters: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tiny_hf_model(&dir.path().join("base"), &TinyModel::default());
-        let one = TinyAdapter::new(modules().to_vec(), 2, 1);
+        let one = cli::adapter(2, 1);
         for k in 0..adapters {
             one.write(&dir.path().join(format!("tree/n{k}"))).unwrap();
         }

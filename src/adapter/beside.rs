@@ -30,6 +30,11 @@ pub fn beside(folder: &Path, base: &BaseModel) -> Vec<String> {
 
 /// The tokens that the folder adds and the base does not have at their places.
 fn other_tokens(folder: &Path, base: &BaseModel) -> Option<String> {
+    let added = added_tokens(folder);
+    if added.is_empty() {
+        // Most adapters: the base's own files, which may be long, are left alone.
+        return None;
+    }
     let known = match base.gguf() {
         Some(gguf) => {
             let texts = gguf.texts("tokenizer.ggml.tokens").ok().flatten()?;
@@ -44,7 +49,6 @@ fn other_tokens(folder: &Path, base: &BaseModel) -> Option<String> {
     if known.is_empty() {
         return None;
     }
-    let added = added_tokens(folder);
     let others: Vec<&String> =
         added.iter().filter(|(id, text)| known.get(id) != Some(*text)).map(|(_, text)| text).collect();
     let first = others.first()?;

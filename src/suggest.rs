@@ -25,20 +25,6 @@ pub(crate) fn nearest<'a>(query: &str, separator: char, candidates: impl Iterato
     best.into_iter().map(|(_, name)| name.to_owned()).collect()
 }
 
-/// What a base that was quantised in advance is called after its plain twin.
-const QUANTISED: [&str; 9] =
-    ["-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-gptq-int4", "-gptq-int8", "-gptq", "-awq", "-4bit", "-8bit"];
-
-/// The name of the model, without the organisation, that `name` is the quantised twin of.
-pub(crate) fn plain_twin(name: &str) -> Option<&str> {
-    let model = name.trim_end_matches('/').rsplit('/').next()?;
-    let cut = |suffix: &&str| model.len().checked_sub(suffix.len()).filter(|&at| model.is_char_boundary(at));
-    QUANTISED.iter().find_map(|suffix| {
-        let at = cut(suffix).filter(|&at| at > 0 && model[at..].eq_ignore_ascii_case(suffix))?;
-        Some(&model[..at])
-    })
-}
-
 /// `; did you mean a, b or c?`, or nothing.
 pub(crate) fn did_you_mean(names: &[String]) -> String {
     match names {

@@ -240,7 +240,7 @@ fn an_unknown_start_is_unknown() {
 #[test]
 fn a_quantised_base_names_its_plain_twin() {
     for (name, twin) in [
-        ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", "Llama-3.2-1B-Instruct"),
+        ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"),
         ("TheBloke/Mistral-7B-v0.1-AWQ", "Mistral-7B-v0.1"),
     ] {
         let adapter = renamed(json!({"base_model_name_or_path": name}), str::to_owned).unwrap();

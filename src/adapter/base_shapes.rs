@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::PeftHeader;
 use crate::WeightName;
-use crate::base::WeightInfo;
+use crate::base::{WeightInfo, plain_twin};
 use crate::error::AdapterDefect;
-use crate::suggest::{nearest, plain_twin};
+use crate::suggest::nearest;
 
 /// Names and shapes of a base's matrices, to check adapters against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

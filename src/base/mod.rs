@@ -27,6 +27,7 @@ pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
 pub(crate) use published::{base_key, is_published};
+pub(crate) use wrapped::plain_twin;
 
 use crate::error::{FileKind, WeightDefect};
 use crate::file::gguf::GgufFile;

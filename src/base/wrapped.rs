@@ -60,7 +60,7 @@ pub(super) fn quantised(dir: &Path, name: Option<&str>, quantization: &Value) ->
 }
 
 /// The name of the model that a quantised one of this name was made of.
-fn plain_twin(name: &str) -> Option<String> {
+pub(crate) fn plain_twin(name: &str) -> Option<String> {
     let cut = |suffixes: &[&str]| {
         let end = |suffix: &&str| name.len().checked_sub(suffix.len()).filter(|end| *end > 0);
         suffixes.iter().find_map(|suffix| {

@@ -128,8 +128,7 @@ impl PeftConfig {
 
     /// Comparisons that one module costs.
     pub(crate) fn pattern_count(&self) -> usize {
-        let targets = self.targets.target_modules.len() + self.targets.exclude_modules.len();
-        targets + self.rank_pattern.len() + self.alpha_pattern.len()
+        self.targets.len() + self.rank_pattern.len() + self.alpha_pattern.len()
     }
 
     /// The rank of `module`, as the file spells it, and which pattern gave it.

@@ -173,6 +173,12 @@ impl Targets {
         Ok(Self { target_modules, exclude_modules, target_parameters, layers_to_transform, layers_pattern: patterns })
     }
 
+    /// Comparisons that one module costs.
+    pub(crate) fn len(&self) -> usize {
+        let lists = self.target_parameters.len() + self.layers_pattern.len();
+        self.target_modules.len() + self.exclude_modules.len() + lists
+    }
+
     /// What the patterns of rank and alpha are matched against: the module's path, or its weight's where the config names
     /// the parameter.
     pub(crate) fn pattern_name(&self, module: &str) -> String {

@@ -197,8 +197,9 @@ fn remove_left(open_above: impl Fn() -> Result<Folder>, prefix: &OsStr) {
             let names = folder.names().unwrap_or_default();
             names.iter().all(|name| [CATALOGUE_FILE, RESERVE_FILE, SEGMENT_FOLDER].iter().any(|ours| name == ours))
         };
-        // Who is at it has it claimed.
-        if ours(&folder) && folder.claim().is_ok_and(|free| free) {
+        // Who is at it has it claimed, and lets go once it is a store under its own name.
+        let stands = |parent: &Folder| parent.holds(&name, &folder).is_ok_and(|stands| stands);
+        if ours(&folder) && folder.claim().is_ok_and(|free| free) && stands(&parent) {
             let path = folder.path().to_owned();
             match (Place { parent, name, folder }).remove() {
                 Ok(()) => tracing::warn!("{} was left by a program that was killed; it is removed", path.display()),

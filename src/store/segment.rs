@@ -45,19 +45,13 @@ pub(super) struct Segments {
 
 /// Bytes of a mapped segment.
 pub(super) struct Blob {
-    map: Arc<FileBytes>,
-    location: Location,
+    /// A copy: what was checked is what is used, also where a full disk's compaction makes a hole of the place meanwhile.
+    bytes: Vec<u8>,
 }
 
 impl Blob {
-    #[allow(clippy::cast_possible_truncation, reason = "it lies inside the mapping")]
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.map[self.location.offset as usize..][..self.location.length as usize]
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "it lies inside the mapping")]
-    fn will_need(&self) {
-        self.map.will_need(self.location.offset as usize, self.location.length as usize);
+        &self.bytes
     }
 }
 
@@ -104,10 +98,12 @@ impl Segments {
     }
 
     /// The bytes at `location`, if they are what the catalogue says.
+    #[allow(clippy::cast_possible_truncation, reason = "it lies inside the mapping")]
     pub(super) fn read(&self, location: &Location) -> Result<Blob> {
         let map = self.map(location)?;
-        let blob = Blob { map, location: *location };
-        blob.will_need();
+        let (offset, length) = (location.offset as usize, location.length as usize);
+        map.will_need(offset, length);
+        let blob = Blob { bytes: map[offset..][..length].to_vec() };
         if blake3::hash(blob.bytes()).as_bytes() != &location.blake3 {
             return Err(self.damaged(location, "its BLAKE3 is not the catalogue's"));
         }

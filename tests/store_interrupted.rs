@@ -7,6 +7,7 @@
 #[path = "common/cli.rs"]
 mod cli;
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -107,13 +108,16 @@ fn an_import_that_is_told_to_end_leaves_nothing_behind() {
 fn a_signal_that_is_ignored_stays_ignored() {
     let made = Made::new(60);
     let [tree, store, base] = ["tree", "store", "base"].map(|name| made.at(name));
-    let script = "trap '' HUP; exec \"$@\"";
+    let script = "trap '' HUP; echo ignored; exec \"$@\"";
     let mut import = Command::new("sh")
         .args(["-c", script, "sh", env!("CARGO_BIN_EXE_pleach"), "store", "import", &tree, &store, "--base", &base])
         .args(["--headroom", "4"])
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    // Before the shell says so it would end by the first signal.
+    let mut told = BufReader::new(import.stdout.take().unwrap());
+    told.read_line(&mut String::new()).unwrap();
     while import.try_wait().unwrap().is_none() {
         send(&import, "-HUP");
         std::thread::sleep(Duration::from_millis(2));

@@ -37,8 +37,10 @@ fn told(dir: &Path) -> Vec<String> {
     let run = pleach(&["verify", "--base", &base, "--tree", &tree, "--switches", "6", "--device", "cpu"]);
     assert_eq!((run.status, run.stderr.lines().count()), (Some(0), usize::from(!beside.is_empty())), "{}", run.stderr);
     assert!(beside.iter().all(|what| run.stderr.contains(what)), "{}", run.stderr);
-    let text = pleach(&["inspect", &fr, "--base", &base]).text();
-    assert!(beside.iter().all(|what| text.contains(what)), "{text}");
+    for inspected in [&fr, &tree] {
+        let text = pleach(&["inspect", inspected, "--base", &base]).text();
+        assert!(beside.iter().all(|what| text.contains(what)), "{text}");
+    }
     beside
 }
 
@@ -102,4 +104,86 @@ fn what_is_broken_or_lies_elsewhere_is_not_read() {
         std::os::unix::fs::symlink(&outside, fr.join("chat_template.jinja")).unwrap();
         assert!(told(dir.path()).is_empty(), "a link out of the folder");
     }
+}
+
+/// What is kept comes back byte for byte; what is the base's own is not kept a second time.
+#[test]
+fn kept_files_come_back_and_what_is_not_kept_is_told() {
+    let (dir, fr) = made();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, tree, adapter) = (at("base"), at("tree"), at("tree/fr"));
+    write(&fr, &tokenizer(&["</s>", "<tool>"], "{{ tools }}"));
+    let same = std::fs::read(dir.path().join("base/tokenizer_config.json")).unwrap();
+    std::fs::write(fr.join("tokenizer_config.json"), same).unwrap();
+    write(&fr, &[("chat_template.jinja", json!("{{ tools }}\n")), ("notes.txt", json!("not ours"))]);
+
+    let run = pleach(&["store", "import", &tree, &at("bare"), "--base", &base]);
+    assert!(run.status == Some(0) && run.stderr.contains("(<tool>)") && run.stderr.contains("--keep-files"), "{run:?}");
+    pleach(&["store", "export", &at("bare"), "fr", &at("made")]).text();
+    assert_eq!(std::fs::read_dir(at("made")).unwrap().count(), 2);
+
+    let run = pleach(&["store", "import", &tree, &at("kept"), "--base", &base, "--keep-files"]);
+    assert!(run.status == Some(0) && run.stderr.contains("it is kept"), "{run:?}");
+    for (publish, base_given) in [("one", &["--base", &base][..]), ("two", &[][..])] {
+        let run = pleach(&[&["store", "publish", &at("kept"), publish, &adapter], base_given].concat());
+        assert!(run.status == Some(0) && run.stderr.contains("not kept"), "{run:?}");
+        let kept = [&["store", "publish", &at("kept"), publish, &adapter, "--replace", "--keep-files"], base_given];
+        assert_eq!(pleach(&kept.concat()).status, Some(0));
+    }
+    pleach(&["store", "verify", &at("kept"), "--deep"]).text();
+    let names = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json"];
+    for (node, more) in [("fr", &[][..]), ("one", &[][..]), ("two", &["tokenizer_config.json"][..])] {
+        let out = at(&format!("out-{node}"));
+        let answer = pleach(&["store", "export", &at("kept"), node, &out, "--json"]).json();
+        let expected = [&names[..], more].concat();
+        assert_eq!(answer["files"], json!(expected), "{node}");
+        for name in &expected {
+            let [was, is] = [&fr, Path::new(&out)].map(|folder| std::fs::read(folder.join(name)).unwrap());
+            assert!(was == is, "{node}: {name}");
+        }
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), expected.len());
+    }
+
+    #[cfg(unix)]
+    {
+        std::fs::remove_file(fr.join("chat_template.jinja")).unwrap();
+        let outside = dir.path().join("outside.jinja");
+        std::fs::write(&outside, "{{ tools }}").unwrap();
+        std::os::unix::fs::symlink(&outside, fr.join("chat_template.jinja")).unwrap();
+        let run = pleach(&["store", "publish", &at("kept"), "three", &adapter, "--keep-files"]);
+        assert!(run.status == Some(1) && run.stderr.contains("chat_template.jinja leads out of the folder"), "{run:?}");
+    }
+}
+
+/// An adapter's own tokenizer and chat template are used where its folder is given.
+#[test]
+fn what_lies_beside_is_used_where_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    make_base_and_tree(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, tree, fr) = (at("base"), at("tree"), at("tree/fr"));
+    let ids = |more: &[&str]| {
+        let place = ["--base", &base, "--tree", &tree, "--node", "fr", "--device", "cpu"];
+        let run = pleach(&[&["generate", "--chat", "-p", "hello", "-n", "1", "--json"], &place[..], more].concat());
+        let answer: Value = serde_json::from_str(&run.stdout).unwrap();
+        (answer["prompt_tokens"].as_u64().unwrap(), run.stderr)
+    };
+    let (own, told) = ids(&[]);
+    assert_eq!(told, "");
+    // A template alone: the tokenizer stays the base's. `bos_token` is not said here, so it is the base's, too.
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    std::fs::write(dir.path().join("tree/fr/chat_template.jinja"), template).unwrap();
+    let (ignored, told) = ids(&[]);
+    assert!(ignored == own && told.contains("another: --tokenizer"), "{told}");
+    let (used, told) = ids(&["--tokenizer", &fr]);
+    assert_eq!((used, told.as_str()), (1, ""), "`hello` is one token of this vocabulary");
+    // A tokenizer that does not know `hello` as one.
+    let path = dir.path().join("base/tokenizer.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    file["model"]["merges"] = json!([]);
+    std::fs::write(dir.path().join("tree/fr/tokenizer.json"), file.to_string()).unwrap();
+    assert_eq!(ids(&["--tokenizer", &fr]).0, 5);
+    assert!(ids(&["--tokenizer", &at("tree/fr/tokenizer.json")]).0 > own, "a file is no folder: the base's template");
+    let run = pleach(&["generate", "--base", &base, "-p", "a", "--tokenizer", &tree]);
+    assert!(run.status == Some(1) && run.stderr.contains("tokenizer.json"), "{run:?}");
 }

@@ -224,6 +224,13 @@ fn publish_and_replace_refuse_what_a_switch_would() {
     assert_eq!((verified.status, &report["clean"], &report["problem_count"]), (Some(1), &json!(false), &json!(0)));
     let fit = &report["fit"];
     assert_eq!((&fit["unreachable"][0]["node"], &fit["unreachable_count"]), (&json!(lost), &json!(count)));
+    // The others are verified all the same.
+    let walk = ["verify", "--base", &base, "--tree", &store, "--switches", "60", "--device", "cpu"];
+    let walked = pleach(&[&walk[..], &["--json"]].concat());
+    let report: serde_json::Value = serde_json::from_str(&walked.stdout).unwrap();
+    assert_eq!((walked.status, &report["refused"][0]["node"]), (Some(1), &json!(lost)), "{walked:?}");
+    assert!(report["compared"].as_u64() > Some(20) && report["mismatched_nodes"] == json!(0), "{report}");
+    assert_eq!(pleach(&[&walk[..], &["--skip-refused"]].concat()).status, Some(0));
     let inspected = pleach(&["inspect", &store, "--base", &base]);
     assert_eq!(inspected.status, Some(1));
     assert!(

@@ -249,7 +249,7 @@ fn warnings_are_told_unless_quiet() {
     odd.write(&made.tree().join("odd")).unwrap();
     let run = made.run("score", &["--node", "odd", "-p", "hello"]);
     assert_eq!(run.status, Some(0));
-    assert!(run.stderr.starts_with("warning: fan_in_fan_out"), "{}", run.stderr);
+    assert!(run.stderr.starts_with("warning: odd: fan_in_fan_out"), "{}", run.stderr);
     made.run("score", &["--node", "odd", "-p", "hello", "--quiet"]).text();
 }
 

@@ -99,7 +99,8 @@ fn node_lives_from_import_to_export() {
     let made = Made::new();
     let (tree, base, store, other) = (made.at("tree"), made.at("base"), made.store(), made.at("other"));
     let report = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
-    assert_eq!(keys(&report), ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "kept", "seconds"]);
+    let expected = ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "remarks", "kept", "seconds"];
+    assert_eq!(keys(&report), expected);
     assert_eq!(report["nodes"], json!(3));
     let nodes = |expected: &[(&str, u64)]| {
         let expected: Vec<_> = expected.iter().map(|(name, generation)| ((*name).to_owned(), *generation)).collect();
@@ -164,7 +165,7 @@ fn node_lives_from_import_to_export() {
 
     let exported = made.at("exported");
     let report = made.json("export", &["de/bob", &exported]);
-    assert_eq!(keys(&report), ["adapter", "nodes", "generation", "original", "rank"]);
+    assert_eq!(keys(&report), ["adapter", "nodes", "generation", "original", "files", "rank"]);
     assert_eq!(
         (&report["nodes"], &report["original"], &report["rank"]),
         (&json!(["de/bob"]), &json!(false), &json!(1))

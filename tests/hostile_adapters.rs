@@ -251,7 +251,29 @@ fn patterns_that_never_end_are_refused() {
 #[test]
 fn too_many_patterns_are_refused_untried() {
     let names: Vec<String> = (0..2_200_000).map(|index| index.to_string()).collect();
-    let found = refused_with(json!({"target_modules": names}));
+    for key in ["target_modules", "exclude_modules"] {
+        let found = refused_with(json!({key: names}));
+        assert!(matches!(found, AdapterDefect::TooManyPatterns { modules: 2, .. }), "{key}: {found:?}");
+    }
+    // As many as a config's bytes hold would take gigabytes, compiled.
+    let many = |count: usize, text: &str| -> serde_json::Map<String, Value> {
+        (0..count).map(|index| (format!("{text}{index}"), json!(2))).collect()
+    };
+    for key in ["rank_pattern", "alpha_pattern", "layers_pattern"] {
+        let patterns = match key {
+            "layers_pattern" => json!(&names[..20_001]),
+            _ => many(20_001, "x").into(),
+        };
+        let found = refused_with(json!({key: patterns}));
+        assert!(matches!(&found, AdapterDefect::ConfigValue { key: found, .. } if found == key), "{key}: {found:?}");
+    }
+    // As many as a mixture of experts has, each spelt as PEFT spells it; and some that grow when they are compiled.
+    let found = refused_with(json!({"alpha_pattern": many(20_000, r"model\.layers\.11\.mlp\.experts\.gate_proj")}));
+    assert!(matches!(found, AdapterDefect::PatternMatchesNothing { .. }), "{found:?}");
+    let found = refused_with(json!({"alpha_pattern": many(20_000, "a{900}")}));
+    assert!(matches!(found, AdapterDefect::PatternInvalid { .. }), "{found:?}");
+    let weights: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
+    let found = refused_with(json!({"target_parameters": weights}));
     assert!(matches!(found, AdapterDefect::TooManyPatterns { modules: 2, .. }), "{found:?}");
 }
 

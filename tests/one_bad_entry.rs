@@ -115,7 +115,10 @@ fn import_names_all_that_is_refused_and_makes_no_store() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("store")), "{left:?}");
 
     let answer = made.import(&["--skip-refused", "--json"]).json();
-    assert_eq!(keys(&answer), ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "kept", "seconds"]);
+    assert_eq!(
+        keys(&answer),
+        ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "remarks", "kept", "seconds"]
+    );
     assert_eq!((&answer["nodes"], answer["refused"].as_array().unwrap().len()), (&json!(3), 4));
     let list = pleach(&["store", "list", &made.path("store"), "--json"]).json();
     let nodes: Vec<&Value> = list["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();
@@ -234,6 +237,37 @@ fn kubernetes_volume_is_served_through_its_links() {
     let why: Vec<_> = tree.passed_over().iter().map(|passed| (&passed.why, passed.adapters)).collect();
     assert_eq!(why, [(&PassedOverWhy::Volume, 1); 2]);
     assert_eq!(made.run("verify", &["--switches", "9", "--skip-refused"]).status, Some(0));
+}
+
+/// The writer has put another folder of data in the place of the one that a runtime was opened on.
+#[cfg(unix)]
+#[test]
+fn volume_that_was_written_anew_is_told_and_what_was_read_is_served() {
+    use std::os::unix::fs::symlink;
+    let made = Made::new();
+    let volume = made.at("tree/de");
+    for (data, seed) in [("..first", 1), ("..second", 2)] {
+        for node in ["dave", "erna"] {
+            cli::adapter(2, seed).write(&volume.join(data).join(node)).unwrap();
+        }
+    }
+    symlink("..first", volume.join("..data")).unwrap();
+    for node in ["dave", "erna"] {
+        symlink(Path::new("..data").join(node), volume.join(node)).unwrap();
+    }
+    let open = || pleach::Runtime::builder().base(made.at("base")).tree(made.at("tree")).open().unwrap();
+    let mut runtime = open();
+    runtime.switch_to("de/dave").unwrap();
+    let served = runtime.fingerprint().unwrap();
+    std::fs::remove_file(volume.join("..data")).unwrap();
+    symlink("..second", volume.join("..data")).unwrap();
+    std::fs::remove_dir_all(volume.join("..first")).unwrap();
+    let error = runtime.switch_to("de/erna").unwrap_err().to_string();
+    assert!(error.starts_with("de/erna: ") && error.contains("open the tree again"), "{error}");
+    runtime.switch_to("/").unwrap();
+    runtime.switch_to("de/dave").unwrap();
+    assert_eq!(runtime.fingerprint().unwrap(), served);
+    open().switch_to("de/erna").unwrap();
 }
 
 /// A file system's own folder, which nobody but root may read.

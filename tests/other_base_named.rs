@@ -96,3 +96,22 @@ fn names_that_mean_different_bases_are_told_once() {
     let expected = "1 adapter says acme/Other-1B, 2 adapters say made/tiny, tree.toml says acme/Third";
     assert!(told.starts_with("warning:") && told.contains(expected) && told.lines().count() == 1, "{told}");
 }
+
+/// What is published later is asked, too.
+#[test]
+fn an_adapter_published_for_another_base_is_told() {
+    let made = Made::new();
+    for node in ["fr", "fr/alice", "fr/bob"] {
+        made.names(node, "acme/Tiny-1B");
+    }
+    assert_eq!(made.import("store"), "");
+    let (store, adapter) = (made.at("store"), made.at("tree/fr/bob"));
+    pleach(&["store", "publish", &store, "one", &adapter]).text();
+    made.names("fr/bob", "acme/Tiny-1B-Instruct");
+    let run = pleach(&["store", "publish", &store, "two", &adapter]);
+    assert_eq!(run.status, Some(0));
+    let told = "warning: two: it names the base acme/Tiny-1B-Instruct, the store acme/Tiny-1B;";
+    assert!(run.stderr.starts_with(told), "{}", run.stderr);
+    let inspected = pleach(&["inspect", &made.at("tree"), "--base", &made.at("base")]);
+    assert!(inspected.stderr.contains("different bases are named"), "{inspected:?}");
+}

@@ -140,6 +140,48 @@ fn whoever_works_on_a_store_stays_with_it_when_another_takes_its_name() {
     verified(&Store::open(&pair.at("new")).unwrap());
 }
 
+/// The folder that a store is made in is exchanged for another while it is made: it is whole in one of the two, and nothing else
+/// is left in either.
+#[test]
+fn a_store_in_the_making_is_whole_where_it_was_begun() {
+    let make = |dir: &Path, faults: Faults| {
+        let (above, other) = (dir.join("above"), dir.join("other"));
+        for (folder, note) in [(&above, "first"), (&other, "second")] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("notes.txt"), note).unwrap();
+        }
+        Store::create_with(&above.join("store"), info(), lattice(), &options(faults))
+    };
+    let counting = options(Faults::after(i64::MAX, false)).faults;
+    make(scratch().path(), counting.clone()).unwrap();
+    let steps = counting.steps();
+    assert!(steps > 8, "only {steps} steps");
+    for at in 0..steps {
+        let dir = scratch();
+        let [above, old, other] = ["above", "old", "other"].map(|name| dir.path().join(name));
+        let folders = [above.clone(), old.clone()];
+        let faults = Faults::watched(move |step| {
+            if step == at {
+                std::fs::rename(&above, &old).unwrap();
+                std::fs::rename(&other, &above).unwrap();
+            }
+        });
+        let store = make(dir.path(), faults).unwrap_or_else(|error| panic!("swapped before step {at}: {error}"));
+        store.publish("a", content(1), labelled(1)).unwrap();
+        drop(store);
+        let held: Vec<_> = folders.iter().map(|folder| std::fs::read_dir(folder).unwrap().count()).collect();
+        assert_eq!(held.iter().sum::<usize>(), 3, "swapped before step {at}");
+        let [store] =
+            &folders.iter().map(|folder| folder.join("store")).filter(|store| store.exists()).collect::<Vec<_>>()[..]
+        else {
+            panic!("swapped before step {at}: not one store");
+        };
+        let store = Store::open(store).unwrap();
+        assert_eq!(seed_of(&store, &store.get("a").unwrap().version).unwrap(), 1);
+        verified(&store);
+    }
+}
+
 #[test]
 fn who_reads_or_verifies_goes_on_with_the_store_that_was_opened() {
     let pair = Pair::new();

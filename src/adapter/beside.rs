@@ -10,10 +10,26 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::base::BaseModel;
-use crate::file::read_limited;
+use crate::base::{BaseModel, cached_model};
+use crate::error::AdapterDefect;
+use crate::file::{from_json, read_limited};
+use crate::{Error, Result};
 
-/// Largest file that is looked at.
+/// What transformers saves of a tokenizer: the files that are kept with an adapter's own.
+pub(crate) const BESIDE_FILES: [&str; 10] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// Largest file that is looked at or kept.
 const MAX_BYTES: u64 = 32 << 20;
 
 /// Tokens by their ids.
@@ -26,6 +42,28 @@ pub fn beside(folder: &Path, base: &BaseModel) -> Vec<String> {
     let template =
         template(folder).filter(|own| base_template(base).is_none_or(|of_base| of_base.trim() != own.trim()));
     tokens.into_iter().chain(template.map(|_| "a chat template other than the base's".to_owned())).collect()
+}
+
+/// The names of the files beside the adapter in `folder` that make its tokenizer.
+pub(crate) fn names_beside(folder: &Path) -> impl Iterator<Item = &'static str> {
+    BESIDE_FILES.into_iter().filter(move |name| folder.join(name).exists())
+}
+
+/// The files beside the adapter in `folder` that make its tokenizer, by name; of those that are byte for byte the base's, none.
+///
+/// # Errors
+/// [`Error::FileTooLarge`] above 32 MiB, [`Error::NotAFile`], [`Error::Io`], and [`AdapterDefect::Outside`] for a link out of
+/// the folder.
+pub(crate) fn files_beside(folder: &Path, base: Option<&BaseModel>) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let base = base.filter(|base| base.gguf().is_none()).map(BaseModel::path);
+    let mut files = Vec::new();
+    for name in BESIDE_FILES {
+        let Some(bytes) = read(folder, name)? else { continue };
+        if base.is_none_or(|base| read(base, name).ok().flatten().is_none_or(|own| own != bytes)) {
+            files.push((name, bytes));
+        }
+    }
+    Ok(files)
 }
 
 /// The tokens that the folder adds and the base does not have at their places.
@@ -91,7 +129,9 @@ fn vocabulary(folder: &Path) -> Tokens {
 
 /// A folder's chat template: the file, else the key; of a list the one called `default`.
 fn template(folder: &Path) -> Option<String> {
-    if let Some(text) = read(folder, "chat_template.jinja").and_then(|bytes| String::from_utf8(bytes).ok()) {
+    if let Some(text) =
+        read(folder, "chat_template.jinja").ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok())
+    {
         return Some(text);
     }
     match json(folder, "tokenizer_config.json")?["chat_template"].take() {
@@ -113,18 +153,21 @@ fn base_template(base: &BaseModel) -> Option<String> {
 
 /// An object in a file of the folder; nothing where it is none.
 fn json(folder: &Path, name: &str) -> Option<Value> {
-    serde_json::from_slice(&read(folder, name)?).ok().filter(Value::is_object)
+    from_json(&read(folder, name).ok()??).ok().filter(Value::is_object)
 }
 
-/// The bytes of the folder's own file. A base in the hub's cache is links throughout, an adapter's link is followed inside its
-/// folder alone.
-fn read(folder: &Path, name: &str) -> Option<Vec<u8>> {
+/// The bytes of the folder's own file; none where there is none. A base in the hub's cache is links throughout, an adapter's
+/// link is followed inside its folder alone.
+fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     let path = folder.join(name);
-    let real = path.canonicalize().ok()?;
-    let inside = folder.canonicalize().is_ok_and(|folder| real.starts_with(folder));
-    let cached = folder.ancestors().nth(2).is_some_and(|model| {
-        model.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"))
-            && model.canonicalize().is_ok_and(|model| real.starts_with(model))
-    });
-    if inside || cached { read_limited(&real, MAX_BYTES).ok() } else { None }
+    if !path.exists() {
+        return Ok(None);
+    }
+    let real = |path: &Path| path.canonicalize().map_err(|error| Error::io(path, error));
+    let file = real(&path)?;
+    let is_below = |folder: &Path| real(folder).map(|folder| file.starts_with(folder));
+    if is_below(folder)? || cached_model(folder).map_or(Ok(false), |(model, _)| is_below(model))? {
+        return read_limited(&file, MAX_BYTES).map(Some);
+    }
+    Err(Error::adapter(folder, AdapterDefect::Outside { file: name.to_owned(), target: file }))
 }

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::pattern::{Pattern, Targets};
+use super::pattern::{Pattern, Targets, share};
 use crate::error::AdapterDefect;
 use crate::file::from_json;
 
@@ -236,7 +236,8 @@ fn patterns<T>(
     match config.get(key) {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Object(map)) => {
-            map.iter().map(|(text, value)| Ok((Pattern::suffix(key, text)?, read(key, value)?))).collect()
+            let bytes = share(key, map.len())?;
+            map.iter().map(|(text, value)| Ok((Pattern::suffix(key, text, bytes)?, read(key, value)?))).collect()
         }
         Some(other) => Err(wrong(key, "an object of patterns", other)),
     }

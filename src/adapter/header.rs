@@ -11,11 +11,12 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::config::{PeftConfig, shorten};
+use super::pattern::Pattern;
 use super::{BaseShapes, Limits};
 use crate::error::AdapterDefect;
 use crate::file::read_limited;
 use crate::file::safetensors::read_header;
-use crate::name::peft_module;
+use crate::name::{EMBEDDING, HEAD, peft_module};
 use crate::{Error, Result, WeightName};
 
 /// The config's file name.
@@ -236,7 +237,7 @@ fn copied_weight(key: &str) -> Option<WeightName> {
 }
 
 fn is_embedding_name(weight: &WeightName) -> bool {
-    matches!(weight.as_str(), "model.embed_tokens.weight" | "lm_head.weight")
+    [EMBEDDING, HEAD].contains(&weight.as_str())
 }
 
 /// Which patterns of `rank_pattern` and `alpha_pattern` selected a module.
@@ -254,11 +255,14 @@ impl UsedPatterns {
     fn check(&self, config: &PeftConfig, targets: &[Target]) -> Result<(), AdapterDefect> {
         let ranks = config.rank_pattern.iter().map(|(pattern, _)| pattern).zip(&self.rank);
         let alphas = config.alpha_pattern.iter().map(|(pattern, _)| pattern).zip(&self.alpha);
-        for (pattern, _) in ranks.chain(alphas).filter(|(_, used)| !**used) {
+        let unused: Vec<&Pattern> =
+            ranks.chain(alphas).filter(|(_, used)| !**used).map(|(pattern, _)| pattern).collect();
+        let name = |target: &Target| config.targets.pattern_name(&peft_module(&target.module));
+        let names: Vec<String> = if unused.is_empty() { Vec::new() } else { targets.iter().map(name).collect() };
+        for pattern in unused {
             let mut matched = false;
-            for target in targets {
-                let name = config.targets.pattern_name(&peft_module(&target.module));
-                matched = matched || pattern.matches(&name)?;
+            for name in &names {
+                matched = matched || pattern.matches(name)?;
             }
             if !matched {
                 return Err(AdapterDefect::PatternMatchesNothing {

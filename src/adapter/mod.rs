@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 pub use base_shapes::BaseShapes;
 pub use beside::beside;
+pub(crate) use beside::{BESIDE_FILES, files_beside, names_beside};
 pub use flatten::flatten;
 pub(crate) use header::{CONFIG_FILE, TENSOR_FILE};
 pub use header::{PeftHeader, Target};

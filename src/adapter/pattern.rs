@@ -16,8 +16,12 @@ const MAX_PATTERN_BYTES: usize = 1024;
 /// Backtracking steps of one match: thousands of times what any sane pattern needs, and a few milliseconds.
 const MAX_BACKTRACKS: usize = 20_000;
 
-/// Memory of one compiled pattern, in bytes.
+/// Patterns under one key: a mixture of experts has 18,000 modules.
+const MAX_PATTERNS: usize = 20_000;
+
+/// Memory of one compiled pattern, in bytes, and of all under one key.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+const MAX_ALL_COMPILED_BYTES: usize = 256 << 20;
 
 /// One regular expression of a config, with the key it stands under.
 #[derive(Clone, Debug)]
@@ -30,33 +34,34 @@ pub(crate) struct Pattern {
 impl Pattern {
     /// `re.fullmatch(text, name)`.
     pub(crate) fn full(key: &'static str, text: &str) -> Result<Self, AdapterDefect> {
-        Self::compile(key, text, format!(r"\A(?:{text})\z"))
+        Self::compile(key, text, format!(r"\A(?:{text})\z"), MAX_COMPILED_BYTES)
     }
 
-    /// `re.match((.*\.)?(text)$, name)`: a whole name, or what follows a dot in it.
-    pub(crate) fn suffix(key: &'static str, text: &str) -> Result<Self, AdapterDefect> {
-        Self::compile(key, text, format!(r"\A(.*\.)?({text})$"))
+    /// `re.match((.*\.)?(text)$, name)`: a whole name, or what follows a dot in it. One of those that [`share`] allows so many
+    /// bytes each.
+    pub(crate) fn suffix(key: &'static str, text: &str, bytes: usize) -> Result<Self, AdapterDefect> {
+        Self::compile(key, text, format!(r"\A(.*\.)?({text})$"), bytes)
     }
 
     /// `re.match((?:^|.*?\.)text\.(\d+)\., name)`: the index that follows the name of a list of layers. The text is not a
     /// group of its own there, so an alternation in it splits the whole.
-    fn layer_index(text: &str) -> Result<Self, AdapterDefect> {
-        Self::compile("layers_pattern", text, format!(r"\A(?:(?:|.*?\.){text}\.(\d+)\.)"))
+    fn layer_index(text: &str, bytes: usize) -> Result<Self, AdapterDefect> {
+        Self::compile("layers_pattern", text, format!(r"\A(?:(?:|.*?\.){text}\.(\d+)\.)"), bytes)
     }
 
     /// `re.match(.*?\.[^.]*\.(\d+)\., name)`: what PEFT takes without a `layers_pattern`.
     fn any_layer_index() -> Result<Self, AdapterDefect> {
-        Self::compile("layers_pattern", "[^.]*", r"\A.*?\.[^.]*\.(\d+)\.".to_owned())
+        Self::compile("layers_pattern", "[^.]*", r"\A.*?\.[^.]*\.(\d+)\.".to_owned(), MAX_COMPILED_BYTES)
     }
 
-    fn compile(key: &'static str, text: &str, full: String) -> Result<Self, AdapterDefect> {
+    fn compile(key: &'static str, text: &str, full: String, bytes: usize) -> Result<Self, AdapterDefect> {
         if text.len() > MAX_PATTERN_BYTES {
             let (pattern, length) = (shorten(text), text.len());
             return Err(AdapterDefect::PatternTooLong { key, pattern, length, limit: MAX_PATTERN_BYTES });
         }
         let regex = RegexBuilder::new(&full)
             .backtrack_limit(MAX_BACKTRACKS)
-            .delegate_size_limit(MAX_COMPILED_BYTES)
+            .delegate_size_limit(bytes)
             .build()
             .map_err(|source| invalid(key, text, source))?;
         Ok(Self { key, text: text.to_owned(), regex })
@@ -74,6 +79,15 @@ impl Pattern {
         let last = |groups: fancy_regex::Captures<'_>| groups.get(groups.len() - 1)?.as_str().parse().ok();
         Ok(captures.map(last))
     }
+}
+
+/// Memory that each of `count` patterns under one key may take when it is compiled; refuses too many.
+pub(crate) fn share(key: &str, count: usize) -> Result<usize, AdapterDefect> {
+    if count <= MAX_PATTERNS {
+        return Ok(MAX_COMPILED_BYTES.min(MAX_ALL_COMPILED_BYTES / count.max(1)));
+    }
+    let (key, found) = (key.to_owned(), format!("{count} of them"));
+    Err(AdapterDefect::ConfigValue { key, expected: "at most 20,000 patterns", found })
 }
 
 fn invalid(key: &'static str, text: &str, source: fancy_regex::Error) -> AdapterDefect {
@@ -150,10 +164,11 @@ impl Targets {
                 advice: "it goes with a list of target_modules only; put the layers into the regular expression",
             });
         }
+        let bytes = share("layers_pattern", layers_pattern.len())?;
         let mut patterns: Vec<Pattern> = layers_pattern
             .iter()
             .filter(|text| !text.is_empty())
-            .map(|text| Pattern::layer_index(text))
+            .map(|text| Pattern::layer_index(text, bytes))
             .collect::<Result<_, _>>()?;
         if patterns.is_empty() {
             patterns.push(Pattern::any_layer_index()?);

@@ -16,6 +16,7 @@ use super::{AdapterDeltas, AdapterSummary, BaseShapes, FloatDelta, Limits};
 use crate::base::BaseModel;
 use crate::error::AdapterDefect;
 use crate::file::safetensors::SafeTensorsFile;
+use crate::name::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
 
 /// A PEFT LoRA adapter with its tensors.
@@ -72,7 +73,7 @@ impl PeftAdapter {
     /// With `ensure_weight_tying` PEFT loads one pair of factors for embedding and head: the file's two must be that pair.
     fn check_tied_factors(&self) -> Result<()> {
         let find = |name: &str| self.header.targets.iter().find(|target| target.weight.as_str() == name);
-        let both = find("model.embed_tokens.weight").zip(find("lm_head.weight"));
+        let both = find(EMBEDDING).zip(find(HEAD));
         let Some((embedding, head)) = both.filter(|_| self.header.config.ensure_weight_tying) else { return Ok(()) };
         if self.delta(embedding)? == self.delta(head)? {
             return Ok(());
@@ -95,10 +96,9 @@ impl PeftAdapter {
         !self.header.copies.is_empty()
     }
 
-    /// Its files in one piece, as [`Self::hash`] covers them: the config's length (u64, little-endian), the config's
-    /// bytes and the tensor file's bytes.
-    pub fn file_bytes(&self) -> Vec<u8> {
-        [&(self.config.len() as u64).to_le_bytes()[..], &self.config, self.file.file_bytes()].concat()
+    /// The bytes of its config and of its tensor file.
+    pub(crate) fn files(&self) -> [(&'static str, &[u8]); 2] {
+        [(CONFIG_FILE, &self.config), (TENSOR_FILE, self.file.file_bytes())]
     }
 
     /// What it is, for people and for `--json`.
@@ -113,16 +113,6 @@ impl PeftAdapter {
     /// [`Error::Adapter`].
     pub fn deltas(&self, base: &BaseShapes) -> Result<AdapterDeltas> {
         self.header.fits(base)?;
-        if self.header.config.fan_in_fan_out {
-            // PEFT does the same for every layer of this family: they are all `nn.Linear`.
-            tracing::warn!(
-                adapter = %self.header.path.display(),
-                "fan_in_fan_out = true is ignored: the base's layers store their weights as (out, in)"
-            );
-        }
-        for remark in self.remarks(base)? {
-            tracing::warn!("adapter {}: {remark}", self.header.path.display());
-        }
         let delta = |target: &Target| Ok((target.weight.clone(), self.delta(target)?));
         self.header.targets.par_iter().map(delta).collect()
     }
@@ -134,8 +124,8 @@ impl PeftAdapter {
     /// [`AdapterDefect::CopyDiffers`] inside [`Error::Adapter`], and what reading the base returns.
     pub fn check_copies(&self, base: &BaseModel) -> Result<()> {
         for (weight, key) in &self.header.copies {
-            let tied = base.config().tie_word_embeddings && weight.as_str() == "lm_head.weight";
-            let source = if tied { &WeightName::new("model.embed_tokens.weight") } else { weight };
+            let tied = base.config().tie_word_embeddings && weight.as_str() == HEAD;
+            let source = if tied { &WeightName::new(EMBEDDING) } else { weight };
             let info = base.weight(source)?;
             let copy = self.file.to_f32(key)?;
             let differs = |row: usize| {

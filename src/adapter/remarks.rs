@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::{BaseShapes, PeftAdapter, PeftHeader, Target};
 use crate::error::AdapterDefect;
-use crate::name::peft_module;
+use crate::name::{EMBEDDING, peft_module};
 use crate::{Error, Result, WeightName};
 
 /// Names shown of a list.
 const SHOWN: usize = 3;
 
-/// One thing that an adapter does less than it claims.
+/// One thing that an adapter does less, or otherwise, than it claims.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "remark", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -40,6 +40,8 @@ pub enum AdapterRemark {
         /// Whether it is for an alpha of 0.
         alpha: bool,
     },
+    /// `fan_in_fan_out` is ignored, as PEFT ignores it for linear modules: they store their weights as (out, in).
+    FanInFanOut,
 }
 
 impl fmt::Display for AdapterRemark {
@@ -54,6 +56,10 @@ impl fmt::Display for AdapterRemark {
                 write!(f, "{count} of its {modules} modules change nothing, since {why}: ")?;
                 (count, first)
             }
+            Self::FanInFanOut => {
+                return f
+                    .write_str("fan_in_fan_out = true is ignored: the base's layers store their weights as (out, in)");
+            }
         };
         write!(f, "{}{}", first.join(", "), if *count > first.len() { ", …" } else { "" })
     }
@@ -66,7 +72,7 @@ impl PeftHeader {
         for weight in base.names() {
             let Some(module) = self.spelled(weight) else { continue };
             let here = self.targets.binary_search_by(|target| target.weight.cmp(weight)).is_ok();
-            let is_embedding = weight.as_str() == "model.embed_tokens.weight";
+            let is_embedding = weight.as_str() == EMBEDDING;
             if here || self.config.targets.selects(&module, is_embedding)? {
                 selected += 1;
                 if !here {
@@ -100,7 +106,8 @@ impl PeftAdapter {
     pub fn remarks(&self, base: &BaseShapes) -> Result<Vec<AdapterRemark>> {
         let header = self.header();
         let missing = header.missing(base).map_err(|defect| Error::adapter(&header.path, defect))?;
-        let mut remarks: Vec<_> = missing.into_iter().collect();
+        let ignored = header.config.fan_in_fan_out.then_some(AdapterRemark::FanInFanOut);
+        let mut remarks: Vec<_> = ignored.into_iter().chain(missing).collect();
         let (mut silent, mut zeros) = (Vec::new(), Vec::new());
         for target in header.targets() {
             match target.scaling == 0.0 {

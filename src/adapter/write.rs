@@ -61,13 +61,13 @@ pub fn write_peft(dir: &Path, deltas: &AdapterDeltas, options: &PeftOptions) -> 
     publish(dir, &[(CONFIG_FILE, &config), (TENSOR_FILE, &tensors)])
 }
 
-/// Writes an adapter's two files as they are into the folder `dir`, as [`write_peft`] does.
+/// Writes an adapter's files, by their names, as they are into the folder `dir`, as [`write_peft`] does.
 ///
 /// # Errors
 /// [`AdapterDefect::FolderNotEmpty`] inside [`Error::Adapter`], and [`Error::Io`].
-pub(crate) fn write_files(dir: &Path, config: &[u8], tensors: &[u8]) -> Result<()> {
+pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     check_free(dir)?;
-    publish(dir, &[(CONFIG_FILE, config), (TENSOR_FILE, tensors)])
+    publish(dir, files)
 }
 
 /// One module and its factors: `lora_a (rank, in)`, `lora_b (out, rank)`.

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use crate::WeightName;
 use crate::error::ConfigDefect;
+use crate::name::{EMBEDDING, HEAD};
 
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
@@ -140,10 +141,10 @@ impl ModelConfig {
         let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
         let mut weights = BTreeMap::new();
         let mut add = |name: String, shape: Vec<usize>| weights.insert(WeightName::new(name), shape);
-        add("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]);
+        add(EMBEDDING.to_owned(), vec![self.vocab_size, hidden]);
         add("model.norm.weight".to_owned(), vec![hidden]);
         if !self.tie_word_embeddings {
-            add("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]);
+            add(HEAD.to_owned(), vec![self.vocab_size, hidden]);
         }
         for layer in 0..self.num_hidden_layers {
             for (module, rows, cols, bias) in [

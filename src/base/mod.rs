@@ -26,17 +26,13 @@ pub use config::{ModelConfig, RopeScaling};
 pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
-pub(crate) use published::{base_key, is_published};
-pub(crate) use wrapped::plain_twin;
+pub(crate) use published::{base_key, cached_model, is_published, plain_twin};
 
 use crate::error::{FileKind, WeightDefect};
 use crate::file::gguf::GgufFile;
 use crate::file::safetensors::SafeTensorsFile;
 use crate::file::sniff_file;
 use crate::{Error, Result, WeightName};
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
 /// Shape and storage of one weight of the base.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::error::ConfigDefect;
+use crate::name::HEAD;
 use crate::testing::{TinyModel, tiny_gguf, tiny_hf_model};
 
 fn read_all(base: &BaseModel, name: &str) -> Vec<f32> {

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{EMBEDDING, HEAD, Weight};
+use super::Weight;
 use crate::file::safetensors::SafeTensorsFile;
+use crate::name::{EMBEDDING, HEAD};
 use crate::{Result, WeightName};
 
 /// Elements compared at a time.

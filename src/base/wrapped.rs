@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::published::{cached_model, plain_twin};
 use crate::error::{ConfigDefect, FileKind};
 use crate::file::safetensors::SafeTensorsFile;
 use crate::file::{from_json, read_limited, sniff_file};
@@ -15,10 +16,6 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const PEFT_PREFIX: &str = "base_model.model.";
 /// Parts of names that only a model with adapters in it has.
 const PEFT_PARTS: [&str; 5] = [".base_layer.", ".lora_", ".modules_to_save.", ".original_module.", ".token_adapter."];
-/// What the names of quantised copies end in; those of bitsandbytes lie beside the plain model.
-const BESIDE: [&str; 4] = ["-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-4bit"];
-const ELSEWHERE: [&str; 7] = ["-gptq-int4", "-gptq-int8", "-gptq", "-awq-int4", "-awq", "-fp8", "-8bit"];
-
 /// What a file is that is no GGUF file.
 pub(super) fn no_gguf(path: &Path) -> ConfigDefect {
     let folder = || path.parent().unwrap_or(Path::new("")).to_owned();
@@ -50,27 +47,11 @@ pub(super) fn no_model(dir: &Path) -> Option<ConfigDefect> {
 pub(super) fn quantised(dir: &Path, name: Option<&str>, quantization: &Value) -> ConfigDefect {
     let method = quantization.get("quant_method").unwrap_or(quantization);
     let method = method.as_str().map_or_else(|| method.to_string(), str::to_owned);
-    // The hub's cache keeps `ORG/NAME` in `models--ORG--NAME/snapshots/COMMIT`.
-    let folders = || dir.ancestors().filter_map(|folder| folder.file_name()?.to_str());
-    let cached = folders().find_map(|folder| Some(folder.strip_prefix("models--")?.replacen("--", "/", 1)));
-    let names = [name.map(str::to_owned), cached, folders().next().map(str::to_owned)];
+    let folder = dir.file_name().and_then(|folder| folder.to_str());
+    let names = [name.map(str::to_owned), cached_model(dir).map(|(_, name)| name), folder.map(str::to_owned)];
     let plain = names.iter().flatten().find_map(|name| plain_twin(name));
     let twin = plain.map(|name| format!("; the plain model is called {name}, by its name")).unwrap_or_default();
     ConfigDefect::Quantised { method, twin }
-}
-
-/// The name of the model that a quantised one of this name was made of.
-pub(crate) fn plain_twin(name: &str) -> Option<String> {
-    let cut = |suffixes: &[&str]| {
-        let end = |suffix: &&str| name.len().checked_sub(suffix.len()).filter(|end| *end > 0);
-        suffixes.iter().find_map(|suffix| {
-            let (plain, found) = name.split_at_checked(end(suffix)?)?;
-            found.eq_ignore_ascii_case(suffix).then_some(plain)
-        })
-    };
-    let beside = cut(&BESIDE).map(str::to_owned);
-    // Who quantises by these methods seldom has the plain model under the same name.
-    beside.or_else(|| cut(&ELSEWHERE).map(|plain| plain.rsplit('/').next().unwrap_or(plain).to_owned()))
 }
 
 /// Whether the files' tensors are those of a plain model below [`PEFT_PREFIX`].
@@ -92,24 +73,4 @@ pub(super) fn is_peft_model(files: &[SafeTensorsFile]) -> Result<bool, ConfigDef
 /// A tensor's name in the model that PEFT wrapped.
 pub(super) fn inner_name(tensor: &str) -> &str {
     tensor.strip_prefix(PEFT_PREFIX).unwrap_or(tensor)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantised_copies_name_their_plain_twin() {
-        for (name, plain) in [
-            ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", Some("unsloth/Llama-3.2-1B-Instruct")),
-            ("unsloth/Qwen2.5-7B-unsloth-bnb-4bit", Some("unsloth/Qwen2.5-7B")),
-            ("TheBloke/Mistral-7B-v0.1-GPTQ", Some("Mistral-7B-v0.1")),
-            ("Qwen/Qwen2.5-7B-Instruct-AWQ", Some("Qwen2.5-7B-Instruct")),
-            ("org/plain", None),
-            ("-gptq", None),
-            ("é-é", None),
-        ] {
-            assert_eq!(plain_twin(name).as_deref(), plain, "{name}");
-        }
-    }
 }

@@ -135,6 +135,9 @@ struct Node {
     summary: Option<AdapterSummary>,
     /// As of an adapter.
     kept: Option<f64>,
+    /// What else there is to say, where it is compared with a base.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remarks: Vec<String>,
     fits: Option<bool>,
     refusal: Option<String>,
 }
@@ -273,6 +276,9 @@ fn describe(base: &BaseModel) -> anyhow::Result<Base> {
 
 fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console) -> anyhow::Result<Tree> {
     let tree = AdapterTree::open(path)?;
+    if let Some(conflict) = base.and_then(|base| tree.conflicting_bases(base, &console.limits)) {
+        tracing::warn!("{conflict}");
+    }
     let target = base.map(|base| Target::new(base, headroom, |_| true, console)).transpose()?;
     let bar = console.bar("compiling the adapters");
     let mut found = BTreeMap::new();
@@ -330,11 +336,17 @@ fn below(
         let summary = opened.as_ref().ok().map(PeftAdapter::summary);
         let Some(target) = target else {
             let refusal = opened.err().map(|error| error.to_string());
-            each(child, Node { node: name.to_owned(), summary, kept: None, fits: None, refusal });
+            let (kept, fits, remarks) = (None, None, Vec::new());
+            each(child, Node { node: name.to_owned(), summary, kept, remarks, fits, refusal });
             below(tree, child, None, path, limits, each);
             continue;
         };
-        let compiled = opened.and_then(|adapter| target.compile(name, &adapter));
+        let mut remarks = beside(folder, target.base);
+        let compiled = opened.and_then(|adapter| {
+            let compiled = target.compile(name, &adapter)?;
+            remarks.extend(adapter.remarks(&target.shapes)?.iter().map(ToString::to_string));
+            Ok(compiled)
+        });
         let path =
             path.map(|path| [path, &compiled.as_ref().map(|(node, _)| node).into_iter().collect::<Vec<_>>()].concat());
         let refusal = match (&compiled, &path) {
@@ -344,7 +356,7 @@ fn below(
             (Ok(_), Ok(path)) => target.check(name, path).err().map(|error| error.to_string()),
         };
         let kept = compiled.as_ref().ok().and_then(|(_, kept)| *kept);
-        each(child, Node { node: name.to_owned(), summary, kept, fits: Some(refusal.is_none()), refusal });
+        each(child, Node { node: name.to_owned(), summary, kept, remarks, fits: Some(refusal.is_none()), refusal });
         let path = match (&compiled, &path) {
             (_, Err(above)) => Err(*above),
             (Err(_), Ok(_)) => Err(name),
@@ -458,6 +470,9 @@ impl Tree {
             let refusal = node.refusal.as_ref().map(|refusal| format!("  refused: {refusal}")).unwrap_or_default();
             let kept = node.kept.map(|share| format!(", {} kept", percent(share))).unwrap_or_default();
             let _ = writeln!(text, "{}", one_line(&format!("  {}  {summary}{kept}{refusal}", node.node)));
+            for remark in &node.remarks {
+                let _ = writeln!(text, "{}", one_line(&format!("    {remark}")));
+            }
         }
         text + &self.left_out_text + &self.fit.text()
     }

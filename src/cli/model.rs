@@ -116,8 +116,8 @@ pub(crate) struct Place {
     /// Node to stand at
     #[arg(long, default_value = "/")]
     node: String,
-    /// A tokenizer.json in place of the base's own
-    #[arg(long, value_name = "FILE")]
+    /// A tokenizer.json in place of the base's own, or a folder, such as an adapter's, with one and its chat template
+    #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
     loading: Loading,

@@ -1,5 +1,7 @@
 //! What can be wrong with an adapter: each defect named, with what was expected, what was found and what to do.
 
+use std::path::PathBuf;
+
 use crate::suggest::did_you_mean;
 
 /// Why an adapter is refused.
@@ -61,6 +63,14 @@ pub enum AdapterDefect {
         value: String,
         /// What the key would do, and what to do instead.
         advice: &'static str,
+    },
+    /// A file beside the adapter is a link that leads out of its folder.
+    #[error("{file} leads out of the folder, to {}; put the file itself there", target.display())]
+    Outside {
+        /// The file.
+        file: String,
+        /// Where it leads.
+        target: PathBuf,
     },
     /// A key nobody here knows has a value that may change the maths.
     #[error(

@@ -271,6 +271,17 @@ pub enum TreeDefect {
         /// Where it leads.
         path: PathBuf,
     },
+    /// A node's folder is not there any more.
+    #[error(
+        "{node}: {} was there when the tree was opened, and is not now; open the tree again to serve what there is",
+        path.display()
+    )]
+    Gone {
+        /// The node.
+        node: String,
+        /// Its folder.
+        path: PathBuf,
+    },
     /// A link leads to nothing.
     #[error("{}: this link leads nowhere; remove it, or pass it over in tree.toml ([tree] skip)", path.display())]
     DanglingLink {

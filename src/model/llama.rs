@@ -12,7 +12,7 @@ use super::batch::wanted_rows;
 use super::{Batch, KvCache, Logits, RopeTable, Sequence};
 use crate::base::ModelConfig;
 use crate::device::{Attention, Choice, Compute, Heads, Product, Span};
-use crate::weights::{HEAD, MatrixId, Weights};
+use crate::weights::{EMBEDDING, HEAD, MatrixId, Weights};
 use crate::{Error, Result, WeightName};
 
 /// A matrix with its optional bias.
@@ -169,7 +169,7 @@ impl Llama {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let binder = Binder { device, weights, architecture: &c.architecture };
-        let embedding = binder.matrix("model.embed_tokens.weight".to_owned(), [c.vocab_size, hidden])?;
+        let embedding = binder.matrix(EMBEDDING.to_owned(), [c.vocab_size, hidden])?;
         let head = if c.tie_word_embeddings && weights.matrix_id(&WeightName::new(HEAD)).is_none() {
             embedding
         } else {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::TokenizerDefect;
-use crate::file::read_limited;
+use crate::file::{from_json, read_limited};
 use crate::{Error, Result};
 
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -218,7 +218,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     let json = |reason| Error::Tokenizer { path: path.to_owned(), defect: TokenizerDefect::Json { reason } };
-    serde_json::from_slice(bytes).map_err(json)
+    from_json(bytes).map_err(json)
 }
 
 fn entry(path: &Path, name: &str, found: &Value, expected: &'static str) -> Error {

@@ -54,7 +54,6 @@ pub struct Runtime {
     current: NodeId,
     /// Counts switches: a cache of keys and values belongs to one generation.
     generation: u64,
-    tokenizer_file: Option<PathBuf>,
     tokenizer: OnceLock<Tokenizer>,
     chat: OnceLock<ChatTemplate>,
 }
@@ -117,7 +116,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// A `tokenizer.json` in place of the base's own.
+    /// A `tokenizer.json` in place of the base's own, or a folder, such as an adapter's: its `tokenizer.json` and its chat
+    /// templates, of the two what there is.
     pub fn tokenizer(mut self, path: impl Into<PathBuf>) -> Self {
         self.tokenizer = Some(path.into());
         self
@@ -213,7 +213,8 @@ impl RuntimeBuilder {
             tracing::warn!("{conflict}");
         }
         let contents = Contents::default();
-        let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom, contents };
+        let tokenizer = self.tokenizer.map(|path| path.canonicalize().unwrap_or(path));
+        let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom, contents, tokenizer };
         #[cfg(feature = "gpu")]
         let live = match gpu {
             Some((gpu, or_cpu)) => match Live::load(gpu, &sources, &host, self.budgets, &mut progress) {
@@ -237,16 +238,7 @@ impl RuntimeBuilder {
         if let Some(store) = &sources.store {
             store.check_lattice(&on_device!(&live, live => live.weights.lattice(headroom)))?;
         }
-        Ok(Runtime {
-            sources,
-            host,
-            live,
-            current,
-            generation: 0,
-            tokenizer_file: self.tokenizer,
-            tokenizer: OnceLock::new(),
-            chat: OnceLock::new(),
-        })
+        Ok(Runtime { sources, host, live, current, generation: 0, tokenizer: OnceLock::new(), chat: OnceLock::new() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where weights and deltas come from: read-only, whatever the device.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::adapter::{AdapterDeltas, BaseShapes, Limits, PeftAdapter, beside};
@@ -84,6 +84,8 @@ pub(super) struct Sources {
     pub(super) limits: Limits,
     pub(super) headroom: f32,
     pub(super) contents: Contents,
+    /// What was given in place of the base's tokenizer and chat templates: a file or a folder.
+    pub(super) tokenizer: Option<PathBuf>,
 }
 
 /// What the files of a folder tree's nodes held when each was first read: BLAKE3 of both files. **Invariant:** a node is one
@@ -186,12 +188,15 @@ impl Sources {
                 store.read(stored).map(Deltas::Compiled)
             }
             Some(NodeSource::Folder(dir)) => {
-                let adapter = PeftAdapter::open(dir, &self.limits)?;
+                let adapter = PeftAdapter::open(dir, &self.limits).map_err(|error| match dir.exists() {
+                    true => error,
+                    false => TreeDefect::Gone { node: self.tree.name(node).to_owned(), path: dir.to_owned() }.into(),
+                })?;
                 self.check_content(node, dir, adapter.hash())?;
                 adapter.check_copies(&self.base)?;
                 let deltas = adapter.deltas(&self.shapes)?;
                 // What is refused is no content yet: it may be mended.
-                self.keep_content(node, adapter.hash());
+                self.keep_content(node, &adapter)?;
                 Ok(Deltas::Float(Arc::new(deltas)))
             }
         }
@@ -206,22 +211,30 @@ impl Sources {
     }
 
     /// Keeps what a node's files held when they were first read and found good; tells then what is doubtful about it.
-    fn keep_content(&self, node: NodeId, read: blake3::Hash) {
-        if !self.contents.keep(node, read) {
-            return;
+    fn keep_content(&self, node: NodeId, read: &PeftAdapter) -> Result<()> {
+        if self.contents.first(node).is_some() {
+            return Ok(());
+        }
+        let remarks = read.remarks(&self.shapes)?;
+        if !self.contents.keep(node, read.hash()) {
+            return Ok(());
+        }
+        let name = self.tree.name(node);
+        for remark in remarks {
+            tracing::warn!("{name}: {remark}");
         }
         if let Some(doubt) = self.tree.doubt(node, &self.limits) {
             tracing::warn!("{doubt}");
         }
-        let Some(NodeSource::Folder(dir)) = self.tree.source(node) else { return };
+        let dir = read.header().path();
         let beside = beside(dir, &self.base);
-        if !beside.is_empty() {
-            let (name, dir) = (self.tree.name(node), dir.display());
-            tracing::warn!(
-                "{name}: beside the adapter lies {}; the base's is used (another: --tokenizer {dir}/tokenizer.json)",
-                beside.join(", and ")
-            );
+        // What was asked for is used.
+        if !beside.is_empty() && self.tokenizer.as_deref().is_none_or(|given| !given.starts_with(dir)) {
+            let beside = beside.join(", and ");
+            let dir = dir.display();
+            tracing::warn!("{name}: beside the adapter lies {beside}; the base's is used (another: --tokenizer {dir})");
         }
+        Ok(())
     }
 
     /// Names of nodes to visit: all of a tree, of a store up to `count` chosen so that each is as likely as any other.

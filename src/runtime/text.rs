@@ -78,7 +78,7 @@ pub struct NextToken {
 }
 
 impl Runtime {
-    /// The tokenizer of the base, or the one given to the builder; read on first use.
+    /// The tokenizer of the base, or what was given to the builder; read on first use.
     ///
     /// # Errors
     /// When there is none or it cannot be read.
@@ -86,7 +86,14 @@ impl Runtime {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
-        let tokenizer = Tokenizer::for_base(self.base(), self.tokenizer_file.as_deref())?;
+        let mut given = self.sources.tokenizer.as_deref();
+        if let Some(folder) = given.filter(|path| path.is_dir())
+            && !Tokenizer::lies_in(folder)
+            && ChatTemplate::in_folder(folder, self.base())?.is_some()
+        {
+            given = None;
+        }
+        let tokenizer = Tokenizer::for_base(self.base(), given)?;
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
@@ -107,7 +114,9 @@ impl Runtime {
         let templates = match self.chat.get() {
             Some(templates) => templates,
             None => {
-                let templates = ChatTemplate::for_base(self.base())?;
+                let folder = self.sources.tokenizer.as_deref().filter(|path| path.is_dir());
+                let own = folder.map_or(Ok(None), |folder| ChatTemplate::in_folder(folder, self.base()))?;
+                let templates = own.map_or_else(|| ChatTemplate::for_base(self.base()), Ok)?;
                 self.chat.get_or_init(|| templates)
             }
         };

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::bytes::{Problem, Reader, put_array, put_count, put_text};
 use crate::WeightName;
+use crate::adapter::{BESIDE_FILES, CONFIG_FILE, TENSOR_FILE};
 use crate::lattice::{BaseLattice, CHUNK_RANK, CompiledDelta, DeltaKind, Factors, Grid, LANES, Lane, SparseRows};
 
 /// The compiled deltas of one node by weight.
@@ -15,7 +16,9 @@ pub type CompiledNode = BTreeMap<WeightName, CompiledDelta>;
 
 const NODE_MAGIC: &[u8; 8] = b"PLCHNODE";
 const LATTICE_MAGIC: &[u8; 8] = b"PLCHLATT";
-/// Version of both layouts.
+/// As a length of a config it is far too large: versions that know the older layout alone refuse it.
+const KEPT_MAGIC: &[u8; 8] = b"PLCHKEPT";
+/// Version of these layouts.
 pub(super) const BLOB_VERSION: u32 = 1;
 
 const LOW_RANK: u32 = 0;
@@ -191,6 +194,42 @@ pub(super) fn decode_lattice(bytes: &[u8]) -> Result<BaseLattice, BlobProblem> {
     Ok(BaseLattice::new(headroom, grids))
 }
 
+/// An adapter's files by name as bytes: the two of its own first.
+pub(super) fn encode_kept(files: &[(&str, &[u8])]) -> Vec<u8> {
+    if let [(_, config), (_, tensors)] = files {
+        // As versions wrote it that kept no others.
+        return [&(config.len() as u64).to_le_bytes()[..], config, tensors].concat();
+    }
+    let mut out = header(KEPT_MAGIC, files.len());
+    for (name, bytes) in files {
+        put_text(&mut out, name);
+        put_array(&mut out, &[bytes.len() as u64]);
+        out.extend(*bytes);
+    }
+    out
+}
+
+/// The files that [`encode_kept`] wrote. None has a name but those that are kept.
+pub(super) fn decode_kept(bytes: &[u8]) -> Result<Vec<(&str, &[u8])>, BlobProblem> {
+    if !bytes.starts_with(KEPT_MAGIC) {
+        let mut reader = Reader(bytes);
+        let config = reader.long()?;
+        return Ok(vec![(CONFIG_FILE, config), (TENSOR_FILE, reader.0)]);
+    }
+    let (mut reader, count) = open(bytes, KEPT_MAGIC)?;
+    let mut files: Vec<(&str, &[u8])> = Vec::new();
+    for _ in 0..count {
+        let name = reader.text()?;
+        let is_known = [CONFIG_FILE, TENSOR_FILE].contains(&name) || BESIDE_FILES.contains(&name);
+        if !is_known || files.iter().any(|(other, _)| *other == name) {
+            return Err("a kept file has a name that none has".into());
+        }
+        files.push((name, reader.long()?));
+    }
+    reader.end()?;
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -224,6 +263,26 @@ mod tests {
         let bytes = encode_node(&sample());
         assert_eq!(decode_node(&bytes), Ok(sample()));
         assert_eq!(decode_node(&encode_node(&CompiledNode::new())), Ok(CompiledNode::new()));
+    }
+
+    #[test]
+    fn kept_files_come_back_as_they_were_and_by_no_other_name() {
+        let two: [(&str, &[u8]); 2] = [(CONFIG_FILE, b"{}"), (TENSOR_FILE, b"tensors")];
+        let three = [&two[..], &[("tokenizer.json", b"")]].concat();
+        for files in [&two[..], &three] {
+            let bytes = encode_kept(files);
+            assert_eq!(decode_kept(&bytes), Ok(files.to_vec()));
+        }
+        let bytes = encode_kept(&three);
+        for length in 0..bytes.len() {
+            assert!(decode_kept(&bytes[..length]).is_err(), "{length} of {} bytes decoded", bytes.len());
+        }
+        for name in ["../tokenizer.json", "/etc/passwd", CONFIG_FILE, ""] {
+            let files = [&two[..], &[(name, b"")]].concat();
+            assert!(decode_kept(&encode_kept(&files)).is_err(), "{name}");
+        }
+        // What a version makes of it that takes the first bytes for a length.
+        assert!(u64::from_le_bytes(*KEPT_MAGIC) > 1 << 60);
     }
 
     #[test]

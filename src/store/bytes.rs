@@ -35,6 +35,12 @@ impl<'a> Reader<'a> {
         Ok(self.u32()? as usize)
     }
 
+    /// Bytes behind their length as a u64.
+    pub(super) fn long(&mut self) -> Result<&'a [u8], Problem> {
+        let length = u64::from_le_bytes(self.bytes(8)?.try_into().expect("eight bytes"));
+        self.bytes(usize::try_from(length).map_err(|_| SHORT)?)
+    }
+
     pub(super) fn text(&mut self) -> Result<&'a str, Problem> {
         let length = self.u16()?;
         std::str::from_utf8(self.bytes(length.into())?).map_err(|_| "a name is not UTF-8")

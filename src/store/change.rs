@@ -35,6 +35,8 @@ pub struct Content {
     pub(super) original: Option<Vec<u8>>,
     /// What share of the change the lattice keeps, where it was compiled here.
     pub(super) kept: Option<Kept>,
+    /// What else there is to say about the adapter.
+    pub(super) remarks: Vec<String>,
 }
 
 impl Content {
@@ -55,13 +57,21 @@ impl Content {
         ranks.dedup();
         let matrices = u32::try_from(node.len()).unwrap_or(u32::MAX);
         let blob = encode_node(node);
-        Self { lattice_hash, blob, kind, ranks, matrices, adapter_hash: [0; 32], original: None, kept: None }
+        let (adapter_hash, original, kept, remarks) = ([0; 32], None, None, Vec::new());
+        Self { lattice_hash, blob, kind, ranks, matrices, adapter_hash, original, kept, remarks }
     }
 
     /// What share of the change the lattice keeps; none if it was not compiled by [`Store::compile`] or
     /// [`Store::compile_adapter`]. It is told, and not kept in the store.
     pub fn kept(&self) -> Option<&Kept> {
         self.kept.as_ref()
+    }
+
+    /// What there is to say about the adapter it was compiled from, each in a sentence: what it does less than it claims, how
+    /// little of its change the lattice keeps, and what lies beside it that is not as in the base. It is told, and not kept
+    /// in the store.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Bytes it takes in a segment, kept files included.
@@ -155,7 +165,11 @@ impl Store {
         let contents = changes.0.iter().filter_map(Op::content);
         let blobs = contents.flat_map(|content| [Some(&content.blob[..]), content.original.as_deref()]);
         let blobs: Vec<&[u8]> = blobs.flatten().collect();
-        if changes.0.iter().all(|op| matches!(op, Op::Remove { .. })) {
+        let is_removal = |op: &Op| match op {
+            Op::Remove { name, .. } => Ok(self.inner.catalogue.read(|reading| reading.node(name))?.is_some()),
+            _ => Ok(false),
+        };
+        if changes.0.iter().map(is_removal).collect::<Result<Vec<_>>>()?.into_iter().all(|removal| removal) {
             self.give_up_reserve();
         }
         self.change(|writing| {

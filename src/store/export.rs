@@ -6,10 +6,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::blob::decode_kept;
+use super::segment::Blob;
 use super::{Store, StoreNode, again};
 use crate::Result;
 use crate::adapter::{AdapterDeltas, FloatDelta, PeftOptions, flatten, write_files, write_peft};
 use crate::lattice::decompile;
+use crate::tree::Location;
 
 /// What an export wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -20,6 +23,8 @@ pub struct ExportReport {
     pub generation: u64,
     /// Whether these are the files that were published, byte for byte.
     pub original: bool,
+    /// The names of those files; empty where the adapter was made.
+    pub files: Vec<String>,
     /// Largest rank; 0 if these are the files that were published.
     pub rank: usize,
 }
@@ -50,14 +55,9 @@ impl Store {
             && let Some(original) = &version.original
         {
             let blob = self.blob(original)?;
-            let split = blob.bytes().split_first_chunk::<8>().and_then(|(length, rest)| {
-                let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-                rest.split_at_checked(length)
-            });
-            let Some((config, tensors)) = split else {
-                return Err(self.inner.segments.damaged(original, "the kept files are too short"));
-            };
-            write_files(dir, config, tensors)?;
+            let files = self.kept_files(original, &blob)?;
+            write_files(dir, &files)?;
+            report.files = files.into_iter().map(|(name, _)| name.to_owned()).collect();
             return Ok(ExportReport { original: true, ..report });
         }
         let levels = path.iter().map(|node| self.floats(node)).collect::<Result<Vec<_>>>()?;
@@ -67,6 +67,11 @@ impl Store {
         let options = PeftOptions { base_model: Some(self.info().base_name), uniform_rank: flatten_path };
         write_peft(dir, &deltas, &options)?;
         Ok(report)
+    }
+
+    /// The files in a blob of kept ones, by name.
+    pub(super) fn kept_files<'a>(&self, at: &Location, blob: &'a Blob) -> Result<Vec<(&'a str, &'a [u8])>> {
+        decode_kept(blob.bytes()).map_err(|problem| self.inner.segments.undecoded(at, problem))
     }
 
     /// A node's deltas as floats again.

@@ -102,7 +102,7 @@ pub struct FitReport {
 }
 
 impl FitReport {
-    fn add(&mut self, node: &str, fit: Result<PathFit>) {
+    fn add(&mut self, node: &str, fit: Result<PathFit>, most_told: usize) {
         self.checked += 1;
         let (list, count, problem) = match fit {
             Ok(PathFit::Fits) => return,
@@ -119,7 +119,7 @@ impl FitReport {
             Err(error) => (&mut self.open, &mut self.open_count, format!("it could not be looked at: {error}")),
         };
         *count += 1;
-        if list.len() < MAX_TOLD {
+        if list.len() < most_told {
             list.push(NodeFit { node: node.to_owned(), problem });
         }
     }
@@ -130,6 +130,8 @@ struct Walk<'a, P> {
     after: &'a After<'a>,
     lattice: &'a BaseLattice,
     base: Option<&'a BaseModel>,
+    /// Nodes named in each list.
+    most_told: usize,
     /// What is found, the nodes come across so far, and who is told.
     told: Mutex<(FitReport, u64, P)>,
 }
@@ -138,7 +140,7 @@ impl<P: FnMut(u64, u64) + Send> Walk<'_, P> {
     fn add(&self, node: &str, fit: Result<PathFit>) {
         let mut told = self.told.lock().expect("no thread panics holding it");
         let (report, found, progress) = &mut *told;
-        report.add(node, fit);
+        report.add(node, fit, self.most_told);
         progress(report.checked, *found);
     }
 
@@ -194,7 +196,7 @@ impl Store {
         base.map_or(Ok(()), |base| self.check_base(base))?;
         let (after, lattice) = (After::of(self, changes)?, self.lattice()?);
         let told = Mutex::new((FitReport::default(), 0, progress));
-        let walk = Walk { after: &after, lattice: &lattice, base, told };
+        let walk = Walk { after: &after, lattice: &lattice, base, most_told: MAX_TOLD, told };
         // The path of the node before: a batch of leaves shares its parents.
         let mut held: Vec<(String, CompiledNode)> = Vec::new();
         for name in &after.changed {
@@ -239,11 +241,21 @@ impl Store {
     /// # Errors
     /// [`StoreDefect::WrongBase`], and what reading the catalogue returns. What is wrong with nodes is in the report.
     pub fn check_all_fit(&self, base: Option<&BaseModel>, progress: impl FnMut(u64, u64) + Send) -> Result<FitReport> {
+        self.all_fits(base, MAX_TOLD, progress)
+    }
+
+    /// The same with `most_told` nodes named in each list.
+    pub(super) fn all_fits(
+        &self,
+        base: Option<&BaseModel>,
+        most_told: usize,
+        progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<FitReport> {
         base.map_or(Ok(()), |base| self.check_base(base))?;
         let lattice = self.lattice()?;
         let told = Mutex::new((FitReport::default(), 0, progress));
         let after = After::unchanged(self);
-        let walk = Walk { after: &after, lattice: &lattice, base, told };
+        let walk = Walk { after: &after, lattice: &lattice, base, most_told, told };
         walk.below("", &[])?;
         Ok(walk.report())
     }

@@ -65,6 +65,16 @@ impl Folder {
         self.open_folder(name).map_err(|error| self.refused(name, error))
     }
 
+    /// The same folder, opened once more, which by now lies at `path`.
+    pub(super) fn renamed(&self, path: PathBuf) -> Result<Self> {
+        // By the handle where there is one: somebody may have moved it already.
+        if cfg!(unix) {
+            Ok(Self { path, ..self.folder(".")? })
+        } else {
+            Self::open(&path).map_err(|error| Error::io(path, error))
+        }
+    }
+
     /// What stands in the way of `name`: a link is told as what it is, whatever opening it said.
     fn refused(&self, name: &Path, error: io::Error) -> Error {
         if !self.is_link(name) {

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** the store appears whole: it is made beside its place and renamed there once every adapter is in it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -11,10 +11,10 @@ use serde::Serialize;
 use super::after::After;
 use super::change::Content;
 use super::{Changes, Details, NodeFit, Store, StoreInfo, StoreOptions};
-use crate::adapter::Limits;
+use crate::adapter::{Limits, PeftAdapter};
 use crate::base::BaseModel;
 use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
-use crate::lattice::BaseLattice;
+use crate::lattice::{BaseLattice, Kept};
 use crate::tree::{AdapterTree, Doubt, NodeId, NodeSource};
 use crate::{Error, Result};
 
@@ -46,6 +46,8 @@ pub struct ImportReport {
     /// Nodes that may not be what their places say.
     #[serde(rename = "doubtful")]
     pub doubts: Vec<Doubt>,
+    /// What there is to say about nodes ([`Content::remarks`]), by name.
+    pub remarks: BTreeMap<String, Vec<String>>,
     /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), of every node that changes anything.
     pub kept: BTreeMap<String, f64>,
 }
@@ -81,13 +83,13 @@ impl Store {
             tree_name: tree.tree_name().map(str::to_owned),
             levels: (1..).map_while(|depth| tree.level_name(depth).map(str::to_owned)).collect(),
         };
-        Self::make(folder, info, lattice, &StoreOptions::default(), |store| {
+        let made = Self::make(folder, info, lattice, &StoreOptions::default(), |store| {
             let passed_over = tree.passed_over().iter().map(|passed| passed.adapters).sum();
             let refused = tree.refused().to_vec();
             let mut report = ImportReport { passed_over, refused, ..ImportReport::default() };
             let nodes: Vec<NodeId> = tree.nodes().skip(1).collect();
             let (mut changes, mut waiting_bytes, mut done) = (Changes::new(), 0, 0);
-            let mut left_out = HashSet::new();
+            let (mut left_out, mut bytes) = (HashSet::new(), HashMap::new());
             // As many at a time as there are threads: adapters may be large.
             for part in nodes.chunks(rayon::current_num_threads().max(1)) {
                 let compiled = part.par_iter().map(|&node| store.compile_source(tree, node, base, options));
@@ -107,13 +109,13 @@ impl Store {
                         }
                     };
                     report.doubts.extend(tree.doubt(node, &options.limits));
-                    if let Some(kept) = content.kept() {
-                        report.kept.extend(kept.share().map(|share| (name.to_owned(), share)));
-                        if kept.is_low() {
-                            tracing::warn!("{name}: {}", kept.warning(true));
-                        }
+                    let share = content.kept().and_then(Kept::share);
+                    report.kept.extend(share.map(|share| (name.to_owned(), share)));
+                    if !content.remarks().is_empty() {
+                        report.remarks.insert(name.to_owned(), content.remarks().to_vec());
                     }
                     waiting_bytes += content.bytes();
+                    bytes.insert(name.to_owned(), content.bytes());
                     report.bytes += content.bytes();
                     report.nodes += 1;
                     let parent = tree.parent(node).map(|parent| tree.name(parent).to_owned());
@@ -128,21 +130,28 @@ impl Store {
                 progress(done, nodes.len());
             }
             store.apply(&changes)?;
-            store.leave_out_unreachable(base, options.skip_refused, &mut report)?;
+            store.leave_out_unreachable(base, options.skip_refused, &bytes, &mut report)?;
             report.refused.sort_by(|a, b| a.name.cmp(&b.name));
             if !report.refused.is_empty() && (!options.skip_refused || report.nodes == 0) {
                 return Err(Error::store(folder, StoreDefect::Refused { refused: report.refused }));
             }
             Ok(report)
-        })
+        });
+        made.map(|(_, report)| report)
     }
 
     /// Refuses the nodes whose path does not fit the lattice, and with `skip` takes them out of the store again, with what
     /// hangs below them.
-    fn leave_out_unreachable(&self, base: &BaseModel, skip: bool, report: &mut ImportReport) -> Result<()> {
+    fn leave_out_unreachable(
+        &self,
+        base: &BaseModel,
+        skip: bool,
+        bytes: &HashMap<String, u64>,
+        report: &mut ImportReport,
+    ) -> Result<()> {
         let mut left_out = BTreeSet::new();
         loop {
-            let found = self.check_all_fit(Some(base), |_, _| ())?.unreachable;
+            let found = self.all_fits(Some(base), usize::MAX, |_, _| ())?.unreachable;
             for NodeFit { node, .. } in &found {
                 if let Err(reason) = self.check_fit(node, Some(base)) {
                     report.refused.push(RefusedEntry::new(node, reason));
@@ -168,7 +177,10 @@ impl Store {
             }
         }
         report.nodes -= left_out.len() as u64;
+        report.bytes -= left_out.iter().filter_map(|name| bytes.get(name)).sum::<u64>();
         report.kept.retain(|name, _| !left_out.contains(name));
+        report.remarks.retain(|name, _| !left_out.contains(name));
+        report.doubts.retain(|doubt| !left_out.contains(&doubt.node));
         if !left_out.is_empty() {
             // Nobody shall roll back to them.
             self.compact(|_, _| ())?;
@@ -185,7 +197,9 @@ impl Store {
         options: ImportOptions,
     ) -> Result<Content> {
         match tree.source(node) {
-            Some(NodeSource::Folder(dir)) => self.compile_adapter(dir, Some(base), &options.limits, options.keep_files),
+            Some(NodeSource::Folder(dir)) => {
+                self.compile_opened(&PeftAdapter::open(dir, &options.limits)?, Some(base), options.keep_files)
+            }
             Some(NodeSource::Memory(deltas)) => self.compile(deltas),
             Some(NodeSource::Stored(_)) => Err(self.defect(StoreDefect::OfAStore { name: tree.name(node).to_owned() })),
             None => self.compile(&BTreeMap::new()),

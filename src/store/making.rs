@@ -92,6 +92,9 @@ impl Making {
             name.push(format!("{:032x}", u128::from_le_bytes(id)));
             // Not begun while the process is told to end.
             let mut unfinished = Unfinished::lock();
+            if unfinished.ending {
+                return Err(io(std::io::ErrorKind::Interrupted.into()));
+            }
             parent.make_folder(&name).map_err(|error| Error::io(parent.at(&name), error))?;
             let made = Arc::new(parent.folder(&name)?);
             // Where folders cannot be claimed nobody removes what others left.
@@ -119,8 +122,8 @@ impl Making {
         &self.place.folder
     }
 
-    /// Brings the store to its place.
-    pub(super) fn finish(self, faults: &Faults) -> Result<()> {
+    /// Brings the store to its place; gives the folder as it is there.
+    pub(super) fn finish(self, faults: &Faults) -> Result<Arc<Folder>> {
         let Place { parent, name, folder } = &*self.place;
         folder.sync(faults).map_err(|error| Error::io(folder.path(), error))?;
         let mut unfinished = Unfinished::lock();
@@ -136,7 +139,8 @@ impl Making {
         })?;
         unfinished.places.retain(|place| !Arc::ptr_eq(place, &self.place));
         drop(unfinished);
-        parent.sync(faults).map_err(|error| Error::io(parent.path(), error))
+        parent.sync(faults).map_err(|error| Error::io(parent.path(), error))?;
+        folder.renamed(parent.at(&self.target)).map(Arc::new)
     }
 }
 

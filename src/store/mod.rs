@@ -141,19 +141,19 @@ impl Store {
     /// As [`Self::create`].
     #[doc(hidden)]
     pub fn create_with(folder: &Path, info: StoreInfo, lattice: &BaseLattice, options: &StoreOptions) -> Result<Self> {
-        Self::make(folder, info, lattice, options, |_| Ok(()))?;
-        Self::open_with(folder, options)
+        let (made, ()) = Self::make(folder, info, lattice, options, |_| Ok(()))?;
+        Self::open_in(made, options)
     }
 
     /// Makes a store that holds what `fill` puts into it. It is made beside its place and renamed there at the end, so
-    /// that half a store is never taken for one.
+    /// that half a store is never taken for one. Gives its folder and what `fill` gave.
     fn make<T>(
         folder: &Path,
         info: StoreInfo,
         lattice: &BaseLattice,
         options: &StoreOptions,
         fill: impl FnOnce(&Self) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<(Arc<Folder>, T)> {
         let faults = &options.faults;
         let making = Making::begin(folder, faults)?;
         let id = making.id();
@@ -173,9 +173,8 @@ impl Store {
         };
         Catalogue::create(making.folder().clone(), &header, &state, options)?;
         reserve::make(making.folder(), faults);
-        let made = fill(&Self::open_in(making.folder().clone(), options)?)?;
-        making.finish(faults)?;
-        Ok(made)
+        let filled = fill(&Self::open_in(making.folder().clone(), options)?)?;
+        Ok((making.finish(faults)?, filled))
     }
 
     /// Opens the store in `folder`. Nothing but the catalogue's first pages is read, and nobody is waited for, unless a

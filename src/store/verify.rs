@@ -167,7 +167,7 @@ impl Store {
     fn check_bytes(&self, name: &str, version: &Version, lattice: Option<&BaseLattice>, deep: bool) -> Result<()> {
         let node = self.read_at(&version.location)?;
         if let Some(original) = &version.original {
-            self.blob(original)?;
+            self.kept_files(original, &self.blob(original)?)?;
         }
         let problem =
             lattice.and_then(|lattice| misfit(&node, lattice)).or_else(|| deep.then(|| wrong(&node)).flatten());

@@ -29,6 +29,7 @@ pub fn make_base_and_tree(folder: &Path) {
 }
 
 /// What a command left behind.
+#[derive(Debug)]
 pub struct Run {
     pub status: Option<i32>,
     pub stdout: String,

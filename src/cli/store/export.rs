@@ -46,7 +46,7 @@ impl Export {
         console.answer(&answer, || {
             let report = &answer.report;
             let what = match report.original {
-                true => "the files that were published".to_owned(),
+                true => format!("the files that were published: {}", report.files.join(", ")),
                 false => format!("made from the compiled deltas, rank up to {}", report.rank),
             };
             format!("{}: {}, {what}\n", answer.adapter, report.nodes.join(" + "))

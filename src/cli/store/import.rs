@@ -16,6 +16,9 @@ use super::moving;
 use crate::cli::Console;
 use crate::cli::left_out::refused_lines;
 
+/// Remarks on nodes that are written out; a tree may have thousands of adapters.
+const REMARKS_TOLD: usize = 20;
+
 /// Make a store from a tree of PEFT adapters
 #[derive(Args)]
 #[command(after_help = "\
@@ -67,6 +70,13 @@ impl Import {
             on(done as u64, total as u64);
         })?;
         bar.finish_and_clear();
+        let remarks = || report.remarks.iter().flat_map(|(node, remarks)| remarks.iter().map(move |text| (node, text)));
+        for (node, remark) in remarks().take(REMARKS_TOLD) {
+            tracing::warn!("{node}: {remark}");
+        }
+        if let Some(more) = remarks().count().checked_sub(REMARKS_TOLD).filter(|more| *more > 0) {
+            tracing::warn!("{more} more remarks on nodes; --json gives all");
+        }
         let answer = Answer { store: self.store.display().to_string(), report, seconds: start.elapsed().as_secs_f64() };
         console.answer(&answer, || answer.text())
     }

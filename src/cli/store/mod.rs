@@ -113,6 +113,9 @@ struct Changed {
     /// What share of the adapter's change the lattice keeps, 0 to 1; none where it changes nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<f64>,
+    /// What there is to say about the adapter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remarks: Vec<String>,
     /// What was found out about the paths that change.
     #[serde(skip_serializing_if = "Option::is_none")]
     fit: Option<FitReport>,
@@ -120,7 +123,8 @@ struct Changed {
 
 impl Changed {
     fn new(node: &str, generation: u64) -> Self {
-        Self { node: node.trim_matches('/').to_owned(), generation, bytes: None, kept: None, fit: None }
+        let node = node.trim_matches('/').to_owned();
+        Self { node, generation, bytes: None, kept: None, remarks: Vec::new(), fit: None }
     }
 }
 

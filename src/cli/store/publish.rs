@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::DecimalBytes;
-use pleach::lattice::percent;
+use pleach::lattice::{Kept, percent};
 use pleach::store::{Changes, Details};
 
 use super::{Changed, Checking, Opening};
@@ -52,7 +52,8 @@ impl Publish {
         let base = self.checking.base()?;
         let compiled = store.compile_adapter(&self.adapter, base.as_ref(), &console.limits, self.keep_files);
         let content = compiled.map_err(|error| error.at_node(self.node.trim_matches('/')))?;
-        let (bytes, kept) = (content.bytes(), content.kept().cloned().unwrap_or_default());
+        let (bytes, share) = (content.bytes(), content.kept().and_then(Kept::share));
+        let remarks = content.remarks().to_vec();
         let labels = (!self.labels.is_empty()).then(|| self.labels.into_iter().collect());
         let details = Details { parent: self.parent, trained_on: self.trained_on, labels };
         let mut changes = Changes::new();
@@ -62,11 +63,15 @@ impl Publish {
         };
         let fit = self.checking.check(&store, &changes, &self.node, base.as_ref(), console)?;
         let generation = store.apply(&changes)?[0];
-        let share = kept.share();
-        let answer =
-            Changed { bytes: Some(bytes), kept: share, fit: Some(fit), ..Changed::new(&self.node, generation) };
-        if kept.is_low() {
-            tracing::warn!("{}: {}", answer.node, kept.warning(true));
+        let answer = Changed {
+            bytes: Some(bytes),
+            kept: share,
+            remarks,
+            fit: Some(fit),
+            ..Changed::new(&self.node, generation)
+        };
+        for remark in &answer.remarks {
+            tracing::warn!("{}: {remark}", answer.node);
         }
         console.answer(&answer, || {
             let kept = share.map(|share| format!(", {} of its change kept", percent(share))).unwrap_or_default();

@@ -61,14 +61,45 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Chat`] when there is none or the default one cannot be parsed, or the file's own error.
     pub fn for_base(base: &BaseModel) -> Result<Self> {
-        let templates = match base.gguf() {
-            Some(file) => Self::from_gguf(file)?,
-            None => Self::from_folder(base.path())?,
-        };
-        if let Some(source) = templates.sources.get(DEFAULT) {
-            templates.contain(|| compile(&source::prepared(source).map_err(invalid)?).map(drop))?;
+        match base.gguf() {
+            Some(file) => Self::from_gguf(file)?.checked(),
+            None => Self::from_folder(base.path())?.checked(),
         }
-        Ok(templates)
+    }
+
+    /// The templates in the folder `dir`, which count in place of `base`'s; none where there are none. Special tokens that the
+    /// folder does not name are the base's.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::for_base`].
+    pub fn in_folder(dir: &Path, base: &BaseModel) -> Result<Option<Self>> {
+        let mut templates = match Self::from_folder(dir) {
+            Ok(templates) => templates.checked()?,
+            Err(Error::Chat { defect: ChatDefect::Missing, .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let config = FolderTokens::read(dir)?;
+        let own = match base.gguf() {
+            Some(file) => gguf_tokens(file)?,
+            None => named_tokens(&FolderTokens::read(base.path())?),
+        };
+        let said = |name: &str, tokens: &[(String, String)]| {
+            config.mentions(name) || tokens.iter().any(|(known, _)| known == name)
+        };
+        for (name, text) in own {
+            if !said(&name, &templates.tokens) {
+                templates.tokens.push((name, text));
+            }
+        }
+        Ok(Some(templates))
+    }
+
+    /// These, if the default one can be parsed.
+    fn checked(self) -> Result<Self> {
+        if let Some(source) = self.sources.get(DEFAULT) {
+            self.contain(|| compile(&source::prepared(source).map_err(invalid)?).map(drop))?;
+        }
+        Ok(self)
     }
 
     fn from_gguf(file: &GgufFile) -> Result<Self> {
@@ -83,21 +114,7 @@ impl ChatTemplate {
         if sources.is_empty() {
             return Err(Error::Chat { path, defect: ChatDefect::Missing });
         }
-        let texts = file.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
-        let mut tokens = Vec::new();
-        for (key, name) in [
-            ("bos", "bos_token"),
-            ("eos", "eos_token"),
-            ("unknown", "unk_token"),
-            ("seperator", "sep_token"),
-            ("padding", "pad_token"),
-            ("cls", "cls_token"),
-            ("mask", "mask_token"),
-        ] {
-            let id = file.signed(&format!("tokenizer.ggml.{key}_token_id"))?.and_then(|id| usize::try_from(id).ok());
-            tokens.extend(id.and_then(|id| texts.get(id)).map(|text| (name.to_owned(), (*text).to_owned())));
-        }
-        Ok(Self { path, sources, tokens })
+        Ok(Self { path, sources, tokens: gguf_tokens(file)? })
     }
 
     fn from_folder(dir: &Path) -> Result<Self> {
@@ -219,6 +236,25 @@ enum RawTemplate {
 struct NamedTemplate {
     name: String,
     template: String,
+}
+
+/// The special tokens that a GGUF file names.
+fn gguf_tokens(file: &GgufFile) -> Result<Vec<(String, String)>> {
+    let texts = file.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let mut tokens = Vec::new();
+    for (key, name) in [
+        ("bos", "bos_token"),
+        ("eos", "eos_token"),
+        ("unknown", "unk_token"),
+        ("seperator", "sep_token"),
+        ("padding", "pad_token"),
+        ("cls", "cls_token"),
+        ("mask", "mask_token"),
+    ] {
+        let id = file.signed(&format!("tokenizer.ggml.{key}_token_id"))?.and_then(|id| usize::try_from(id).ok());
+        tokens.extend(id.and_then(|id| texts.get(id)).map(|text| (name.to_owned(), (*text).to_owned())));
+    }
+    Ok(tokens)
 }
 
 /// The special tokens that a template knows; of a class that has them by default, those, too.

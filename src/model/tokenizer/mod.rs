@@ -26,7 +26,7 @@ use super::special::{Declared, FolderTokens, kind};
 use crate::base::BaseModel;
 use crate::error::TokenizerDefect;
 use crate::file::gguf::GgufFile;
-use crate::file::read_limited;
+use crate::file::{from_json, read_limited};
 use crate::{Error, Result};
 
 type Inner = tokenizers::Tokenizer;
@@ -58,23 +58,31 @@ struct Outline {
 }
 
 impl Tokenizer {
-    /// Reads the base's own tokenizer, or the `tokenizer.json` at `file` in its place.
+    /// Reads the base's own tokenizer, or in its place the `tokenizer.json` that `file` is, or that lies in the folder `file`.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::FileTooLarge`], [`Error::Gguf`] or [`Error::Tokenizer`].
     pub fn for_base(base: &BaseModel, file: Option<&Path>) -> Result<Self> {
         let vocab_size = base.config().vocab_size;
         match (file, base.gguf()) {
+            (Some(folder), _) if folder.is_dir() => Self::from_folder(folder, vocab_size),
             (Some(file), _) => Self::from_file(file, vocab_size),
             (None, Some(gguf)) => Self::from_gguf(gguf, vocab_size),
-            (None, None) => {
-                let path = base.path().join(FILE);
-                if !path.exists() {
-                    return Err(Error::Tokenizer { path, defect: TokenizerDefect::Missing });
-                }
-                Self::from_file(&path, vocab_size)
-            }
+            (None, None) => Self::from_folder(base.path(), vocab_size),
         }
+    }
+
+    /// Whether there is a tokenizer in a folder.
+    pub(crate) fn lies_in(folder: &Path) -> bool {
+        folder.join(FILE).exists()
+    }
+
+    fn from_folder(folder: &Path, vocab_size: usize) -> Result<Self> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            return Err(Error::Tokenizer { path, defect: TokenizerDefect::Missing });
+        }
+        Self::from_file(&path, vocab_size)
     }
 
     /// Reads a `tokenizer.json` and what its folder declares beside it.
@@ -204,7 +212,7 @@ impl Tokenizer {
 
 /// What the library may be given: JSON, and entries that it reads without a panic.
 fn check(bytes: &[u8]) -> Result<(), TokenizerDefect> {
-    let outline: Outline = serde_json::from_slice(bytes).map_err(|reason| TokenizerDefect::Json { reason })?;
+    let outline: Outline = from_json(bytes).map_err(|reason| TokenizerDefect::Json { reason })?;
     if outline.model.is_none() {
         return Err(TokenizerDefect::Entry { entry: "model".to_owned(), found: "missing", expected: "an object" });
     }

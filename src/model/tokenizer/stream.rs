@@ -61,6 +61,10 @@ impl<'a> TextStream<'a> {
     fn pending(&self) -> Result<String> {
         let given = self.tokenizer.decode(&self.ids[self.context..self.emitted])?;
         let all = self.tokenizer.decode(&self.ids[self.context..])?;
-        Ok(all.strip_prefix(&given).unwrap_or_default().to_owned())
+        match all.strip_prefix(&given) {
+            Some(new) => Ok(new.to_owned()),
+            // A byte that is no character's spoils those before it in its run.
+            None => self.tokenizer.decode(&self.ids[self.emitted..]),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::file::gguf::GgufFile;
@@ -75,6 +75,25 @@ fn stream_gives_only_whole_characters_and_all_of_the_text() {
         }
         streamed += &stream.finish().unwrap();
         assert_eq!(streamed, tokenizer.decode(&ids).unwrap());
+    }
+}
+
+/// A byte that begins no character takes those before it in its run with it: they were given out, and what follows is not lost.
+#[test]
+fn stray_bytes_behind_a_prompt_lose_no_text() {
+    let vocabulary = json!({ "<unk>": 0, "<0x0A>": 1, "<0xE2>": 2, "<0x82>": 3, "<0xAC>": 4, "a": 5, "b": 6 });
+    let file = json!({
+        "model": { "type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
+        "decoder": { "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, { "type": "Fuse" }] },
+    });
+    let tokenizer = Tokenizer::from_json(file.to_string().as_bytes(), None, 7).unwrap();
+    for (ids, expected) in
+        [(&[2, 3, 4, 5][..], "€a"), (&[2, 5, 6], "\u{fffd}ab"), (&[2, 1, 5], "\u{fffd}\u{fffd}a"), (&[5], "a")]
+    {
+        let mut stream = tokenizer.stream_after(&[5, 1]).unwrap();
+        let mut text: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+        text += &stream.finish().unwrap();
+        assert_eq!(text, expected, "{ids:?}");
     }
 }
 

@@ -180,6 +180,34 @@ fn children_that_a_change_leaves_without_room_are_named() {
     assert!(!made.switch(&store, "a/b") && !made.switch(&store, "a/x") && made.switch(&store, "a/y"));
 }
 
+/// An embedding that was saved with the adapter and trained is not the base's: only a base tells.
+#[test]
+fn a_copy_of_the_embedding_is_compared_by_every_check() {
+    let dir = tempfile::tempdir().unwrap();
+    cli::make_base_and_tree(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, tree, store) = (at("base"), at("tree"), at("store"));
+    pleach(&["store", "import", &tree, &store, "--base", &base]).text();
+    let (shape, values) = TinyModel::default().weights()["model.embed_tokens.weight"].clone();
+    for (name, factor) in [("same", 1.0), ("other", 1.5)] {
+        let made = cli::adapter(2, 1);
+        let mut tensors = made.tensors();
+        let copy = values.iter().map(|value| value * factor).collect();
+        tensors.push(("base_model.model.model.embed_tokens.weight".to_owned(), [shape[0], shape[1]], copy));
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::write(dir.path().join(name).join("adapter_config.json"), made.config_bytes()).unwrap();
+        let bytes = pleach::testing::adapter::serialize(&tensors, safetensors::Dtype::F32);
+        std::fs::write(dir.path().join(name).join("adapter_model.safetensors"), bytes).unwrap();
+        let (adapter, is_same) = (at(name), factor == 1.0);
+        let inspected = pleach(&["inspect", &adapter, "--base", &base]);
+        assert_eq!((inspected.status, inspected.stdout.contains(": yes")), (Some(i32::from(!is_same)), is_same));
+        let published = pleach(&["store", "publish", &store, name, &adapter, "--base", &base]);
+        assert_eq!(published.status, Some(i32::from(!is_same)), "{published:?}");
+        let unsure = pleach(&["store", "publish", &store, "unsure", &adapter]).refusal();
+        assert!(unsure.contains("--base"), "{unsure}");
+    }
+}
+
 #[test]
 fn publish_and_replace_refuse_what_a_switch_would() {
     let made = Made::new();

@@ -1,6 +1,9 @@
 //! An adapter on the wrong base gives text that looks like text and means nothing, and no tool said a word: the shapes
 //! of two models of one family agree. A base with a NaN answers nothing but that. Both are found before a weight moves.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -114,6 +117,8 @@ fn base_with_a_number_that_is_none_is_refused() {
                     other => panic!("{name} {dtype:?}: {other:?}"),
                 }
             }
+            let refusal = cli::pleach(&["inspect", dir.path().to_str().unwrap()]).refusal();
+            assert!(refusal.contains(name), "{refusal}");
         }
     }
 }

@@ -5,6 +5,10 @@
 //!
 //! **Source:** the hub client's cache layout; `HF_ENDPOINT` and `HF_HOME` say where from and where to.
 
+#[cfg(feature = "hub")]
+use std::collections::{BTreeMap, BTreeSet};
+#[cfg(feature = "hub")]
+use std::path::Path;
 use std::path::PathBuf;
 
 #[cfg(feature = "hub")]
@@ -13,7 +17,13 @@ use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Repo, RepoType};
 
 use crate::error::HubDefect;
+#[cfg(feature = "hub")]
+use crate::file::{from_json, read_limited};
 use crate::{Error, Result};
+
+/// Largest index that is read: a mixture of experts names some 100,000 tensors.
+#[cfg(feature = "hub")]
+const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// A model on the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +73,11 @@ impl HubModel {
         let folder = config.parent().unwrap_or(&config).to_owned();
         match repo.info() {
             Ok(info) => {
-                let files = info.siblings.iter().map(|file| file.rfilename.as_str());
-                files.filter(|file| is_needed(file)).try_for_each(|file| get(file).map(drop))?;
+                let files: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+                files.iter().filter(|file| is_needed(file)).try_for_each(|file| get(file).map(drop))?;
+                if files.contains(&INDEX) {
+                    shards(&get(INDEX)?)?.iter().try_for_each(|file| get(file).map(drop))?;
+                }
             }
             // Off line, a complete model may be in the cache; opening the folder names what it lacks.
             Err(error) => tracing::warn!("{}: the hub does not answer ({error}); using the cache", self.repo),
@@ -97,18 +110,38 @@ fn is_plain(segment: &str) -> bool {
         && segment.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-/// Whether a base needs this file: configuration, tokenizer and safetensors in the model's own folder.
+#[cfg(feature = "hub")]
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Whether a base needs this file, beside the parts of its weights: configuration, tokenizer, chat templates.
 #[cfg(feature = "hub")]
 fn is_needed(file: &str) -> bool {
-    const NAMES: [&str; 6] = [
+    const NAMES: [&str; 8] = [
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
         "chat_template.jinja",
         "model.safetensors",
-        "model.safetensors.index.json",
+        INDEX,
     ];
-    NAMES.contains(&file) || (is_plain(file) && file.starts_with("model-") && file.ends_with(".safetensors"))
+    let template = file.strip_prefix("additional_chat_templates/").filter(|name| name.ends_with(".jinja"));
+    NAMES.contains(&file) || template.is_some_and(is_plain)
+}
+
+/// The files that an index names, in the model's folder or below it. What is no name of such a file is left to who opens the
+/// folder.
+#[cfg(feature = "hub")]
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let bytes = read_limited(index, MAX_INDEX_BYTES)?;
+    let Ok(Index { weight_map }) = from_json(&bytes) else { return Ok(BTreeSet::new()) };
+    let is_shard = |file: &String| file.ends_with(".safetensors") && file.split('/').all(is_plain);
+    Ok(weight_map.into_values().filter(is_shard).collect())
 }
 
 #[cfg(all(test, feature = "hub"))]

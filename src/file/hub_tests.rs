@@ -21,14 +21,27 @@ fn serve(dir: &Path) -> String {
     format!("http://{address}")
 }
 
+/// Files of a folder and of those below it.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries
+        .flat_map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            match entry.path().is_dir() {
+                true => names(&entry.path()).into_iter().map(|below| format!("{name}/{below}")).collect(),
+                false => vec![name],
+            }
+        })
+        .collect()
+}
+
 fn answer(mut stream: TcpStream, dir: &Path) {
     let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(std::io::Result::ok);
     let request: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let path = request[0].split(' ').nth(1).unwrap();
     let range = request.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
     let (status, headers, body) = if path.starts_with("/api/models/org/tiny/revision/") {
-        let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut siblings: Vec<_> = names.map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let mut siblings: Vec<_> = names(dir).iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
         siblings.push(serde_json::json!({ "rfilename": "../../outside.safetensors" }));
         (
             "200 OK",
@@ -74,6 +87,38 @@ fn model_is_fetched_opened_and_found_in_the_cache_when_the_hub_is_gone() {
         let gone = "http://127.0.0.1:9".to_owned();
         assert_eq!(fetch("org/tiny", cache.path(), gone).unwrap(), folder);
     }
+}
+
+/// An index may name parts in folders below; it leads nowhere else.
+#[test]
+fn parts_are_fetched_where_the_index_says_they_lie() {
+    let (origin, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    tiny_hf_model(origin.path(), &TinyModel { shards: 2, ..TinyModel::default() });
+    let index = origin.path().join(INDEX);
+    let mut map: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    std::fs::create_dir_all(origin.path().join("weights/part")).unwrap();
+    std::fs::create_dir(origin.path().join("additional_chat_templates")).unwrap();
+    for name in ["added_tokens.json", "additional_chat_templates/tools.jinja"] {
+        std::fs::write(origin.path().join(name), "{}").unwrap();
+    }
+    for file in map["weight_map"].as_object_mut().unwrap().values_mut() {
+        let (from, to) = (file.as_str().unwrap().to_owned(), format!("weights/part/{}", file.as_str().unwrap()));
+        if origin.path().join(&from).exists() {
+            std::fs::rename(origin.path().join(&from), origin.path().join(&to)).unwrap();
+        }
+        *file = to.into();
+    }
+    std::fs::write(&index, map.to_string()).unwrap();
+    let expected = BaseModel::open(origin.path()).unwrap().content_hash().to_owned();
+    let folder = fetch("org/tiny", cache.path(), serve(origin.path())).unwrap();
+    assert_eq!(BaseModel::open(&folder).unwrap().content_hash(), expected);
+    assert!(folder.join("added_tokens.json").exists() && folder.join("additional_chat_templates/tools.jinja").exists());
+    let bad = tempfile::tempdir().unwrap();
+    let file = bad.path().join(INDEX);
+    let files = ["../a.safetensors", "/a.safetensors", "a.bin", "b/../a.safetensors", "a.safetensors", ""];
+    let map: BTreeMap<&str, &str> = files.iter().map(|file| (*file, *file)).collect();
+    std::fs::write(&file, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
+    assert_eq!(shards(&file).unwrap(), BTreeSet::from(["a.safetensors".to_owned()]));
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod name;
 pub mod runtime;
 pub mod store;
 mod suggest;
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod testing;
 pub mod tree;

@@ -22,8 +22,8 @@ const UPWARD_USES: [(&str, &str, &str); 1] =
 
 /// Where `unsafe` may stand, and why.
 const UNSAFE_FILES: [(&str, &str); 11] = [
-    ("src/main.rs", "sets a variable of the environment before anything else runs"),
-    ("src/cli/signals.rs", "asks which signals are ignored"),
+    ("crates/cli/src/main.rs", "sets a variable of the environment before anything else runs"),
+    ("crates/cli/src/signals.rs", "asks which signals are ignored"),
     ("src/device/gpu/pipeline.rs", "keeps compiled shaders, and leaves loop counters out of the shaders"),
     ("src/file/mmap.rs", "maps a file"),
     ("src/device/cpu/parallel.rs", "hands tiles of one buffer to several threads"),
@@ -53,9 +53,9 @@ const PRIVATE_CRATES: [(&str, &[&str]); 19] = [
     ("minijinja_contrib", &["src/model/chat/"]),
     ("jiff", &["src/model/chat/clock.rs"]),
     ("tokenizers", &["src/model/tokenizer", "src/testing"]),
-    ("signal_hook", &["src/cli/signals.rs"]),
-    ("libc", &["src/cli/signals.rs", "src/file/regular.rs"]),
-    ("anyhow", &["src/cli/", "src/main.rs"]),
+    ("signal_hook", &["crates/cli/src/signals.rs"]),
+    ("libc", &["crates/cli/src/signals.rs", "src/file/regular.rs"]),
+    ("anyhow", &["crates/cli/src/"]),
 ];
 
 /// One Rust file, by its path from the project's folder.
@@ -76,17 +76,17 @@ impl Source {
     /// Whether it is compiled for tests alone.
     fn is_test(&self) -> bool {
         let path = &self.path;
-        !path.starts_with("src/")
+        !(path.starts_with("src/") || path.starts_with("crates/"))
             || path.ends_with("tests.rs")
             || path.contains("/tests/")
             || path == "src/model/testing.rs"
     }
 
-    /// The library's module it belongs to; none for the crate's root and the command line.
+    /// The library's module it belongs to; none for the crate's root and the other crates.
     fn module(&self) -> Option<&str> {
         let inner = self.path.strip_prefix("src/")?;
         let module = inner.split(['/', '.']).next()?;
-        (!["lib", "main", "cli"].contains(&module)).then_some(module)
+        (module != "lib").then_some(module)
     }
 }
 
@@ -106,7 +106,7 @@ fn sources() -> Vec<Source> {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = Vec::new();
-    for folder in ["src", "tests", "benches", "examples", "fuzz/fuzz_targets"] {
+    for folder in ["src", "crates", "tests", "benches", "examples", "fuzz/fuzz_targets"] {
         collect(root, root.join(folder), &mut sources);
     }
     assert!(sources.len() > 50, "only {} files found in {}", sources.len(), root.display());
@@ -182,7 +182,7 @@ fn unsafe_stands_only_where_its_reason_is_known() {
 #[test]
 fn every_unsafe_block_says_why_it_is_sound() {
     let mut findings = Vec::new();
-    for source in sources().iter().filter(|source| source.path.starts_with("src/")) {
+    for source in sources().iter().filter(|source| !source.is_test()) {
         let lines: Vec<&str> = source.text.lines().collect();
         for (k, line) in lines.iter().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
@@ -281,6 +281,27 @@ fn crates_stay_in_their_rooms() {
         }
     }
     none(&findings, "crates outside their rooms");
+}
+
+/// With `cargo test` every member is built with the library's test code in it; a user's is not.
+#[test]
+fn other_crates_use_no_test_code_of_the_library() {
+    let sources = sources();
+    let others = sources.iter().filter(|source| source.path.starts_with("crates/"));
+    let found = others.filter(|source| words(&source.code()).any(|word| word == "testing"));
+    none(&found.map(|source| source.path.clone()).collect::<Vec<_>>(), "files that name the feature `testing`");
+}
+
+/// Cargo does not look into `tests/cli`: a file that its member does not list would never run.
+#[test]
+fn every_test_of_the_program_is_listed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::fs::read_to_string(root.join("crates/cli/Cargo.toml")).unwrap();
+    let files = sources().into_iter().filter_map(|source| source.path.strip_prefix("tests/cli/").map(str::to_owned));
+    let listed = |file: &String| manifest.contains(&format!("path = \"../../tests/cli/{file}\""));
+    let (found, missing): (Vec<String>, Vec<String>) = files.partition(listed);
+    assert!(!found.is_empty(), "no file of tests/cli is listed");
+    none(&missing, "files that crates/cli/Cargo.toml does not list");
 }
 
 #[test]

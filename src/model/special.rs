@@ -92,6 +92,7 @@ impl FolderTokens {
     ///
     /// # Errors
     /// As [`FolderTokens::read`].
+    #[cfg(feature = "testing")]
     pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
         Self::of(None, path, parse(path, bytes)?)
     }

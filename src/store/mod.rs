@@ -18,6 +18,7 @@ mod export;
 mod faults;
 mod fits;
 mod folder;
+#[cfg(feature = "testing")]
 mod fuzzed;
 mod import;
 mod look;
@@ -43,6 +44,7 @@ pub use export::ExportReport;
 #[doc(hidden)]
 pub use faults::Faults;
 pub use fits::{FitReport, NodeFit, PathFit, check_path};
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use fuzzed::{read_catalogue_bytes, read_segment_bytes};
 pub use import::{ImportOptions, ImportReport};

@@ -313,6 +313,7 @@ fn header(segment: u32, id: &StoreId) -> Vec<u8> {
 }
 
 /// Checks the header of the first segment of any store; gives what follows.
+#[cfg(feature = "testing")]
 pub(super) fn after_header(bytes: &[u8]) -> Result<&[u8], StoreDefect> {
     let id = owner(bytes.get(..64).unwrap_or_default()).unwrap_or_default();
     check_header(bytes, 1, &id)?;

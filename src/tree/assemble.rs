@@ -142,6 +142,7 @@ fn without_files(name: &str, folders: &BTreeMap<String, PathBuf>, passed_over: &
 }
 
 /// Reads any bytes as a `tree.toml` over made folders.
+#[cfg(feature = "testing")]
 pub(crate) fn read_manifest_bytes(bytes: &[u8]) -> Result<AdapterTree> {
     struct Made;
     impl Places for Made {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use petgraph::graphmap::DiGraphMap;
 
+#[cfg(feature = "testing")]
 pub(crate) use assemble::read_manifest_bytes;
 pub use build::TreeBuilder;
 pub use doubt::{Doubt, DoubtWhy};

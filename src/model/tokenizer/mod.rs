@@ -96,6 +96,7 @@ impl Tokenizer {
     }
 
     /// Reads the bytes of a `tokenizer.json`, and of a `tokenizer_config.json` beside it.
+    #[cfg(feature = "testing")]
     pub(crate) fn from_json(bytes: &[u8], config: Option<&[u8]>, vocab_size: usize) -> Result<Self> {
         let path = Path::new("bytes");
         let declared = config.map_or(Ok(FolderTokens::default()), |config| FolderTokens::from_bytes(path, config))?;

@@ -185,7 +185,7 @@ impl StorageBackend for Backend {
 
 /// A single byte by its end. Asked for some bytes as redb 4.6 names them, its file takes the lock on the whole file, too, that
 /// its versions before 4.3 know, and is shut out by whoever holds that: every user who may read the file can. No such
-/// version reads a catalogue, so the same byte is named otherwise. `tests/store_waits.rs` holds it to that.
+/// version reads a catalogue, so the same byte is named otherwise. `tests/cli/store_waits.rs` holds it to that.
 fn in_other_words(start: Bound<u64>, end: Bound<u64>) -> Range {
     match end {
         Included(last) if last < u64::MAX => (start, Excluded(last + 1)),

@@ -29,8 +29,10 @@ use super::segment::StoreId;
 use crate::error::StoreDefect;
 use crate::{Error, Result};
 use open::{Mode, Open};
+#[cfg(feature = "testing")]
+pub(super) use record::decodes;
 pub use record::{Ending, NodeKind, PastVersion, Version};
-pub(super) use record::{Header, State, decodes};
+pub(super) use record::{Header, State};
 use tables::meta;
 
 /// The catalogue's file in a store's folder.

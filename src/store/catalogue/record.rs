@@ -160,6 +160,7 @@ fn frame_payload(key: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
 ///
 /// # Panics
 /// If a record that was decoded does not come back from its own bytes.
+#[cfg(feature = "testing")]
 pub(in crate::store) fn decodes(payload: &[u8]) -> bool {
     fn as_record<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(framed: &[u8]) -> bool {
         let Ok(record) = unframe::<T>(b"k", framed) else { return false };

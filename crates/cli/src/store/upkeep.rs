@@ -12,7 +12,7 @@ use pleach::weights::base_lattice;
 use serde::Serialize;
 
 use super::{Opening, moving, warn_open};
-use crate::cli::Console;
+use crate::Console;
 
 /// Check every record and every byte of a store
 #[derive(Args)]
@@ -59,11 +59,7 @@ impl Verify {
 }
 
 /// Checks that a switch could reach every node of a store, and warns of what only the base decides.
-pub(in crate::cli) fn check_fit(
-    store: &Store,
-    base: Option<&BaseModel>,
-    console: &Console,
-) -> anyhow::Result<FitReport> {
+pub(crate) fn check_fit(store: &Store, base: Option<&BaseModel>, console: &Console) -> anyhow::Result<FitReport> {
     if let Some(base) = base {
         store.check_base(base)?;
         let bar = console.bar("reading the base");

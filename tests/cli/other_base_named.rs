@@ -2,7 +2,7 @@
 //! in place of the one that the adapters published. And a tree of adapters for one model is served on another of the same
 //! shapes: every switch works, every answer is a little wrong, and three names that differ lie there unread.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::Path;

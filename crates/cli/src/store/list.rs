@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Opening, date};
-use crate::cli::Console;
+use crate::Console;
 
 /// Nodes read and printed at a time.
 const PAGE: usize = 1000;
@@ -113,7 +113,7 @@ impl List {
 }
 
 /// What was found, or nothing if it was removed since it was listed.
-pub(in crate::cli) fn present<T>(found: pleach::Result<T>) -> pleach::Result<Option<T>> {
+pub(crate) fn present<T>(found: pleach::Result<T>) -> pleach::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(Error::Tree(defect)) if matches!(*defect, TreeDefect::UnknownNode { .. }) => Ok(None),
@@ -209,12 +209,12 @@ impl Row {
 }
 
 /// What a node of a store is, in a line, for pictures.
-pub(in crate::cli) fn what(node: StoreNode) -> String {
+pub(crate) fn what(node: StoreNode) -> String {
     Row::new(node.name, node.version).what()
 }
 
 /// The same as JSON.
-pub(in crate::cli) fn what_json(node: StoreNode) -> Value {
+pub(crate) fn what_json(node: StoreNode) -> Value {
     json!(Row::new(node.name, node.version))
 }
 

@@ -4,7 +4,7 @@
 
 #![cfg(unix)]
 
-#[path = "common/stored.rs"]
+#[path = "../common/stored.rs"]
 mod stored;
 
 use std::fs::File;

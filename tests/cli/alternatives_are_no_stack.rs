@@ -2,7 +2,7 @@
 //! one. Read as a tree each is added on top of the other: the model is wrong and nobody is told. Here such nodes are named
 //! with what settles it, `tree.toml` passes them over or gives them a parent, and what is passed over is told and counted.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //! do. Served without them it answers in another format, and nobody was told that they lay there. Most adapters have copies of
 //! the base's own files beside them, and about those there is nothing to say.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use pleach::lattice::{Kept, percent};
 use pleach::store::{Changes, Details};
 
 use super::{Changed, Checking, Opening};
-use crate::cli::Console;
+use crate::Console;
 
 /// Publish a PEFT adapter as a new node, or with --replace as a node's new content
 #[derive(Args)]

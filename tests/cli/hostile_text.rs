@@ -2,7 +2,7 @@
 //! runs `pleach tree` on it, or reads the refusal, has the screen cleared, the window renamed, or a line that was never said.
 //! So no command may let a byte through that steers a terminal, and no text of a file may begin a line of its own.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::Path;

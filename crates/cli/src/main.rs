@@ -1,10 +1,28 @@
-//! The `pleach` command: parse → run → print.
+//! The `pleach` command: one subcommand a file, each of them parse → library → print.
+//!
+//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything else goes to stderr.
 
-mod cli;
+mod arguments;
+mod bench;
+mod completions;
+mod console;
+mod demo;
+mod devices;
+mod escape;
+mod generate;
+mod inspect;
+mod left_out;
+mod model;
+mod score;
+mod signals;
+mod store;
+mod tree;
+mod verify;
 
 use std::process::ExitCode;
 
-use cli::{Cli, Console};
+use arguments::{Cli, Options};
+use console::Console;
 
 fn main() -> ExitCode {
     quieten_mesa();

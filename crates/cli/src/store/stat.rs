@@ -8,8 +8,8 @@ use pleach::store::{Store, StoreStats};
 use serde::Serialize;
 
 use super::Opening;
-use crate::cli::Console;
-use crate::cli::inspect::line;
+use crate::Console;
+use crate::inspect::line;
 
 /// Tell what a store is for and what it holds
 #[derive(Args)]
@@ -20,7 +20,7 @@ pub(super) struct Stat {
 
 /// A store in short, as JSON.
 #[derive(Serialize)]
-pub(in crate::cli) struct Summary {
+pub(crate) struct Summary {
     path: String,
     name: Option<String>,
     levels: Vec<String>,
@@ -39,7 +39,7 @@ impl Stat {
 }
 
 impl Summary {
-    pub(in crate::cli) fn of(store: &Store) -> anyhow::Result<Self> {
+    pub(crate) fn of(store: &Store) -> anyhow::Result<Self> {
         let info = store.info();
         Ok(Self {
             path: store.folder().display().to_string(),
@@ -52,7 +52,7 @@ impl Summary {
         })
     }
 
-    pub(in crate::cli) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let stats = &self.stats;
         let (nodes, past) = (HumanCount(stats.nodes), HumanCount(stats.past_versions));
         [

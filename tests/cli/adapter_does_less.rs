@@ -3,7 +3,7 @@
 //! keys" for the first and keeps silent about the others. Here each is said, with counts, and what is meant stays quiet.
 
 use pleach::WeightName;
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use pleach::adapter::{AdapterRemark, BaseShapes, Limits, PeftAdapter};

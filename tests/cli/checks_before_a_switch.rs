@@ -2,7 +2,7 @@
 //! lattice, or the parent that was replaced had left no room for the leaves below. A check that says yes where the switch
 //! says no is worse than none. Here every check is held against the switch itself.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::Path;

@@ -2,7 +2,7 @@
 //! step: it loads, it switches, and it does nothing, or half of what it should. Nothing failed, so nobody was told. Here one
 //! figure a node says what share of its change is kept: 1 of all, 0 of nothing, and a warning below 99 %.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::sync::{Arc, Mutex};

@@ -152,7 +152,8 @@ fn default_base() -> anyhow::Result<PathBuf> {
 /// The shipped tree: in the working folder, or else where this program was built.
 fn default_tree() -> PathBuf {
     let here = PathBuf::from("trees/smollm2");
-    if here.exists() { here } else { Path::new(env!("CARGO_MANIFEST_DIR")).join(here) }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(""));
+    if here.exists() { here } else { workspace.join(here) }
 }
 
 /// The root, then every other node in the order that touches the fewest weights.

@@ -13,8 +13,8 @@ use pleach::weights::base_lattice;
 use serde::Serialize;
 
 use super::moving;
-use crate::cli::Console;
-use crate::cli::left_out::refused_lines;
+use crate::Console;
+use crate::left_out::refused_lines;
 
 /// Remarks on nodes that are written out; a tree may have thousands of adapters.
 const REMARKS_TOLD: usize = 20;
@@ -55,7 +55,7 @@ struct Answer {
 impl Import {
     pub(super) fn run(self, console: &Console) -> anyhow::Result<()> {
         let start = Instant::now();
-        crate::cli::signals::tidy_up_when_told_to_end()?;
+        crate::signals::tidy_up_when_told_to_end()?;
         let tree = AdapterTree::open(&self.tree)?;
         let base = open_base(&self.base)?;
         let bar = console.bar("reading the base");

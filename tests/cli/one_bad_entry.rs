@@ -2,7 +2,7 @@
 //! upload that broke off. Servers that gave up at the first of them took every user down with one. Here the others are
 //! served, the bad entry is told with its reason wherever one looks, and nothing hangs under another parent because of it.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use pleach::store::ExportReport;
 use serde::Serialize;
 
 use super::Opening;
-use crate::cli::Console;
+use crate::Console;
 
 /// Write a node as a standard PEFT adapter
 #[derive(Args)]

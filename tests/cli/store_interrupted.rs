@@ -4,7 +4,7 @@
 
 #![cfg(unix)]
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::io::{BufRead, BufReader};

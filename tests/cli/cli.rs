@@ -2,7 +2,7 @@
 //!
 //! Scripts break when a field is renamed, when a progress bar lands in a log, or when a failure exits with 0.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::{Path, PathBuf};

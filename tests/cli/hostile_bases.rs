@@ -1,7 +1,7 @@
 //! An adapter on the wrong base gives text that looks like text and means nothing, and no tool said a word: the shapes
 //! of two models of one family agree. A base with a NaN answers nothing but that. Both are found before a weight moves.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::collections::BTreeMap;

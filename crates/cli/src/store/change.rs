@@ -6,7 +6,7 @@ use clap::Args;
 use pleach::store::Changes;
 
 use super::{Changed, Checking, Opening};
-use crate::cli::Console;
+use crate::Console;
 
 /// Remove a node
 #[derive(Args)]

@@ -4,7 +4,7 @@
 //! A registry that answers a lost race with a success, or whose listing breaks off in the middle, is noticed when a user's
 //! adapter is gone.
 
-#[path = "common/cli.rs"]
+#[path = "../common/cli.rs"]
 mod cli;
 
 use std::path::{Path, PathBuf};

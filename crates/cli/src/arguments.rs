@@ -1,22 +1,4 @@
-//! The command line: one subcommand a file, each of them parse → library → print.
-//!
-//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything else goes to stderr.
-
-mod bench;
-mod completions;
-mod console;
-mod demo;
-mod devices;
-mod escape;
-mod generate;
-mod inspect;
-mod left_out;
-mod model;
-mod score;
-mod signals;
-mod store;
-mod tree;
-mod verify;
+//! The arguments: what every command takes, and which commands there are.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -26,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use pleach::adapter::Limits;
 use pleach::runtime::DeviceChoice;
 
-pub(crate) use console::Console;
+use super::{Console, bench, completions, demo, devices, escape, generate, inspect, score, store, tree, verify};
 
 const ABOUT: &str = "One base model, a tree of LoRA adapters, one copy of the weights moved exactly from node to node";
 
@@ -37,7 +19,7 @@ With --json stdout is one JSON document: the answer, or {\"error\": \"…\"}. An
 Exit status: 0 done, 1 an error or a failed verification, 2 wrong usage.";
 
 #[derive(Parser)]
-#[command(version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(name = "pleach", version, about = ABOUT, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) options: Options,
@@ -68,19 +50,19 @@ impl Cli {
 pub(crate) struct Options {
     /// Print one JSON document
     #[arg(long, global = true)]
-    json: bool,
+    pub(crate) json: bool,
     /// What to compute on: cpu, gpu, gpu:N, gpu:NAME, or auto: a hardware GPU, else the CPU
     #[arg(long, global = true, default_value = "auto")]
-    device: DeviceChoice,
+    pub(crate) device: DeviceChoice,
     /// Threads to compute with [default: one a core]
     #[arg(long, global = true, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    pub(crate) threads: Option<NonZeroUsize>,
     /// Largest rank of an adapter that is read
     #[arg(long, global = true, value_name = "RANK", default_value_t = Limits::default().rank)]
-    max_rank: usize,
+    pub(crate) max_rank: usize,
     /// No progress bars, notes or warnings (bars and notes are for terminals alone)
     #[arg(short, long, global = true)]
-    quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 #[derive(Subcommand)]

@@ -36,7 +36,7 @@ const UNSAFE_FILES: [(&str, &str); 11] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 19] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 20] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
@@ -51,8 +51,9 @@ const PRIVATE_CRATES: [(&str, &[&str]); 19] = [
     ("hf_hub", &["src/file/hub"]),
     ("minijinja", &["src/model/chat/"]),
     ("minijinja_contrib", &["src/model/chat/"]),
-    ("jiff", &["src/model/chat/clock.rs"]),
+    ("jiff", &["src/model/chat/clock.rs", "crates/cli/src/store/mod.rs"]),
     ("tokenizers", &["src/model/tokenizer", "src/testing"]),
+    ("tracing_subscriber", &["crates/cli/src/console.rs"]),
     ("signal_hook", &["crates/cli/src/signals.rs"]),
     ("libc", &["crates/cli/src/signals.rs", "src/file/regular.rs"]),
     ("anyhow", &["crates/cli/src/"]),

@@ -14,8 +14,12 @@ use pleach::adapter::Limits;
 use pleach::runtime::DeviceChoice;
 use serde::Serialize;
 use serde_json::json;
-use tracing::field::{Field, Visit};
-use tracing::span;
+use tracing::Event;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
 
 use super::Options;
 use super::escape::{escaped, moved_in, spoken};
@@ -39,7 +43,7 @@ impl Console {
     pub(crate) fn new(options: &Options) -> Self {
         if !options.quiet {
             // Fails only if it is set twice.
-            let _ = tracing::subscriber::set_global_default(Warnings);
+            let _ = tracing::subscriber::set_global_default(warnings(io::stderr));
         }
         Self {
             json: options.json,
@@ -116,45 +120,58 @@ fn message(error: &anyhow::Error) -> String {
     })
 }
 
-/// Prints the library's warnings.
-struct Warnings;
-
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::WARN && metadata.target().starts_with("pleach")
-    }
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut line = String::from("warning:");
-        event.record(&mut Line(&mut line));
-        let _ = writeln!(io::stderr(), "{}", moved_in(&escaped(&line)));
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
+/// Writes the warnings of the library and of the commands to `writer`, and nothing else that is logged.
+fn warnings(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) -> impl tracing::Subscriber + Send + Sync {
+    // The formatter's own fields write out some control characters, otherwise than `escaped` does.
+    let fields = format::debug_fn(|line, field, value| match field.name() {
+        "message" => write!(line, " {value:?}"),
+        name => write!(line, " {name}={value:?}"),
+    });
+    let layer = tracing_subscriber::fmt::layer().event_format(Warning).fmt_fields(fields);
+    // A warning that cannot be written is not missed.
+    let layer = layer.with_writer(writer).log_internal_errors(false);
+    let ours = Targets::new().with_target("pleach", tracing::Level::WARN);
+    tracing_subscriber::registry().with(layer.with_filter(ours))
 }
 
-struct Line<'a>(&'a mut String);
+/// How a warning is written.
+struct Warning;
 
-impl Visit for Line<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = match field.name() {
-            "message" => format!(" {value:?}"),
-            name => format!(" {name}={value:?}"),
-        };
-        self.0.push_str(&text);
+impl<S, N> FormatEvent<S, N> for Warning
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::from("warning:");
+        context.format_fields(Writer::new(&mut line), event)?;
+        writeln!(out, "{}", moved_in(&escaped(&line)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek};
+    use std::sync::Arc;
+
     use super::*;
+
+    #[test]
+    fn warnings_are_escaped_once_and_nothing_else_is_told() {
+        let mut file = tempfile::tempfile().unwrap();
+        let subscriber = warnings(Arc::new(file.try_clone().unwrap()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(node = "fr", "a\u{1b}[2J\u{9b}\u{202e}\t\\x1b\nerror: b");
+            tracing::info!("not a warning");
+            tracing::warn!(target: "wgpu_core", "not ours");
+            tracing::error!("c");
+        });
+        let mut told = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut told).unwrap();
+        let first = "warning: a\\u001b[2J\\u009b\\u202e\t\\x1b\n  error: b node=\"fr\"\n";
+        assert_eq!(told, format!("{first}warning: c\n"));
+    }
 
     #[test]
     fn causes_already_told_are_not_told_twice() {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
+use jiff::Timestamp;
 use pleach::base::BaseModel;
 use pleach::runtime::open_base;
 use pleach::store::{Changes, FitReport};
@@ -180,18 +181,10 @@ pub(super) fn moving(bar: &ProgressBar) -> impl FnMut(u64, u64) + Send + '_ {
     }
 }
 
-/// Milliseconds since 1970 as RFC 3339 has them, to the second.
+/// Milliseconds since 1970 as RFC 3339 has them, to the second; beyond the year 9999, which it has not, as they are.
 fn date(ms: u64) -> String {
-    let (day, second) = (ms / 86_400_000 + 719_468, ms / 1000 % 86_400);
-    // The year begins in March here, so that a leap day is its last; 400 years have 146,097 days.
-    let (era, day) = (day / 146_097, day % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = (era * 400 + year + month / 10, (month + 2) % 12 + 1);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
+    let seconds = i64::try_from(ms / 1000).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    seconds.map_or_else(|| format!("{ms} ms after 1970"), |date| date.to_string())
 }
 
 #[cfg(test)]
@@ -210,5 +203,6 @@ mod tests {
         ] {
             assert_eq!(date(seconds * 1000 + 999), text);
         }
+        assert_eq!(date(u64::MAX), format!("{} ms after 1970", u64::MAX));
     }
 }

@@ -58,7 +58,7 @@ impl Runtime {
     ///
     /// # Errors
     /// An unknown node, an adapter that cannot be read or does not fit, a weight that would leave the lattice: the weights
-    /// and the current node are then untouched. [`Error::Unusable`] after a pass that broke off.
+    /// and the current node are then untouched. [`crate::Error::Unusable`] after a pass that broke off.
     pub fn switch_to(&mut self, node: &str) -> Result<SwitchReport> {
         self.prune();
         // Between looking a node up and reading it a compaction may move its bytes.

@@ -19,11 +19,15 @@ use pleach::device::cpu::Cpu;
 use pleach::device::gpu::{Gpu, GpuBuffer, GpuDeltas, GpuMatrix, GpuOptions, naive};
 use pleach::device::{Ceilings, Compute, Device, PassTimes, Product};
 use pleach::lattice::{DEFAULT_HEADROOM, Grid, LatticeMatrix, MatrixId, NodeDeltas, Sign, compile, quantise};
+use pleach::testing::measures;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const RANKS: [usize; 4] = [2, 8, 16, 64];
 const TOKENS: [usize; 2] = [64, 256];
+/// Those that are run once where nothing is measured.
+const FEW_RANKS: [usize; 2] = [2, 64];
+const FEW_TOKENS: [usize; 1] = [64];
 /// Widest side of a matrix.
 const WIDEST: usize = 8192;
 
@@ -107,7 +111,7 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
     time(&mut group, "ceiling_memory/cpu", || {
         cpu.read_modify_write_ms(&mut layers.host.iter_mut().collect::<Vec<_>>()).expect("the CPU works")
     });
-    for rank in RANKS {
+    for &rank in if measures() { &RANKS[..] } else { &FEW_RANKS } {
         let products = layers.weights * 2 * rank as u64;
         time(&mut group, &format!("ceiling_products/gpu/r{rank}"), || {
             gpu.integer_products_ms(products).expect("the GPU works")
@@ -237,7 +241,7 @@ fn decode(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
 /// A prompt: each weight is read for many products, two operations each.
 fn prefill(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
     let mut group = criterion.benchmark_group("prefill");
-    for tokens in TOKENS {
+    for &tokens in if measures() { &TOKENS[..] } else { &FEW_TOKENS } {
         let count = layers.weights * tokens as u64;
         group.throughput(Throughput::Elements(2 * count));
         time(&mut group, &format!("ceiling_products/gpu/{tokens}"), || {
@@ -287,7 +291,12 @@ fn main() {
     let criterion = Criterion::default().sample_size(10).nresamples(1000).without_plots();
     let criterion = criterion.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(300));
     let mut criterion = criterion.configure_from_args();
-    let mut layers = Layers::new(&gpu, if software { 2 } else { 30 }, if software { 1 } else { 8 });
+    let (small_layers, large_layers) = match (measures(), software) {
+        (false, _) => (1, 0),
+        (true, true) => (2, 1),
+        (true, false) => (30, 8),
+    };
+    let mut layers = Layers::new(&gpu, small_layers, large_layers);
     switches(&mut criterion, &gpu, &cpu, &mut layers);
     layers.upload(&gpu);
     decode(&mut criterion, &gpu, &cpu, &layers);

@@ -10,10 +10,14 @@ use pleach::adapter::FloatDelta;
 use pleach::base::BaseModel;
 use pleach::device::cpu::{Cpu, ceiling, delta_apply};
 use pleach::lattice::{CompiledDelta, DEFAULT_HEADROOM, Grid, Lane, LatticeMatrix, Segment, Sign, compile, quantise};
+use pleach::testing::measures;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const LAYERS: [&str; 2] = ["model.layers.0.", "model.layers.1."];
+const RANKS: [usize; 5] = [2, 4, 8, 16, 64];
+/// Those that are run once where nothing is measured.
+const FEW_RANKS: [usize; 2] = [2, 64];
 
 struct Layer {
     name: WeightName,
@@ -22,9 +26,10 @@ struct Layer {
 }
 
 fn layers(base: &BaseModel) -> Vec<Layer> {
+    let wanted = &LAYERS[..if measures() { 2 } else { 1 }];
     let chosen = base
         .weights()
-        .filter(|(name, info)| info.shape.len() == 2 && LAYERS.iter().any(|layer| name.as_str().starts_with(layer)));
+        .filter(|(name, info)| info.shape.len() == 2 && wanted.iter().any(|layer| name.as_str().starts_with(layer)));
     chosen
         .map(|(name, info)| {
             let read = |rows, out: &mut [f32]| base.read_rows(name, rows, out);
@@ -82,7 +87,7 @@ fn bench(criterion: &mut Criterion) {
             cpu.install(|| ceiling::read_modify_write(cpu.simd(), black_box(&mut lanes)));
         });
     });
-    for rank in [2, 4, 8, 16, 64] {
+    for &rank in if measures() { &RANKS[..] } else { &FEW_RANKS } {
         let [mut a, mut b] = [1, 2].map(|seed| adapter(&layers, rank, seed));
         check(&cpu, &mut layers, &a, &b);
         group.bench_function(format!("ceiling/multiply/r{rank}"), |bencher| {

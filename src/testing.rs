@@ -312,6 +312,11 @@ fn tiny_tokenizer() -> tokenizers::Tokenizer {
     tokenizer
 }
 
+/// Whether a bench is to measure: `cargo bench` says so, while `cargo test` runs it once, to see that it works.
+pub fn measures() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
 /// The real base that some tests need, `SmolLM2-135M-Instruct.Q4_1.gguf`: the file that `PLEACH_SMOLLM2` names, or the one
 /// in the cache folder. Without it the test says so and is skipped, but fails where `CI` is set.
 pub fn smollm2_base() -> Option<PathBuf> {

@@ -11,10 +11,10 @@ use pleach::tree::StoredNode;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::OPEN_AND_TELL;
 use crate::machine::{drop_folder_from_memory, drop_from_memory, memory, timed};
 use crate::made::{Made, stored};
 use crate::report::{Goal, Report, median};
+use crate::{OPEN_AND_TELL, turns};
 
 /// Times that the store is opened.
 const OPENINGS: usize = 20;
@@ -75,7 +75,7 @@ pub(crate) fn tell_memory(folder: &Path, leaves: u64) -> anyhow::Result<()> {
     ensure!(store.len()? >= leaves);
     tell("after opening")?;
     let mut rng = StdRng::seed_from_u64(2);
-    for _ in 0..LOOKUPS {
+    for _ in 0..turns(LOOKUPS) {
         store.get(&Made::name(rand::Rng::random_range(&mut rng, 0..leaves)))?;
     }
     tell("after 20,000 lookups")
@@ -102,17 +102,17 @@ fn look_up(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()
         |_, name: &str, domain: &str| store.get(name).map(|node| node.name == name && node.version.parent == domain);
     look("lookup of a random leaf, catalogue not in memory", READS, Goal::None, &get)?;
     std::io::copy(&mut File::open(&catalogue)?, &mut std::io::sink())?;
-    look("lookup of a random leaf", LOOKUPS, Goal::AtMost(20.0), &get)?;
-    look("its path", LOOKUPS / 10, Goal::None, &|_, name, domain| {
+    look("lookup of a random leaf", turns(LOOKUPS), Goal::AtMost(20.0), &get)?;
+    look("its path", turns(LOOKUPS / 10), Goal::None, &|_, name, domain| {
         store.path(name).map(|path| path.len() == 3 && path[2].name == name && path[1].name == domain)
     })?;
-    look("a page of 100 children", LOOKUPS / 10, Goal::None, &|leaf, name, domain| {
+    look("a page of 100 children", turns(LOOKUPS / 10), Goal::None, &|leaf, name, domain| {
         let page = store.children(domain, Some(name), PAGE)?;
         let next = leaf + 400;
         let expected = (next < made.leaves).then(|| Made::name(next));
         Ok(expected.is_none_or(|expected| page.first() == Some(&expected)) && page.is_sorted())
     })?;
-    look("a page of 100 nodes by prefix", LOOKUPS / 10, Goal::None, &|_, name, _| {
+    look("a page of 100 nodes by prefix", turns(LOOKUPS / 10), Goal::None, &|_, name, _| {
         // Up to 100 nodes have it.
         let prefix = &name[..name.len() - 2];
         let page = store.list(prefix, None, PAGE)?;

@@ -23,12 +23,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use pleach::store::Store;
+use pleach::testing::measures;
 
 use made::Made;
 use report::{Report, commas};
 
 /// Leaves, unless told.
 const LEAVES: u64 = 1_000_000;
+/// Fewer do not fill the groups that are measured; as many are made where nothing is.
+const FEWEST_LEAVES: u64 = 4_000;
 /// Disk a leaf takes with its record, and some to spare.
 const BYTES_PER_LEAF: u64 = 18_500;
 /// Disk that the rest of a run takes.
@@ -36,21 +39,22 @@ const OTHER_BYTES: u64 = 1 << 30;
 /// Set in a process of its own that opens the store in this folder and tells its memory.
 const OPEN_AND_TELL: &str = "PLEACH_STORE_OPEN_AND_TELL";
 
+/// How often a thing is done that is measured so often; where nothing is measured, a few times.
+fn turns(measured: usize) -> usize {
+    if measures() { measured } else { measured.div_ceil(20) }
+}
+
 fn main() -> anyhow::Result<()> {
     if let Some(folder) = std::env::var_os(OPEN_AND_TELL) {
         let leaves = std::env::args().nth(1).context("how many leaves?")?.parse()?;
         return looking::tell_memory(Path::new(&folder), leaves);
     }
-    // `cargo test` runs benches without it, to see that they work.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        println!("nothing is measured: run it as cargo bench --bench store");
-        return Ok(());
-    }
     let leaves = match std::env::var("PLEACH_STORE_LEAVES") {
         Ok(leaves) => leaves.replace('_', "").parse().context("PLEACH_STORE_LEAVES is not a number")?,
-        Err(_) => LEAVES,
+        Err(_) if measures() => LEAVES,
+        Err(_) => FEWEST_LEAVES,
     };
-    ensure!(leaves >= 4_000, "PLEACH_STORE_LEAVES is below 4000: too few to measure");
+    ensure!(leaves >= FEWEST_LEAVES, "PLEACH_STORE_LEAVES is below {FEWEST_LEAVES}: too few to measure");
     let place = std::env::var_os("PLEACH_STORE_PLACE").map_or_else(std::env::temp_dir, PathBuf::from);
     let keep = std::env::var_os("PLEACH_STORE_KEEP").is_some();
     let folder = place.join(format!("pleach-store-of-{leaves}"));

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use pleach::store::{Changes, Content, Details, Store};
+use pleach::testing::measures;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::machine::timed;
 use crate::made::{Made, stored};
 use crate::report::{Goal, Report, commas};
-use crate::switching;
+use crate::{switching, turns};
 
 /// Leaves published in groups of so many.
 const GROUPS: [(usize, usize); 3] = [(1, 2_000), (100, 10_000), (1_000, 20_000)];
@@ -22,12 +23,15 @@ const GROUPS: [(usize, usize); 3] = [(1, 2_000), (100, 10_000), (1_000, 20_000)]
 const WANTED: usize = 2_000;
 /// How long leaves are read, with publishing and without.
 const READING: Duration = Duration::from_secs(10);
+/// The same where nothing is measured.
+const SHORT_READING: Duration = Duration::from_millis(500);
 
 pub(crate) fn measure(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
     let store = Store::open(folder)?;
     let mut publisher = Publisher { store: &store, made, next: 10 * made.leaves + store.stats()?.generation };
     let ceiling = ceiling(folder, made, report)?;
     for (group, count) in GROUPS {
+        let count = turns(count).next_multiple_of(group);
         let first = publisher.next;
         let ready = publisher.contents(count);
         let mut times = Vec::new();
@@ -147,6 +151,7 @@ fn serve(
     // The disk is not what is asked about.
     wanted.iter().try_for_each(|&leaf| read(leaf).map(|_| ()))?;
     (0..Made::domains()).try_for_each(|domain| runtime.switch_to(&Made::domain(domain)).map(|_| ()))?;
+    let long = if measures() { READING } else { SHORT_READING };
     let done = AtomicBool::new(false);
     let (reads, switches, published) = std::thread::scope(|scope| -> anyhow::Result<_> {
         let reading = scope.spawn(|| -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
@@ -169,7 +174,7 @@ fn serve(
         let start = Instant::now();
         let mut published = 0;
         let mut publish = || -> anyhow::Result<()> {
-            while start.elapsed() < READING {
+            while start.elapsed() < long {
                 match group {
                     0 => std::thread::sleep(Duration::from_millis(10)),
                     _ => {
@@ -191,7 +196,7 @@ fn serve(
     if group > 0 {
         report.row(
             &format!("leaves published meanwhile, {figure}"),
-            published as f64 / READING.as_secs_f64(),
+            published as f64 / long.as_secs_f64(),
             "leaves/s",
             Goal::None,
         );

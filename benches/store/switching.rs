@@ -13,6 +13,7 @@ use crate::looking::bytes_of;
 use crate::machine::{drop_folder_from_memory, timed};
 use crate::made::{Made, TOUCHED, stored};
 use crate::report::{Goal, Report};
+use crate::turns;
 
 /// Switches to leaves that nobody has read.
 const FROM_DISK: usize = 300;
@@ -106,7 +107,8 @@ fn random_switches(
     }
     let before = runtime.cache_stats();
     let (mut hits, mut misses) = (Vec::new(), Vec::new());
-    for turn in 1..=SWITCHES {
+    let switches = turns(SWITCHES);
+    for turn in 1..=switches {
         let leaf = leaf();
         let (switched, us) = timed(|| runtime.switch_to(&Made::name(leaf)));
         let switched = switched?;
@@ -120,7 +122,7 @@ fn random_switches(
     ensure!(after.bytes <= budget + 3 * budget / usize::try_from(made.leaves / SHARE)?);
     report.row(
         &format!("{traffic}: leaves found in memory"),
-        100.0 * hits.len() as f64 / SWITCHES as f64,
+        100.0 * hits.len() as f64 / switches as f64,
         "%",
         Goal::None,
     );

@@ -326,6 +326,18 @@ pub enum Error {
         found: [u8; 32],
     },
 
+    /// A sequence is stepped while the weights stand at another version than it was begun at.
+    #[error(
+        "the sequence was begun at {sequence}, the weights stand at {weights}{}; switch to the sequence's version, then step",
+        if sequence == weights { ", which has other content now" } else { "" }
+    )]
+    SequenceElsewhere {
+        /// Node of the sequence.
+        sequence: String,
+        /// Node of the weights.
+        weights: String,
+    },
+
     /// A cache was made for a model of another form.
     #[error("the cache was made for another model: {field} is {found}, expected {expected}; make one for this model")]
     CacheShape {

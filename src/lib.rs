@@ -4,12 +4,14 @@
 
 pub mod adapter;
 pub mod base;
+pub mod compile;
 pub mod device;
 pub mod error;
 pub mod file;
 pub mod lattice;
 pub mod model;
 pub mod name;
+pub mod nodes;
 pub mod runtime;
 pub mod store;
 mod suggest;

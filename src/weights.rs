@@ -3,33 +3,79 @@
 //! **Invariant:** `N = base + Σ Q_v` over the nodes of the ledger, or the copy is marked unusable until it is loaded anew.
 //! **Invariant:** every check that can fail is made before the first weight moves.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use crate::base::BaseModel;
+use crate::compile::{CompiledNode, quantise_weight};
 use crate::device::cpu::Cpu;
 use crate::device::{Device, PassTimes};
 use crate::error::all_or_worst;
 pub use crate::lattice::MatrixId;
-use crate::lattice::{
-    BaseLattice, Grid, Kept, LANES, LatticeMatrix, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows,
-    quantise,
-};
+use crate::lattice::{BaseLattice, Grid, LANES, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows};
 pub(crate) use crate::name::{EMBEDDING, HEAD};
-use crate::store::{CompiledNode, compile_node};
 use crate::{Error, Result, WeightName};
 
 /// Every weight of the model, resident on one device.
 pub struct Weights<D: Device> {
+    /// By id; a head that shares the embedding's matrix has none of its own yet, and the last id.
     matrices: Vec<D::Matrix>,
-    grids: Vec<Grid>,
-    names: BTreeMap<WeightName, MatrixId>,
+    grids: Arc<MatrixGrids>,
+    /// The embedding, while the head shares its matrix.
+    shared: Option<MatrixId>,
     vectors: BTreeMap<WeightName, D::Buffer>,
     vectors_hash: blake3::Hash,
     /// Hashes of the matrices as they are; `None` where a switch has touched one since.
     hashes: Mutex<Vec<Option<blake3::Hash>>>,
     usable: bool,
+}
+
+/// The matrices of a base, by name and by id, with their grids: the same for every copy of its weights. A tied head is a
+/// matrix of its own here, with the last id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MatrixGrids {
+    names: BTreeMap<WeightName, MatrixId>,
+    grids: Vec<Grid>,
+}
+
+impl MatrixGrids {
+    /// The matrix called `name`, if the base has one.
+    pub fn id(&self, name: &WeightName) -> Option<MatrixId> {
+        self.names.get(name).copied()
+    }
+
+    /// Steps and largest integers of a matrix.
+    pub fn grid(&self, id: MatrixId) -> &Grid {
+        &self.grids[id.0]
+    }
+
+    /// Names in their order, each with its id.
+    pub fn names(&self) -> impl Iterator<Item = (&WeightName, MatrixId)> {
+        self.names.iter().map(|(name, &id)| (name, id))
+    }
+
+    fn add(&mut self, name: WeightName, grid: Grid) {
+        self.names.insert(name, MatrixId(self.grids.len()));
+        self.grids.push(grid);
+    }
+
+    /// Compiled deltas by matrix in place of name.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMatrix`], and [`Error::DeltaShape`] where a delta is of another shape than its matrix.
+    pub(crate) fn place(&self, node: CompiledNode) -> Result<NodeDeltas> {
+        let placed = node.into_iter().map(|(weight, delta)| {
+            let Some(id) = self.id(&weight) else { return Err(Error::NoSuchMatrix { weight }) };
+            check_shape(&weight, self.grid(id), &delta)?;
+            Ok((id, delta))
+        });
+        Ok(NodeDeltas::new(placed.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// The lattice of these matrices.
+    pub(crate) fn lattice(&self, headroom: f32) -> BaseLattice {
+        BaseLattice::new(headroom, self.names().map(|(name, id)| (name.clone(), self.grid(id).clone())))
+    }
 }
 
 /// What moves in one switch: the compiled deltas of the nodes left and entered, each with its sign.
@@ -52,55 +98,6 @@ pub struct Touched {
     pub times: PassTimes,
 }
 
-/// Reads one matrix of the base onto the lattice.
-pub(crate) fn quantise_weight(base: &BaseModel, name: &WeightName, headroom: f32) -> Result<(LatticeMatrix, Grid)> {
-    let (rows, cols) = matrix_shape(base, name)?;
-    quantise(name, rows, cols, headroom, |range: Range<usize>, out: &mut [f32]| base.read_rows(name, range, out))
-}
-
-/// The lattice that [`Weights::load`] would put `base` on. `progress` is told how many of how many weights are done.
-///
-/// # Errors
-/// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading the base returns.
-pub fn base_lattice(base: &BaseModel, headroom: f32, progress: impl FnMut(usize, usize)) -> Result<BaseLattice> {
-    base_lattice_of(base, headroom, |_| true, progress)
-}
-
-/// The same of those matrices alone that are `wanted`: enough to check adapters that touch no others.
-///
-/// # Errors
-/// As [`base_lattice`].
-pub fn base_lattice_of(
-    base: &BaseModel,
-    headroom: f32,
-    wanted: impl Fn(&WeightName) -> bool,
-    mut progress: impl FnMut(usize, usize),
-) -> Result<BaseLattice> {
-    let tied = base.config().tie_word_embeddings;
-    let (embedding, head) = (WeightName::new(EMBEDDING), WeightName::new(HEAD));
-    let wanted = |name: &WeightName| wanted(name) || (tied && *name == embedding && wanted(&head));
-    let matrices = base.weights().filter(|(name, info)| info.shape.len() == 2 && wanted(name));
-    let matrices: Vec<_> = matrices.map(|(name, _)| name.clone()).collect();
-    let mut grids = BTreeMap::new();
-    for (done, name) in matrices.iter().enumerate() {
-        progress(done, matrices.len());
-        grids.insert(name.clone(), quantise_weight(base, name, headroom)?.1);
-    }
-    progress(matrices.len(), matrices.len());
-    if tied && let Some(embedding) = grids.get(&embedding).cloned() {
-        grids.insert(head, embedding);
-    }
-    Ok(BaseLattice::new(headroom, grids))
-}
-
-fn matrix_shape(base: &BaseModel, name: &WeightName) -> Result<(usize, usize)> {
-    let shape = base.weights().find(|(n, _)| *n == name).map(|(_, info)| &info.shape[..]);
-    match shape {
-        Some(&[rows, cols]) => Ok((rows, cols)),
-        _ => Err(Error::NoSuchMatrix { weight: name.clone() }),
-    }
-}
-
 impl<D: Device> Weights<D> {
     /// Weights made of parts, for tests and measurements: they can be computed with, not switched.
     #[doc(hidden)]
@@ -109,11 +106,12 @@ impl<D: Device> Weights<D> {
         vectors: impl IntoIterator<Item = (WeightName, D::Buffer)>,
     ) -> Self {
         let (names, matrices): (Vec<_>, Vec<_>) = matrices.into_iter().unzip();
+        let names = names.into_iter().enumerate().map(|(i, name)| (name, MatrixId(i))).collect();
         Self {
             hashes: Mutex::new(vec![None; matrices.len()]),
             matrices,
-            grids: Vec::new(),
-            names: names.into_iter().enumerate().map(|(i, name)| (name, MatrixId(i))).collect(),
+            grids: Arc::new(MatrixGrids { names, grids: Vec::new() }),
+            shared: None,
             vectors: vectors.into_iter().collect(),
             vectors_hash: blake3::hash(b""),
             usable: true,
@@ -132,23 +130,23 @@ impl<D: Device> Weights<D> {
     pub fn load(base: &BaseModel, device: &D, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
         let mut weights = Self {
             matrices: Vec::new(),
-            grids: Vec::new(),
-            names: BTreeMap::new(),
+            grids: Arc::default(),
+            shared: None,
             vectors: BTreeMap::new(),
             vectors_hash: blake3::hash(b""),
             hashes: Mutex::default(),
             usable: true,
         };
         let mut vectors_hash = blake3::Hasher::new();
+        let mut grids = MatrixGrids::default();
         let total = base.weights().count();
         for (done, (name, info)) in base.weights().enumerate() {
             progress(done, total);
             match info.shape[..] {
                 [_, _] => {
                     let (matrix, grid) = quantise_weight(base, name, headroom)?;
-                    weights.names.insert(name.clone(), MatrixId(weights.matrices.len()));
+                    grids.add(name.clone(), grid);
                     weights.matrices.push(device.upload_matrix(matrix)?);
-                    weights.grids.push(grid);
                 }
                 _ => {
                     let mut values = vec![0_f32; info.shape.iter().product()];
@@ -167,23 +165,34 @@ impl<D: Device> Weights<D> {
         progress(total, total);
         weights.vectors_hash = vectors_hash.finalize();
         weights.hashes = Mutex::new(vec![None; weights.matrices.len()]);
-        let (embedding, head) = (WeightName::new(EMBEDDING), WeightName::new(HEAD));
         if base.config().tie_word_embeddings
-            && let Some(&id) = weights.names.get(&embedding)
+            && let Some(embedding) = grids.id(&WeightName::new(EMBEDDING))
         {
-            weights.names.insert(head, id);
+            grids.add(WeightName::new(HEAD), grids.grid(embedding).clone());
+            weights.shared = Some(embedding);
         }
+        weights.grids = Arc::new(grids);
         Ok(weights)
     }
 
-    /// The matrix called `name`, if the model has one. A tied head is the embedding's matrix.
+    /// The matrix called `name`, if the model has one.
     pub fn matrix_id(&self, name: &WeightName) -> Option<MatrixId> {
-        self.names.get(name).copied()
+        self.grids.id(name)
     }
 
-    /// The resident matrix.
+    /// The resident matrix; that of a tied head is the embedding's.
     pub fn matrix(&self, id: MatrixId) -> &D::Matrix {
-        &self.matrices[id.0]
+        &self.matrices[self.place_of(id)]
+    }
+
+    /// Where a matrix lies.
+    fn place_of(&self, id: MatrixId) -> usize {
+        self.shared.filter(|_| id.0 == self.matrices.len()).unwrap_or(id).0
+    }
+
+    /// The base's matrices.
+    pub(crate) fn grids(&self) -> &Arc<MatrixGrids> {
+        &self.grids
     }
 
     /// Hands some matrices to a measurement that leaves every bit as it was, if it does not fail.
@@ -195,8 +204,9 @@ impl<D: Device> Weights<D> {
         ids: &[MatrixId],
         work: impl FnOnce(&mut [&mut D::Matrix]) -> Result<R>,
     ) -> Result<R> {
+        let places: Vec<usize> = ids.iter().map(|id| self.place_of(*id)).collect();
         self.changing(|matrices| {
-            let chosen = matrices.iter_mut().enumerate().filter(|(k, _)| ids.contains(&MatrixId(*k)));
+            let chosen = matrices.iter_mut().enumerate().filter(|(k, _)| places.contains(k));
             work(&mut chosen.map(|(_, matrix)| matrix).collect::<Vec<_>>())
         })
     }
@@ -211,7 +221,7 @@ impl<D: Device> Weights<D> {
 
     /// Steps and largest integers of the base matrix.
     pub fn grid(&self, id: MatrixId) -> &Grid {
-        &self.grids[id.0]
+        self.grids.grid(id)
     }
 
     /// The vector (norm or bias) called `name`, if the model has one.
@@ -221,25 +231,29 @@ impl<D: Device> Weights<D> {
 
     /// Names of all matrices, each with its id; a tied head appears beside the embedding.
     pub fn matrix_names(&self) -> impl Iterator<Item = (&WeightName, MatrixId)> {
-        self.names.iter().map(|(name, &id)| (name, id))
+        self.grids.names()
+    }
+
+    /// Grids of the matrices that have a place of their own.
+    fn own_grids(&self) -> impl Iterator<Item = &Grid> {
+        self.grids.grids.iter().take(self.matrices.len())
     }
 
     /// Weights in all matrices.
     pub fn parameters(&self) -> u64 {
-        self.grids.iter().map(|grid| (grid.rows() * grid.cols) as u64).sum()
+        self.own_grids().map(|grid| (grid.rows() * grid.cols) as u64).sum()
     }
 
     /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and ten a row: its step, on
     /// the device and beside it, and its largest integer.
     pub fn resident_bytes(&self) -> u64 {
         let bytes = |grid: &Grid| grid.rows() * (grid.cols.next_multiple_of(LANES) * 2 + 10);
-        self.grids.iter().map(|grid| bytes(grid) as u64).sum()
+        self.own_grids().map(|grid| bytes(grid) as u64).sum()
     }
 
     /// Whether embedding and head are one matrix.
     pub fn is_tied(&self) -> bool {
-        let id = |name| self.names.get(&WeightName::new(name));
-        id(HEAD).is_some() && id(HEAD) == id(EMBEDDING)
+        self.shared.is_some()
     }
 
     /// Gives the head a copy of the embedding, so that a delta on one leaves the other alone, as it does while an
@@ -248,42 +262,14 @@ impl<D: Device> Weights<D> {
     /// # Errors
     /// When the device has no room.
     pub(crate) fn untie(&mut self, device: &D) -> Result<()> {
-        let MatrixId(source) = self.names[&WeightName::new(EMBEDDING)];
+        let Some(MatrixId(source)) = self.shared else { return Ok(()) };
         let copy = device.copy_matrix(&self.matrices[source])?;
-        self.names.insert(WeightName::new(HEAD), MatrixId(self.matrices.len()));
         self.matrices.push(copy);
-        self.grids.push(self.grids[source].clone());
+        self.shared = None;
         let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
         let known = hashes[source];
         hashes.push(known);
         Ok(())
-    }
-
-    /// Compiles one node's float deltas against these weights, and counts what share of them the lattice keeps.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchMatrix`], and what [`compile`](crate::lattice::compile) returns.
-    pub(crate) fn compile(&self, deltas: &crate::adapter::AdapterDeltas) -> Result<(NodeDeltas, Kept)> {
-        let (node, kept) = compile_node(deltas, |name| Some(self.grid(self.matrix_id(name)?)))?;
-        Ok((self.place(node)?, kept))
-    }
-
-    /// Compiled deltas by matrix in place of name.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchMatrix`], and [`Error::DeltaShape`] where a delta is of another shape than its matrix.
-    pub(crate) fn place(&self, node: CompiledNode) -> Result<NodeDeltas> {
-        let placed = node.into_iter().map(|(weight, delta)| {
-            let Some(id) = self.matrix_id(&weight) else { return Err(Error::NoSuchMatrix { weight }) };
-            check_shape(&weight, self.grid(id), &delta)?;
-            Ok((id, delta))
-        });
-        Ok(NodeDeltas::new(placed.collect::<Result<Vec<_>>>()?))
-    }
-
-    /// The lattice of these weights.
-    pub(crate) fn lattice(&self, headroom: f32) -> BaseLattice {
-        BaseLattice::new(headroom, self.matrix_names().map(|(name, id)| (name.clone(), self.grid(id).clone())))
     }
 
     /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas applied there: where the
@@ -305,7 +291,8 @@ impl<D: Device> Weights<D> {
             return Ok(());
         }
         let mut close = Vec::new();
-        for (name, id) in self.matrix_names() {
+        let moved: BTreeSet<MatrixId> = path.iter().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
+        for (name, id) in self.matrix_names().filter(|(_, id)| moved.contains(id)) {
             let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.delta(id)).collect();
             let rows = close_rows(self.grid(id), &touching);
             if !rows.is_empty() {
@@ -347,12 +334,12 @@ impl<D: Device> Weights<D> {
         }
         let mut touched = Touched::default();
         let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
-        for (k, grid) in self.grids.iter().enumerate() {
-            if movement.iter().any(|(deltas, _)| deltas.delta(MatrixId(k)).is_some()) {
-                touched.matrices += 1;
-                touched.weights += (grid.rows() * grid.cols) as u64;
-                hashes[k] = None;
-            }
+        let ids: BTreeSet<MatrixId> = movement.iter().flat_map(|(deltas, _)| deltas.iter().map(|(id, _)| id)).collect();
+        for id in ids {
+            let grid = self.grids.grid(id);
+            touched.matrices += 1;
+            touched.weights += (grid.rows() * grid.cols) as u64;
+            hashes[id.0] = None;
         }
         let pass = device.prepare_pass(&self.matrices, resident)?;
         touched.times = self.changing(|matrices| device.delta_apply(matrices, resident, pass))?;
@@ -366,12 +353,12 @@ impl<D: Device> Weights<D> {
     /// When the device fails.
     pub fn fingerprint(&self, device: &D) -> Result<blake3::Hash> {
         let hashes = self.matrix_hashes(device)?;
-        Ok(combine(self.names.iter().map(|(name, id)| (name, hashes[id.0])), self.vectors_hash))
+        Ok(combine(self.matrix_names().map(|(name, id)| (name, hashes[self.place_of(id)])), self.vectors_hash))
     }
 
     /// The fingerprint that a node would have whose matrices hash to `hashes`, by id.
     pub(crate) fn fingerprint_of(&self, hashes: &[blake3::Hash]) -> blake3::Hash {
-        combine(self.names.iter().map(|(name, id)| (name, hashes[id.0])), self.vectors_hash)
+        combine(self.matrix_names().map(|(name, id)| (name, hashes[id.0])), self.vectors_hash)
     }
 
     fn matrix_hashes(&self, device: &D) -> Result<Vec<blake3::Hash>> {

@@ -105,3 +105,19 @@ fn template_that_asks_for_too_much_is_refused() {
         assert!(matches!(found, Err(pleach::Error::Chat { defect: ChatDefect::Template { .. }, .. })), "{template}");
     }
 }
+
+/// Every tag was looked for to the end of the text, which took minutes, and the error held the whole of it.
+#[test]
+fn a_long_line_of_tags_is_read_and_not_quoted() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_hf_model(dir.path(), &TinyModel::default());
+    let (tags, deep) = (120_000, 20_000);
+    let flat = "{% if 1 %}a{% endif %}".repeat(tags);
+    let nested = format!("{}{}", "{% if 1 %}".repeat(deep), "{% endif %}".repeat(deep));
+    std::fs::write(dir.path().join("chat_template.jinja"), flat).unwrap();
+    let base = BaseModel::open(dir.path()).unwrap();
+    assert_eq!(ChatTemplate::for_base(&base).unwrap().render(&[]).unwrap().len(), tags);
+    std::fs::write(dir.path().join("chat_template.jinja"), nested).unwrap();
+    let error = ChatTemplate::for_base(&base).unwrap_err().to_string();
+    assert!(error.contains("recursion") && error.len() < 4000, "{} bytes", error.len());
+}

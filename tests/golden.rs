@@ -12,6 +12,7 @@ use pleach::model::GenerateOptions;
 use pleach::runtime::{DeviceChoice, Prompt};
 use pleach::testing::smollm2_base;
 use pleach::{Runtime, WeightName};
+use std::ops::ControlFlow;
 
 /// Largest distance from golden logits, as a share of the shift.
 const SHARE_OF_SHIFT: f64 = 0.005;
@@ -116,7 +117,10 @@ fn greedy_continuations_are_golden_up_to_the_first_near_tie() {
                 let length = prompt.greedy_ids.len();
                 // The goldens do not stop at the end of a text.
                 let options = GenerateOptions { max_tokens: length, ignore_eos: true, ..GenerateOptions::default() };
-                let found = runtime.generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| ()).unwrap().token_ids;
+                let found = runtime
+                    .generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| ControlFlow::Continue(()))
+                    .unwrap()
+                    .token_ids;
                 let sure = prompt.greedy_top2_margins.iter().position(|margin| *margin <= NEAR_TIE).unwrap_or(length);
                 let equal = found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
                 println!("{name:<28} {:?}: {equal} of {length} equal, {sure} before the first near-tie", prompt.text);

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pleach::Error;
 use pleach::adapter::{Limits, PeftAdapter};
 use pleach::base::BaseModel;
+use pleach::compile::base_lattice;
 use pleach::error::{AdapterDefect, SafeTensorsDefect, StoreDefect, TreeDefect};
 use pleach::store::{Changes, Details, ImportOptions, Store};
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
 use pleach::tree::AdapterTree;
-use pleach::weights::base_lattice;
 use tempfile::TempDir;
 
 /// A made base, a folder for a tree, and a place for its store.

@@ -83,7 +83,7 @@ fn weights_at_every_leaf_are_25_times_closer_to_the_sum_than_a_bf16_merge() {
     let tree = AdapterTree::open(&golden.tree).unwrap();
     let mut runtime = Runtime::builder().base(base).adapter_tree(tree.clone()).open().unwrap();
     for leaf in tree.leaves() {
-        runtime.switch_to_node(leaf).unwrap();
+        runtime.switch_to(tree.name(leaf)).unwrap();
         let path: Vec<_> = tree.path_from_root(leaf).iter().map(|node| deltas(&runtime, &tree, *node)).collect();
         let mut adapted: Vec<&WeightName> = path.iter().flat_map(|deltas| deltas.keys()).collect();
         adapted.sort();

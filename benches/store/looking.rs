@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
-use pleach::store::Store;
-use pleach::tree::StoredNode;
+use pleach::store::{Location, Store};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -124,7 +123,7 @@ fn look_up(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()
 fn read(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
     let segments = folder.join("segments");
     let mut rng = StdRng::seed_from_u64(4);
-    let mut sample = || -> anyhow::Result<Vec<(u64, StoredNode)>> {
+    let mut sample = || -> anyhow::Result<Vec<(u64, Location)>> {
         let store = Store::open(folder)?;
         let leaves = (0..READS).map(|_| made.random_leaf(&mut rng));
         leaves.map(|leaf| Ok((leaf, stored(&store, &Made::name(leaf))?))).collect()
@@ -142,7 +141,7 @@ fn read(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
         let mut times = Vec::new();
         for (_, node) in &plain {
             let (bytes, us) = timed(|| bytes_of(folder, node));
-            ensure!(blake3::hash(&bytes?).as_bytes() == &node.location.blake3);
+            ensure!(blake3::hash(&bytes?).as_bytes() == &node.blake3);
             times.push(us);
         }
         let floor = report.percentiles(&format!("{figure}: its bytes alone"), times, Goal::None);
@@ -168,8 +167,7 @@ fn read(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// A leaf's bytes as they lie in its segment, by the shortest way.
-pub(crate) fn bytes_of(folder: &Path, node: &StoredNode) -> std::io::Result<Vec<u8>> {
-    let location = node.location;
+pub(crate) fn bytes_of(folder: &Path, location: &Location) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(folder.join(format!("segments/{:08}.seg", location.segment)))?;
     let mut bytes = vec![0; usize::try_from(location.length).expect("a leaf is small")];
     file.seek(SeekFrom::Start(location.offset))?;

@@ -9,11 +9,11 @@ use anyhow::ensure;
 use pleach::WeightName;
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::BaseModel;
+use pleach::compile::base_lattice;
+use pleach::compile::{CompiledNode, compile_node};
 use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, LatticeMatrix, quantise};
-use pleach::store::{Changes, CompiledNode, Content, Details, Store, StoreInfo, compile_node};
+use pleach::store::{Changes, Content, Details, Location, Store, StoreInfo};
 use pleach::testing::{TinyModel, tiny_hf_model};
-use pleach::tree::StoredNode;
-use pleach::weights::base_lattice;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -167,13 +167,7 @@ impl Made {
     }
 }
 
-/// Where a node lies, as [`Store::read`] takes it.
-pub(crate) fn stored(store: &Store, name: &str) -> pleach::Result<StoredNode> {
-    let version = store.get(name)?.version;
-    Ok(StoredNode {
-        generation: version.generation,
-        content_generation: version.content_generation,
-        trained_on: version.trained_on,
-        location: version.location,
-    })
+/// Where a node's compiled deltas lie.
+pub(crate) fn stored(store: &Store, name: &str) -> pleach::Result<Location> {
+    Ok(store.get(name)?.version.location)
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::ensure;
 use pleach::lattice::Sign;
-use pleach::store::{CacheStats, Store};
+use pleach::runtime::CacheStats;
+use pleach::store::Store;
 use pleach::{Runtime, WeightName};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,7 +60,7 @@ fn first_switches(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Re
             // In turn, so that what else the machine does is the same to both.
             let other = stored(&store, &Made::name(made.random_leaf(&mut rng)))?;
             let (bytes, us) = timed(|| bytes_of(folder, &other));
-            ensure!(bytes?.len() as u64 == other.location.length);
+            ensure!(bytes?.len() as u64 == other.length);
             alone.push(us);
             let leaf = made.random_leaf(&mut rng);
             let (switched, us) = timed(|| runtime.switch_to(&Made::name(leaf)));

@@ -246,12 +246,6 @@ pub enum StoreDefect {
         /// The adapter.
         adapter: std::path::PathBuf,
     },
-    /// A node of a store, in a tree that was taken from the runtime over it.
-    #[error("{name} lies in a store, not in this tree; open the store itself, or export its nodes first")]
-    OfAStore {
-        /// The node.
-        name: String,
-    },
     /// Entries of a tree that cannot be in a store.
     #[error(
         "no store was made, since {} refused; mend what is wrong, pass it over in tree.toml ([tree] skip), or make a store \

@@ -1,12 +1,10 @@
 //! From prompt to tokens, one after another.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
 
-use super::{Batch, KvCache, Llama, Logits, Sampler, Sampling, Sequence, Want};
-use crate::device::Compute;
+use super::{Batch, KvCache, Llama, Sampler, Sampling, Sequence, Want};
 use crate::device::cpu::choose;
+use crate::device::{Choice, Compute};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -35,127 +33,202 @@ pub struct GenerateOptions {
 pub enum StopReason {
     /// This stop token was chosen.
     StopToken(u32),
-    /// Whoever takes the tokens wants no more: a stop text is complete.
+    /// A stop text is complete.
     StopText,
     /// `max_tokens` were generated.
     MaxTokens,
     /// The context is full.
     ContextFull,
+    /// Whoever asked for it wants no more.
+    Cancelled,
 }
 
-/// What was generated, and how long it took.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generation {
-    /// The new tokens.
-    pub token_ids: Vec<u32>,
-    /// Why there are no more.
-    pub stop: StopReason,
-    /// Time from the first prompt token to the first logits.
-    pub prefill: Duration,
-    /// Time from there to the end.
-    pub decode: Duration,
+/// What runs the tokens of one sequence through a model, whatever the device.
+pub trait Forward {
+    /// Runs tokens whose logits nobody wants.
+    ///
+    /// # Errors
+    /// What the forward pass returns.
+    fn fill(&mut self, tokens: &[u32]) -> Result<()>;
+
+    /// Runs tokens and chooses the one that follows.
+    ///
+    /// # Errors
+    /// What the forward pass returns; a logit that is not finite.
+    fn choose(&mut self, tokens: &[u32], choice: Choice) -> Result<u32>;
+
+    /// Runs tokens and returns the logits after the last one, `(vocab_size)`.
+    ///
+    /// # Errors
+    /// What the forward pass returns.
+    fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
 }
 
-/// Continues `prompt` in slot 0 of `cache`, which is emptied first. `on_token` is called with each token as it is chosen, and may
-/// end the text there. `owner` names the weights. Where repetition is penalised the logits come to the host, and the token is
-/// chosen there.
-///
-/// # Errors
-/// What `on_token` returns; when a parameter is out of its range, the prompt is empty or longer than the context, the cache belongs to other
-/// weights, or logits are not finite.
-#[allow(clippy::too_many_arguments, reason = "the parts of a runtime, each borrowed once")]
-pub fn generate<D: Compute>(
-    model: &Llama,
-    device: &D,
-    weights: &Weights<D>,
-    cache: &mut KvCache<D>,
-    owner: [u8; 32],
-    prompt: &[u32],
-    options: &GenerateOptions,
-    mut on_token: impl FnMut(u32) -> Result<ControlFlow<()>>,
-) -> Result<Generation> {
-    let mut sampler = Sampler::new(&options.sampling)?;
-    let capacity = cache.capacity();
-    let started = Instant::now();
-    let rest = fill(model, device, weights, cache, owner, prompt)?;
-    let mut seen: BTreeSet<u32> = if sampler.penalises() { prompt.iter().copied().collect() } else { BTreeSet::new() };
-    let mut forward = |tokens: &[u32]| {
-        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
-        let batch = Batch { sequences, owner };
-        if !sampler.penalises() {
-            return Ok::<u32, Error>(model.next_tokens(device, weights, cache, &batch, &[sampler.draw()])?[0]);
-        }
-        let logits = model.forward(device, weights, cache, &batch)?;
-        let mut logits = logits.last().unwrap_or_default().to_vec();
-        sampler.penalise(&mut logits, &seen);
-        let token = choose(&logits, &sampler.draw())?;
-        seen.insert(token);
-        Ok(token)
-    };
-    let mut token = forward(rest)?;
-    let prefill = started.elapsed();
-
-    let started = Instant::now();
-    let mut token_ids = Vec::new();
-    let stop = loop {
-        if token_ids.len() == options.max_tokens {
-            break StopReason::MaxTokens;
-        }
-        if options.stop_tokens.contains(&token) {
-            break StopReason::StopToken(token);
-        }
-        token_ids.push(token);
-        if on_token(token)?.is_break() {
-            break StopReason::StopText;
-        }
-        if token_ids.len() == options.max_tokens {
-            break StopReason::MaxTokens;
-        }
-        if prompt.len() + token_ids.len() > capacity {
-            break StopReason::ContextFull;
-        }
-        token = forward(&[token])?;
-    };
-    Ok(Generation { token_ids, stop, prefill, decode: started.elapsed() })
+/// A prompt and what follows it, token by token.
+pub struct Decoding {
+    /// The prompt's tokens, then the new ones.
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    /// How many of them were run.
+    run: usize,
+    /// How many were run in all, again after a restart.
+    run_tokens: usize,
+    sampler: Sampler,
+    /// Tokens that were there before, where repetition is penalised.
+    seen: BTreeSet<u32>,
+    max_tokens: usize,
+    stop_tokens: Vec<u32>,
+    capacity: usize,
+    stop: Option<StopReason>,
 }
 
-/// Runs `prompt` through slot 0 of `cache`, which is emptied first, and returns the logits after its last token.
-///
-/// # Errors
-/// When the prompt is empty or longer than the context, or the cache belongs to other weights.
-pub fn prefill<D: Compute>(
-    model: &Llama,
-    device: &D,
-    weights: &Weights<D>,
-    cache: &mut KvCache<D>,
-    owner: [u8; 32],
-    prompt: &[u32],
-) -> Result<Logits> {
-    let tokens = fill(model, device, weights, cache, owner, prompt)?;
-    let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
-    model.forward(device, weights, cache, &Batch { sequences, owner })
-}
-
-/// Runs all of `prompt` but its last part, which is returned, through slot 0 of `cache`, which is emptied first.
-fn fill<'a, D: Compute>(
-    model: &Llama,
-    device: &D,
-    weights: &Weights<D>,
-    cache: &mut KvCache<D>,
-    owner: [u8; 32],
-    prompt: &'a [u32],
-) -> Result<&'a [u32]> {
-    let capacity = cache.capacity();
-    if prompt.is_empty() {
-        return Err(Error::EmptyPrompt);
-    } else if prompt.len() > capacity {
-        return Err(Error::ContextFull { slot: 0, needed: prompt.len(), capacity });
+impl Decoding {
+    /// Begins behind `prompt`, in a context of `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::ContextFull`] for a prompt longer than the context, [`Error::SamplingParameter`].
+    pub fn new(prompt: &[u32], options: &GenerateOptions, capacity: usize) -> Result<Self> {
+        let sampler = Sampler::new(&options.sampling)?;
+        check_prompt(prompt, capacity)?;
+        let seen = if sampler.penalises() { prompt.iter().copied().collect() } else { BTreeSet::new() };
+        Ok(Self {
+            tokens: prompt.to_vec(),
+            prompt_tokens: prompt.len(),
+            run: 0,
+            run_tokens: 0,
+            sampler,
+            seen,
+            max_tokens: options.max_tokens,
+            stop_tokens: options.stop_tokens.clone(),
+            capacity,
+            stop: None,
+        })
     }
-    cache.clear_slot(0);
-    let (parts, rest) = prompt.split_at((prompt.len() - 1) / PREFILL * PREFILL);
-    for tokens in parts.chunks(PREFILL) {
+
+    /// Runs what is pending and chooses the next token; `None` where the text has ended, which [`Self::stop`] explains. Where
+    /// repetition is penalised the logits come to the host, and the token is chosen there.
+    ///
+    /// # Errors
+    /// What `forward` returns. What was run of this step is not known then: see [`Self::restart`].
+    pub fn step(&mut self, forward: &mut dyn Forward) -> Result<Option<u32>> {
+        if self.stop.is_none() && self.token_ids().len() >= self.max_tokens {
+            self.stop = Some(StopReason::MaxTokens);
+        }
+        if self.stop.is_none() && self.tokens.len() > self.capacity {
+            self.stop = Some(StopReason::ContextFull);
+        }
+        if self.stop.is_some() {
+            return Ok(None);
+        }
+        let rest = fill(forward, &self.tokens[self.run..])?;
+        let token = match self.sampler.penalises() {
+            false => forward.choose(rest, self.sampler.draw())?,
+            true => {
+                let mut logits = forward.logits(rest)?;
+                self.sampler.penalise(&mut logits, &self.seen);
+                choose(&logits, &self.sampler.draw())?
+            }
+        };
+        self.run_tokens += self.tokens.len() - self.run;
+        self.run = self.tokens.len();
+        if self.stop_tokens.contains(&token) {
+            self.stop = Some(StopReason::StopToken(token));
+            return Ok(None);
+        }
+        self.tokens.push(token);
+        if self.sampler.penalises() {
+            self.seen.insert(token);
+        }
+        Ok(Some(token))
+    }
+
+    /// Runs every token again at the next step: what was run is lost.
+    pub fn restart(&mut self) {
+        self.run = 0;
+    }
+
+    /// Ends the text where whoever takes the tokens wants no more.
+    pub fn end(&mut self, reason: StopReason) {
+        self.stop = Some(reason);
+    }
+
+    /// Why there are no more tokens, if there are none.
+    pub fn stop(&self) -> Option<StopReason> {
+        self.stop
+    }
+
+    /// Tokens that were run so far, those that had to be run again counted again.
+    pub fn run_tokens(&self) -> usize {
+        self.run_tokens
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// The new tokens so far.
+    pub fn token_ids(&self) -> &[u32] {
+        &self.tokens[self.prompt_tokens..]
+    }
+}
+
+/// Slot 0 of a cache, the model and the weights that fill it.
+pub struct Slot<'a, D: Compute> {
+    /// The model.
+    pub model: &'a Llama,
+    /// Where it runs.
+    pub device: &'a D,
+    /// Its weights.
+    pub weights: &'a Weights<D>,
+    /// Keys and values of the tokens that were run.
+    pub cache: &'a mut KvCache<D>,
+    /// Names the weights.
+    pub owner: [u8; 32],
+}
+
+impl<D: Compute> Forward for Slot<'_, D> {
+    fn fill(&mut self, tokens: &[u32]) -> Result<()> {
         let sequences = &[Sequence { slot: 0, tokens, want: Want::Nothing }];
-        model.forward(device, weights, cache, &Batch { sequences, owner })?;
+        let batch = Batch { sequences, owner: self.owner };
+        self.model.forward(self.device, self.weights, self.cache, &batch).map(drop)
     }
+
+    fn choose(&mut self, tokens: &[u32], choice: Choice) -> Result<u32> {
+        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+        let batch = Batch { sequences, owner: self.owner };
+        Ok(self.model.next_tokens(self.device, self.weights, self.cache, &batch, &[choice])?[0])
+    }
+
+    fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+        let batch = Batch { sequences, owner: self.owner };
+        let logits = self.model.forward(self.device, self.weights, self.cache, &batch)?;
+        Ok(logits.last().unwrap_or_default().to_vec())
+    }
+}
+
+/// Runs `prompt`, which has to fit into a context of `capacity` tokens, and returns the logits after its last token.
+///
+/// # Errors
+/// [`Error::EmptyPrompt`], [`Error::ContextFull`], and what `forward` returns.
+pub fn prefill(forward: &mut dyn Forward, prompt: &[u32], capacity: usize) -> Result<Vec<f32>> {
+    check_prompt(prompt, capacity)?;
+    let rest = fill(forward, prompt)?;
+    forward.logits(rest)
+}
+
+fn check_prompt(prompt: &[u32], capacity: usize) -> Result<()> {
+    match prompt.len() {
+        0 => Err(Error::EmptyPrompt),
+        needed if needed > capacity => Err(Error::ContextFull { slot: 0, needed, capacity }),
+        _ => Ok(()),
+    }
+}
+
+/// Runs all of `tokens` but the last part, which is returned.
+fn fill<'a>(forward: &mut dyn Forward, tokens: &'a [u32]) -> Result<&'a [u32]> {
+    let (parts, rest) = tokens.split_at(tokens.len().saturating_sub(1) / PREFILL * PREFILL);
+    parts.chunks(PREFILL).try_for_each(|part| forward.fill(part))?;
     Ok(rest)
 }

@@ -18,7 +18,7 @@ pub mod tokenizer;
 
 pub use crate::device::cpu::greedy;
 pub use batch::{Batch, Logits, Sequence, Want};
-pub use generate::{GenerateOptions, Generation, StopReason, generate, prefill};
+pub use generate::{Decoding, Forward, GenerateOptions, Slot, StopReason, prefill};
 pub use kv_cache::KvCache;
 pub use llama::Llama;
 pub use rope::RopeTable;

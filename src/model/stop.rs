@@ -4,16 +4,17 @@
 //! is cut does not depend on how it was split into pieces.
 
 /// Looks for stop texts in a text that comes in pieces.
-pub struct StopTexts<'a> {
-    stops: &'a [String],
+pub struct StopTexts {
+    stops: Vec<String>,
     /// Not given out yet: it may be the start of a stop text.
     held: String,
     done: bool,
 }
 
-impl<'a> StopTexts<'a> {
+impl StopTexts {
     /// Looks for `stops`; none of them is empty.
-    pub fn new(stops: &'a [String]) -> Self {
+    pub fn new(stops: &[String]) -> Self {
+        let stops = stops.to_vec();
         Self { stops, held: String::new(), done: false }
     }
 
@@ -42,8 +43,8 @@ impl<'a> StopTexts<'a> {
     }
 
     /// Gives what was held back and became no stop text.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// Length of the longest end of what is held that a stop text starts with.

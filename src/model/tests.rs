@@ -2,10 +2,8 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "test code")]
 
-use std::ops::ControlFlow;
-
 use super::testing::{TinyModel, tiny_config};
-use super::{Batch, GenerateOptions, KvCache, Llama, Sampling, Sequence, StopReason, Want, generate};
+use super::{Batch, Decoding, GenerateOptions, KvCache, Llama, Sampling, Sequence, Slot, StopReason, Want};
 use crate::base::{ModelConfig, RopeScaling};
 use crate::device::cpu::{Cpu, SimdLevel};
 use crate::weights::Weights;
@@ -238,13 +236,14 @@ fn incomplete_or_misshapen_weights_are_refused_by_name() {
 fn run(runner: &Runner, prompt: &[u32], options: &GenerateOptions) -> Result<(Vec<u32>, StopReason)> {
     let mut cache = runner.cache(1);
     let mut streamed = Vec::new();
-    let Runner { cpu, weights, model } = runner;
-    let generation = generate(model, cpu, weights, &mut cache, OWNER, prompt, options, |token| {
+    let mut decoding = Decoding::new(prompt, options, cache.capacity())?;
+    let Runner { cpu: device, weights, model } = runner;
+    let mut slot = Slot { model, device, weights, cache: &mut cache, owner: OWNER };
+    while let Some(token) = decoding.step(&mut slot)? {
         streamed.push(token);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    assert_eq!(streamed, generation.token_ids);
-    Ok((generation.token_ids, generation.stop))
+    }
+    assert_eq!(streamed, decoding.token_ids());
+    Ok((streamed, decoding.stop().expect("it has ended")))
 }
 
 #[test]
@@ -290,9 +289,10 @@ fn long_prompt_in_parts_gives_the_tokens_of_one_prefill() {
     let mut cache = KvCache::new(&runner.cpu, runner.model.config(), 1, 1100, OWNER).unwrap();
     let whole = runner.forward(&mut cache, &[(0, &prompt, Want::Last)]).remove(0).remove(0);
     let options = GenerateOptions { max_tokens: 1, sampling: Sampling::default(), ..Default::default() };
-    let Runner { cpu, weights, model } = &runner;
-    let generation =
-        generate(model, cpu, weights, &mut cache, OWNER, &prompt, &options, |_| Ok(ControlFlow::Continue(()))).unwrap();
-    assert_eq!(generation.token_ids, [super::greedy(&whole).unwrap()]);
+    let mut decoding = Decoding::new(&prompt, &options, cache.capacity()).unwrap();
+    let Runner { cpu: device, weights, model } = &runner;
+    cache.clear();
+    let mut slot = Slot { model, device, weights, cache: &mut cache, owner: OWNER };
+    assert_eq!(decoding.step(&mut slot).unwrap(), Some(super::greedy(&whole).unwrap()));
     assert_eq!(cache.len(0), 1030);
 }

@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::live::{Live, on_device};
-use super::{Runtime, SwitchReport};
-use crate::device::{Ceilings, Choice, Compute};
-use crate::model::{Batch, KvCache, Sequence, Want};
-use crate::tree::SwitchPlan;
+use super::replica::Kv;
+use super::{NodeVersion, Runtime, SwitchReport};
+use crate::device::Choice;
 use crate::weights::{EMBEDDING, HEAD, MatrixId};
 use crate::{Result, WeightName};
 
@@ -71,7 +69,7 @@ fn time<R>(work: impl FnOnce() -> R) -> (f64, R) {
 impl Runtime {
     /// Counts `most` turns of a measurement. On a GPU it takes no further one after two seconds.
     pub fn turns(&self, most: usize) -> impl Iterator<Item = usize> + use<> {
-        let (start, patient) = (Instant::now(), on_device!(&self.live, live => live.is_host()));
+        let (start, patient) = (Instant::now(), self.replica.residence().is_host);
         (0..most).take_while(move |&turn| patient || turn == 0 || start.elapsed() < PATIENCE)
     }
 
@@ -89,7 +87,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::switch_to`].
     pub fn measure_uploading_switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<Option<MeasuredSwitch>> {
-        if on_device!(&self.live, live => live.is_host()) {
+        if self.replica.residence().is_host {
             return Ok(None);
         }
         self.measure_switches(a, b, repeats, true).map(Some)
@@ -99,21 +97,11 @@ impl Runtime {
         self.switch_to(a)?;
         self.switch_to(b)?;
         self.switch_to(a)?;
-        let (from, to) = (self.sources.resolve(a)?, self.sources.resolve(b)?);
-        let plan = self.sources.tree.plan(from, to);
-        let (touched, products) = on_device!(&self.live, live => live.work_of(&plan));
+        let (touched, products) = self.work_between(&self.version(a)?, &self.version(b)?)?;
         let mut pairs = Vec::with_capacity(repeats);
         let mut reports = Vec::with_capacity(repeats);
         for k in self.turns(repeats) {
-            let path = self.sources.tree.path_from_root(self.current);
-            let ceiling = on_device!(&mut self.live, live => {
-                if upload {
-                    live.uploaded.evict_to(0, &path);
-                }
-                let Live { device, weights, .. } = &mut **live;
-                let memory = weights.measure(&touched, |matrices| device.read_modify_write_ms(matrices))?;
-                memory.max(live.device.integer_products_ms(products)?)
-            });
+            let ceiling = self.replica.switch_ceiling_ms(&touched, products, upload)?;
             let report = self.switch_to(if k % 2 == 0 { b } else { a })?;
             pairs.push((report.total_ms, ceiling));
             reports.push(report);
@@ -136,21 +124,18 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::generate`].
     pub fn measure_decode(&self, context: usize, repeats: usize) -> Result<Measured> {
-        on_device!(&self.live, live => {
-            live.usable()?;
-            let mut cache = self.filled_cache(live, context, repeats + 1)?;
-            let read: Vec<_> = live.decoded_matrices().map(|id| live.weights.matrix(id)).collect();
-            let mut pairs = Vec::with_capacity(repeats);
-            let token = self.measured_tokens(1);
-            self.step(live, &mut cache, &token)?;
-            for _ in self.turns(repeats) {
-                let ceiling = live.device.read_ms(&read)?;
-                let (ms, done) = time(|| self.step(live, &mut cache, &token));
-                done?;
-                pairs.push((ms, ceiling));
-            }
-            Ok(Measured::of(&pairs))
-        })
+        let mut kv = self.filled_kv(context, repeats + 1)?;
+        let read: Vec<MatrixId> = self.decoded_matrices().collect();
+        let mut pairs = Vec::with_capacity(repeats);
+        let token = self.measured_tokens(1);
+        self.run(&mut kv, &token)?;
+        for _ in self.turns(repeats) {
+            let ceiling = self.replica.read_ceiling_ms(&read)?;
+            let (ms, done) = time(|| self.run(&mut kv, &token));
+            done?;
+            pairs.push((ms, ceiling));
+        }
+        Ok(Measured::of(&pairs))
     }
 
     /// Runs a prompt of `tokens` tokens. The ceiling is as many f32 products from registers as its matrices need.
@@ -158,25 +143,22 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::generate`].
     pub fn measure_prefill(&self, tokens: usize, repeats: usize) -> Result<Measured> {
-        on_device!(&self.live, live => {
-            live.usable()?;
-            let prompt = self.measured_tokens(tokens);
-            let mut cache = self.filled_cache(live, 0, tokens)?;
-            let products = live.prefill_products(tokens as u64);
-            let mut pairs = Vec::with_capacity(repeats);
-            let mut run = || {
-                cache.clear();
-                let (ms, done) = time(|| self.step(live, &mut cache, &prompt));
-                done.map(|()| ms)
-            };
-            // The first run warms up.
-            run()?;
-            for _ in self.turns(repeats) {
-                let ceiling = live.device.float_products_ms(products)?;
-                pairs.push((run()?, ceiling));
-            }
-            Ok(Measured::of(&pairs))
-        })
+        let prompt = self.measured_tokens(tokens);
+        let mut kv = self.filled_kv(0, tokens)?;
+        let products = self.prefill_products(tokens as u64);
+        let mut pairs = Vec::with_capacity(repeats);
+        let mut run = || {
+            kv.clear();
+            let (ms, done) = time(|| self.run(&mut kv, &prompt));
+            done.map(|()| ms)
+        };
+        // The first run warms up.
+        run()?;
+        for _ in self.turns(repeats) {
+            let ceiling = self.replica.products_ceiling_ms(products)?;
+            pairs.push((run()?, ceiling));
+        }
+        Ok(Measured::of(&pairs))
     }
 
     /// So many tokens: the first thousand in turn, or all of a smaller vocabulary.
@@ -185,57 +167,52 @@ impl Runtime {
         (1..).take(count).map(|token| token % known).collect()
     }
 
-    fn step<D: Compute>(&self, live: &Live<D>, cache: &mut KvCache<D>, tokens: &[u32]) -> Result<()> {
-        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
-        let (batch, choice) = (Batch { sequences, owner: self.owner() }, GREEDY);
-        live.model.next_tokens(&live.device, &live.weights, cache, &batch, &[choice]).map(drop)
+    fn run(&self, kv: &mut Kv, tokens: &[u32]) -> Result<()> {
+        self.replica.forward(kv)?.choose(tokens, GREEDY).map(drop)
     }
 
-    fn filled_cache<D: Compute>(&self, live: &Live<D>, context: usize, room: usize) -> Result<KvCache<D>> {
-        let mut cache = self.kv_cache(live, context + room)?;
-        let tokens = self.measured_tokens(context);
+    fn filled_kv(&self, context: usize, room: usize) -> Result<Kv> {
+        self.replica.check_usable()?;
+        let mut kv = self.replica.kv(context + room)?;
         if context > 0 {
-            self.step(live, &mut cache, &tokens)?;
+            self.run(&mut kv, &self.measured_tokens(context))?;
         }
-        Ok(cache)
-    }
-}
-
-impl<D: Compute> Live<D> {
-    /// Whether the device is the CPU.
-    fn is_host(&self) -> bool {
-        D::HOST_MEMORY
+        Ok(kv)
     }
 
-    /// The matrices a switch touches, and the integer products its factors need.
-    fn work_of(&self, plan: &SwitchPlan) -> (Vec<MatrixId>, u64) {
-        let moved = || plan.subtract.iter().chain(&plan.add).filter_map(|&node| self.compiled.peek(node));
+    /// The matrices that a switch between two versions touches, and the integer products its factors need.
+    fn work_between(&self, a: &NodeVersion, b: &NodeVersion) -> Result<(Vec<MatrixId>, u64)> {
+        let (a, b) = (a.path(), b.path());
+        let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+        let moved = a[common..].iter().chain(&b[common..]);
+        let moved = moved
+            .map(|version| self.engine.deltas(version, &mut SwitchReport::default()))
+            .collect::<Result<Vec<_>>>()?;
         let mut products = 0;
-        let mut touched: Vec<MatrixId> = moved().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
+        let mut touched: Vec<MatrixId> = moved.iter().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
         touched.sort_unstable();
         touched.dedup();
         for &id in &touched {
-            let rank: usize = moved().filter_map(|deltas| Some(deltas.delta(id)?.rank())).sum();
+            let rank: usize = moved.iter().filter_map(|deltas| Some(deltas.delta(id)?.rank())).sum();
             products += self.size(id) * rank as u64;
         }
-        (touched, products)
+        Ok((touched, products))
     }
 
     /// Matrices a decoded token reads whole: all but an embedding that is not the head.
     fn decoded_matrices(&self) -> impl Iterator<Item = MatrixId> {
-        let embedding = WeightName::new(EMBEDDING);
-        self.weights.matrix_names().filter(move |(name, _)| **name != embedding).map(|(_, id)| id)
+        self.engine.grids().names().filter(|(name, _)| name.as_str() != EMBEDDING).map(|(_, id)| id)
     }
 
     /// Products of a prompt: every layer's weights once a token, the head's once.
     fn prefill_products(&self, tokens: u64) -> u64 {
-        let head = self.weights.matrix_id(&WeightName::new(HEAD)).expect("every model has a head");
+        let head = self.engine.grids().id(&WeightName::new(HEAD)).expect("every model has a head");
         let layers: u64 = self.decoded_matrices().filter(|&id| id != head).map(|id| self.size(id)).sum();
         layers * tokens + self.size(head)
     }
 
     fn size(&self, id: MatrixId) -> u64 {
-        let grid = self.weights.grid(id);
+        let grid = self.engine.grids().grid(id);
         (grid.rows() * grid.cols) as u64
     }
 }

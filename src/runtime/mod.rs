@@ -5,57 +5,57 @@
 //! **Invariant:** a switch that returns an error left node and weights as they were, or says that they are unusable.
 
 mod choice;
-mod live;
+mod engine;
 mod measure;
-mod sources;
+mod replica;
+mod sequence;
 mod switch;
 #[cfg(test)]
 mod tests;
 mod text;
 mod verify;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 
 #[cfg(feature = "gpu")]
 pub use crate::device::gpu::{GpuChoice, GpuInfo, GpuOptions};
 pub use choice::DeviceChoice;
 pub use measure::{Measured, MeasuredSwitch, median};
-pub use sources::{Nodes, StalePolicy};
+pub use sequence::{Sequence, Step};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;
 
 use crate::adapter::{BaseShapes, Limits};
 use crate::base::{BaseModel, WeightInfo};
-use crate::device::Device;
 use crate::device::cpu::{Cpu, SimdLevel};
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::lattice::{DEFAULT_HEADROOM, LatticeMatrix};
-use crate::model::{chat::ChatTemplate, tokenizer::Tokenizer};
-use crate::store::{CacheStats, Store, StoreStats};
-use crate::tree::{AdapterTree, NodeId};
+pub use crate::nodes::{CacheStats, NodeVersion, Nodes, StalePolicy};
+use crate::nodes::{DeltaCache, NodeSet, StoreNodes, TreeNodes};
+use crate::store::{Store, StoreStats};
+use crate::tree::AdapterTree;
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
-use live::{AnyLive, Budgets, Live, on_device};
-use sources::{Contents, Sources};
+use engine::Engine;
+use replica::{DeviceReplica, Replica};
 
 /// Bytes of compiled deltas kept beside the applied ones.
 pub const DEFAULT_DELTA_BUDGET_BYTES: usize = 1 << 30;
 
 /// A base model with a tree of adapters, live at one node.
 pub struct Runtime {
-    sources: Sources,
-    /// The CPU, for what the host does whatever the device.
-    host: Cpu,
-    live: AnyLive,
-    current: NodeId,
-    /// Counts switches: a cache of keys and values belongs to one generation.
-    generation: u64,
-    tokenizer: OnceLock<Tokenizer>,
-    chat: OnceLock<ChatTemplate>,
+    engine: Arc<Engine>,
+    replica: Box<dyn Replica>,
+}
+
+/// Bytes of deltas kept beside the applied ones.
+#[derive(Clone, Copy)]
+struct Budgets {
+    host_bytes: usize,
+    device_bytes: usize,
 }
 
 /// Where the base comes from.
@@ -192,33 +192,41 @@ impl RuntimeBuilder {
             (None, Some(path)) => Nodes::open(path)?,
             (None, None) => AdapterTree::builder().build()?.into(),
         };
-        let (tree, store) = match nodes {
-            Nodes::Tree(tree) => (*tree, None),
-            Nodes::Store(store) => (store.empty_tree(), Some(store)),
-        };
-        if let Some(pin) = tree.base() {
-            pin.check(&base)?;
-        }
-        let headroom = match &store {
-            None => self.headroom.unwrap_or(DEFAULT_HEADROOM),
-            Some(store) => {
+        let limits = self.limits;
+        let (nodes, headroom): (Box<dyn NodeSet>, f32) = match nodes {
+            Nodes::Tree(tree) => {
+                tree.base().map_or(Ok(()), |pin| pin.check(&base))?;
+                tree.warn_of_refused();
+                if let Some(conflict) = tree.conflicting_bases(&base, &limits) {
+                    tracing::warn!("{conflict}");
+                }
+                (Box::new(TreeNodes::new(*tree)), self.headroom.unwrap_or(DEFAULT_HEADROOM))
+            }
+            Nodes::Store(store) => {
                 store.check_base(&base)?;
-                store.check_headroom(self.headroom)?
+                let headroom = store.check_headroom(self.headroom)?;
+                (Box::new(StoreNodes::new(store)), headroom)
             }
         };
-        let (shapes, current) = (shapes(&base), tree.root());
-        let (stale, warned, limits) = (self.stale, HashSet::new(), self.limits);
-        tree.warn_of_refused();
-        if let Some(conflict) = tree.conflicting_bases(&base, &limits) {
-            tracing::warn!("{conflict}");
-        }
-        let contents = Contents::default();
-        let tokenizer = self.tokenizer.map(|path| path.canonicalize().unwrap_or(path));
-        let sources = Sources { base, shapes, tree, store, stale, warned, limits, headroom, contents, tokenizer };
+        let engine = Arc::new(Engine {
+            shapes: shapes(&base),
+            base,
+            nodes,
+            stale: self.stale,
+            limits,
+            headroom,
+            host: host.clone(),
+            given_tokenizer: self.tokenizer.map(|path| path.canonicalize().unwrap_or(path)),
+            tokenizer: OnceLock::new(),
+            chat: OnceLock::new(),
+            grids: OnceLock::new(),
+            compiled: Mutex::new(DeltaCache::new(self.budgets.host_bytes)),
+        });
+        let device_bytes = self.budgets.device_bytes;
         #[cfg(feature = "gpu")]
-        let live = match gpu {
-            Some((gpu, or_cpu)) => match Live::load(gpu, &sources, &host, self.budgets, &mut progress) {
-                Ok(live) => Some(AnyLive::Gpu(Box::new(live))),
+        let replica = match gpu {
+            Some((gpu, or_cpu)) => match DeviceReplica::load(engine.clone(), gpu, device_bytes, &mut progress) {
+                Ok(replica) => Some(Box::new(replica) as Box<dyn Replica>),
                 Err(error @ (Error::DeviceMemory { .. } | Error::DeviceLimit { .. } | Error::DeviceFailed { .. }))
                     if or_cpu =>
                 {
@@ -230,15 +238,15 @@ impl RuntimeBuilder {
             None => None,
         };
         #[cfg(not(feature = "gpu"))]
-        let live = None;
-        let live = match live {
-            Some(live) => live,
-            None => AnyLive::Cpu(Box::new(Live::load(host.clone(), &sources, &host, self.budgets, &mut progress)?)),
+        let replica: Option<Box<dyn Replica>> = None;
+        let replica = match replica {
+            Some(replica) => replica,
+            None => Box::new(DeviceReplica::load(engine.clone(), host, device_bytes, &mut progress)?),
         };
-        if let Some(store) = &sources.store {
-            store.check_lattice(&on_device!(&live, live => live.weights.lattice(headroom)))?;
+        if let Some(store) = engine.nodes.store() {
+            store.check_lattice(&engine.grids().lattice(headroom))?;
         }
-        Ok(Runtime { sources, host, live, current, generation: 0, tokenizer: OnceLock::new(), chat: OnceLock::new() })
+        Ok(Runtime { engine, replica })
     }
 }
 
@@ -308,17 +316,46 @@ impl Runtime {
 
     /// The node the weights stand at, such as `fr/sysadmin`; the root is `/`.
     pub fn current(&self) -> &str {
-        self.sources.tree.name(self.current)
+        self.replica.current().name()
     }
 
-    /// The tree; of a store, the part that was asked for.
-    pub fn tree(&self) -> &AdapterTree {
-        &self.sources.tree
+    /// The version the weights stand at.
+    pub fn current_version(&self) -> &NodeVersion {
+        self.replica.current()
     }
 
-    /// The store the nodes come from, if they come from one.
+    /// Another copy of the weights on `device`, at the root, with everything shared that can be: base, nodes, compiled deltas,
+    /// tokenizer. Each is switched on its own.
+    ///
+    /// # Errors
+    /// When the base cannot be read any more, and what the device returns.
+    pub fn replica(&self, device: DeviceChoice) -> Result<Self> {
+        let engine = self.engine.clone();
+        let device_bytes = DEFAULT_DELTA_BUDGET_BYTES;
+        #[cfg(feature = "gpu")]
+        if let Some((gpu, _)) = open_gpu(device)? {
+            let replica = DeviceReplica::load(engine.clone(), gpu, device_bytes, |_, _| ())?;
+            return Ok(Self { engine, replica: Box::new(replica) });
+        }
+        #[cfg(not(feature = "gpu"))]
+        let _ = device;
+        let replica = DeviceReplica::load(engine.clone(), engine.host.clone(), device_bytes, |_, _| ())?;
+        Ok(Self { engine, replica: Box::new(replica) })
+    }
+
+    /// The tree, where the nodes are those of one.
+    pub fn tree(&self) -> Option<&AdapterTree> {
+        self.engine.nodes.tree()
+    }
+
+    /// The store, where the nodes are those of one.
     pub fn store(&self) -> Option<&Store> {
-        self.sources.store.as_ref()
+        self.engine.nodes.store()
+    }
+
+    /// Node versions in memory: of a tree all, of a store those that are applied, cached or held by somebody.
+    pub fn held_versions(&self) -> usize {
+        self.engine.nodes.held()
     }
 
     /// Names of the children of `node` in order, those after `after`, at most `limit`.
@@ -326,51 +363,28 @@ impl Runtime {
     /// # Errors
     /// An unknown node, and what reading a store returns.
     pub fn children(&self, node: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
-        if let Some(store) = &self.sources.store {
-            return store.children(node, after, limit);
-        }
-        let tree = &self.sources.tree;
-        let children = tree.children(tree.node(node)?).into_iter().map(|id| tree.name(id));
-        Ok(children.filter(|&name| after.is_none_or(|after| name > after)).take(limit).map(str::to_owned).collect())
-    }
-
-    /// Brings up to `limit` nodes of a store, in the order of their names, into [`Self::tree`]. A tree of a folder has all
-    /// of them already.
-    ///
-    /// # Errors
-    /// What reading the store returns.
-    pub fn load_nodes(&mut self, limit: usize) -> Result<()> {
-        if let Some(store) = &self.sources.store {
-            for node in store.list("", None, limit)? {
-                store.load(&mut self.sources.tree, &node.name)?;
-            }
-        }
-        Ok(())
+        self.engine.nodes.children(node, after, limit)
     }
 
     /// The base.
     pub fn base(&self) -> &BaseModel {
-        &self.sources.base
+        &self.engine.base
     }
 
     /// The device the weights live on, for people.
     pub fn device(&self) -> String {
-        on_device!(&self.live, live => live.device.describe())
+        self.replica.device()
     }
 
     /// The GPU the weights live on, if it is one.
     #[cfg(feature = "gpu")]
     pub fn gpu(&self) -> Option<&Gpu> {
-        match &self.live {
-            AnyLive::Cpu(_) => None,
-            AnyLive::Gpu(live) => Some(&live.device),
-        }
+        self.replica.gpu()
     }
 
     /// Names of all matrices; a tied head appears beside the embedding.
     pub fn matrix_names(&self) -> impl Iterator<Item = &WeightName> {
-        on_device!(&self.live, live => live.weights.matrix_names().map(|(name, _)| name).collect::<Vec<_>>())
-            .into_iter()
+        self.engine.grids().names().map(|(name, _)| name)
     }
 
     /// A copy of a matrix as it now is: integers and steps.
@@ -378,36 +392,32 @@ impl Runtime {
     /// # Errors
     /// [`Error::NoSuchMatrix`], [`Error::Unusable`] after a pass that broke off, and what the device returns.
     pub fn matrix(&self, name: &WeightName) -> Result<LatticeMatrix> {
-        on_device!(&self.live, live => {
-            live.usable()?;
-            let id = live.weights.matrix_id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
-            live.device.read_matrix(live.weights.matrix(id))
-        })
+        self.replica.matrix(self.engine.matrix_id(name)?)
     }
 
     /// Whether embedding and head are one matrix.
     pub fn is_tied(&self) -> bool {
-        on_device!(&self.live, live => live.weights.is_tied())
+        self.replica.residence().is_tied
     }
 
     /// Weights in all matrices, a parted head counted.
     pub fn resident_parameters(&self) -> u64 {
-        on_device!(&self.live, live => live.weights.parameters())
+        self.replica.residence().parameters
     }
 
     /// Bytes of all matrices as they are resident.
     pub fn resident_bytes(&self) -> u64 {
-        on_device!(&self.live, live => live.weights.resident_bytes())
+        self.replica.residence().bytes
     }
 
-    /// What the cache of compiled deltas in the host's memory holds.
+    /// What the cache of compiled deltas in the host's memory holds; all copies of the weights share it.
     pub fn cache_stats(&self) -> CacheStats {
-        on_device!(&self.live, live => live.compiled.stats())
+        self.engine.compiled().stats()
     }
 
     /// What the cache of compiled deltas in a GPU's memory holds; nothing on the CPU.
     pub fn device_cache_stats(&self) -> CacheStats {
-        on_device!(&self.live, live => live.uploaded.stats())
+        self.replica.residence().uploaded
     }
 
     /// What the store holds and how much of it was read; `None` without a store.
@@ -415,7 +425,7 @@ impl Runtime {
     /// # Errors
     /// What reading the store's catalogue and folder returns.
     pub fn store_stats(&self) -> Result<Option<StoreStats>> {
-        self.sources.store.as_ref().map(Store::stats).transpose()
+        self.store().map(Store::stats).transpose()
     }
 
     /// BLAKE3 of the resident bits. Only matrices touched since the last call are hashed anew.
@@ -423,10 +433,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Unusable`] after a pass that broke off, and what the device returns.
     pub fn fingerprint(&self) -> Result<blake3::Hash> {
-        on_device!(&self.live, live => {
-            live.usable()?;
-            live.weights.fingerprint(&live.device)
-        })
+        self.replica.fingerprint()
     }
 
     /// Connects to the device anew, loads the weights anew from the base and stands at the root: the way out of
@@ -435,18 +442,14 @@ impl Runtime {
     /// # Errors
     /// When the base cannot be read any more, or the device does not come back; the weights then stay unusable.
     pub fn restore(&mut self) -> Result<()> {
-        let Self { sources, host, live, .. } = self;
-        on_device!(live, live => live.reload(sources, host))?;
-        self.current = self.sources.tree.root();
-        self.generation += 1;
-        Ok(())
+        self.replica.restore()
     }
 }
 
 impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Runtime")
-            .field("base", &self.sources.base.path())
+            .field("base", &self.base().path())
             .field("device", &self.device())
             .field("current", &self.current())
             .finish_non_exhaustive()

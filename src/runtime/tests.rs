@@ -1,9 +1,11 @@
 //! A pass over the weights that breaks off in the middle.
 
+use std::any::Any;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::live::{AnyLive, Live, on_device};
+use super::replica::DeviceReplica;
 use super::{Prompt, Runtime};
 use crate::adapter::{AdapterDeltas, FloatDelta};
 use crate::device::cpu::Cpu;
@@ -16,10 +18,10 @@ use crate::{Error, WeightName};
 /// Ones in a whole column of every matrix that `runtime` has, but in the last matrix one column too far, which no
 /// compiled delta ever has: the pass panics there, when other matrices are changed already.
 fn breaking_deltas(runtime: &Runtime) -> NodeDeltas {
-    let weights = &live(runtime).weights;
-    let matrices: Vec<_> = weights.matrix_names().map(|(_, id)| id).collect();
+    let grids = runtime.engine.grids();
+    let matrices: Vec<_> = grids.names().map(|(_, id)| id).collect();
     let entry = |&id| {
-        let grid = weights.grid(id);
+        let grid = grids.grid(id);
         let rows = u32::try_from(grid.rows()).unwrap();
         let mut cols = vec![0; grid.rows()];
         if id == *matrices.iter().max().unwrap() {
@@ -31,14 +33,6 @@ fn breaking_deltas(runtime: &Runtime) -> NodeDeltas {
         (id, compiled)
     };
     NodeDeltas::new(matrices.iter().map(entry))
-}
-
-fn live(runtime: &Runtime) -> &Live<Cpu> {
-    match &runtime.live {
-        AnyLive::Cpu(live) => live,
-        #[cfg(feature = "gpu")]
-        AnyLive::Gpu(_) => panic!("opened on the CPU"),
-    }
 }
 
 #[test]
@@ -55,18 +49,22 @@ fn weights_are_unusable_after_a_panic_inside_the_pass_until_they_are_restored() 
     runtime.switch_to("good").unwrap();
     let good = runtime.fingerprint().unwrap();
 
-    let (deltas, bad) = (breaking_deltas(&runtime), runtime.tree().node("bad").unwrap());
-    on_device!(&mut runtime.live, live => live.compiled.get(bad, || Ok((Arc::new(deltas), 0)))).unwrap();
-    let first = live(&runtime).weights.matrix_names().map(|(_, id)| id).min().unwrap();
-    let before = live(&runtime).weights.matrix(first).clone();
+    let (deltas, bad) = (breaking_deltas(&runtime), runtime.version("bad").unwrap());
+    runtime.engine.compiled().get(&bad, || Ok((Arc::new(deltas), 0))).unwrap();
+    let weights = |runtime: &Runtime| {
+        let replica = (&*runtime.replica as &dyn Any).downcast_ref::<DeviceReplica<Cpu>>().expect("opened on the CPU");
+        let first = runtime.engine.grids().names().map(|(_, id)| id).min().unwrap();
+        replica.weights.matrix(first).clone()
+    };
+    let before = weights(&runtime);
     let panicked = catch_unwind(AssertUnwindSafe(|| runtime.switch_to("bad")));
     assert!(panicked.is_err(), "the pass broke off");
-    assert_ne!(*live(&runtime).weights.matrix(first), before, "and had changed weights before");
+    assert_ne!(weights(&runtime), before, "and had changed weights before");
 
     let prompt = Prompt::from("hello");
     let unusable = |result: crate::Result<()>| assert!(matches!(result, Err(Error::Unusable)));
     unusable(runtime.fingerprint().map(drop));
-    unusable(runtime.generate(&prompt, &GenerateOptions::default(), |_| ()).map(drop));
+    unusable(runtime.generate(&prompt, &GenerateOptions::default(), |_| ControlFlow::Continue(())).map(drop));
     unusable(runtime.score(&prompt).map(drop));
     for node in ["/", "good", "bad"] {
         unusable(runtime.switch_to(node).map(drop));

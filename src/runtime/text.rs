@@ -1,16 +1,15 @@
 //! Text in, text out: prompts become tokens, tokens become text, at the node the weights stand at.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use serde::Serialize;
 
-use super::Runtime;
-use super::live::{Live, on_device};
-use crate::device::Compute;
-use crate::model::chat::{ChatTemplate, Message};
+use super::{Runtime, Sequence, Step};
+use crate::Result;
+use crate::model::chat::Message;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{self, GenerateOptions, KvCache, StopTexts, log_softmax_top};
-use crate::{Error, Result};
+use crate::model::{self, GenerateOptions, log_softmax_top, prefill};
 
 /// What a generation starts from.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +46,7 @@ pub struct Generation {
     pub token_ids: Vec<u32>,
     /// Their text.
     pub text: String,
-    /// Why it ended: `stop_token`, `stop_text`, `max_tokens` or `context_full`.
+    /// Why it ended: `stop_token`, `stop_text`, `max_tokens`, `context_full` or `cancelled`.
     pub stop: model::StopReason,
     /// Time of the prompt, in milliseconds.
     pub prefill_ms: f64,
@@ -83,18 +82,7 @@ impl Runtime {
     /// # Errors
     /// When there is none or it cannot be read.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        if let Some(tokenizer) = self.tokenizer.get() {
-            return Ok(tokenizer);
-        }
-        let mut given = self.sources.tokenizer.as_deref();
-        if let Some(folder) = given.filter(|path| path.is_dir())
-            && !Tokenizer::lies_in(folder)
-            && ChatTemplate::in_folder(folder, self.base())?.is_some()
-        {
-            given = None;
-        }
-        let tokenizer = Tokenizer::for_base(self.base(), given)?;
-        Ok(self.tokenizer.get_or_init(|| tokenizer))
+        self.engine.tokenizer()
     }
 
     /// Token ids of a prompt.
@@ -111,88 +99,79 @@ impl Runtime {
     }
 
     fn render(&self, name: Option<&str>, messages: &[Message]) -> Result<Vec<u32>> {
-        let templates = match self.chat.get() {
-            Some(templates) => templates,
-            None => {
-                let folder = self.sources.tokenizer.as_deref().filter(|path| path.is_dir());
-                let own = folder.map_or(Ok(None), |folder| ChatTemplate::in_folder(folder, self.base()))?;
-                let templates = own.map_or_else(|| ChatTemplate::for_base(self.base()), Ok)?;
-                self.chat.get_or_init(|| templates)
-            }
-        };
-        self.tokenizer()?.encode_rendered(&templates.render_by(name, messages)?)
+        self.tokenizer()?.encode_rendered(&self.engine.chat()?.render_by(name, messages)?)
     }
 
-    /// Continues `prompt` at the current node; `on_text` gets the text as it comes, in whole characters and as far as it cannot
-    /// become part of a stop text. Tokens that end a text for this model stop it, beside those of `options`, unless
-    /// `ignore_eos` is set.
+    /// Begins a text behind `prompt` at the current node. Tokens that end a text for this model stop it, beside those of
+    /// `options`, unless `ignore_eos` is set.
     ///
     /// # Errors
-    /// An empty or too long prompt, a parameter out of its range, [`Error::Unusable`] after a pass that broke off.
+    /// An empty or too long prompt, a parameter out of its range, [`Error::Unusable`](crate::Error::Unusable) after a pass
+    /// that broke off.
+    pub fn sequence(&self, prompt: &Prompt, options: &GenerateOptions) -> Result<Sequence> {
+        Sequence::new(&*self.replica, &self.encode(prompt)?, options)
+    }
+
+    /// Chooses the next token of a sequence: the first step runs the whole prompt. A sequence that has ended returns no token.
+    ///
+    /// # Errors
+    /// [`Error::SequenceElsewhere`](crate::Error::SequenceElsewhere) where the weights stand at another version than it was
+    /// begun at; [`Error::Unusable`](crate::Error::Unusable) after a pass that broke off, and what the device returns. The
+    /// sequence may be stepped again all the same.
+    pub fn step(&self, sequence: &mut Sequence) -> Result<Step> {
+        sequence.step(&*self.replica)
+    }
+
+    /// Continues `prompt` at the current node, step by step: [`Self::sequence`], and [`Self::step`] to the end. `on_text` gets
+    /// the text as it comes, in whole characters and as far as it cannot become part of a stop text, and may end it.
+    ///
+    /// # Errors
+    /// As these.
     pub fn generate(
         &self,
         prompt: &Prompt,
         options: &GenerateOptions,
-        mut on_text: impl FnMut(&str),
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generation> {
-        on_device!(&self.live, live => live.usable())?;
-        let ids = self.encode(prompt)?;
-        let tokenizer = self.tokenizer()?;
-        let mut options = options.clone();
-        if !options.ignore_eos {
-            options.stop_tokens.extend(&self.base().config().eos_token_ids);
-        }
-        if options.stop_texts.iter().any(String::is_empty) {
-            let (name, expected) = ("stop_texts", "texts of at least one character");
-            return Err(Error::SamplingParameter { name, expected, found: "empty".to_owned() });
-        }
-        let capacity = ids.len().saturating_add(options.max_tokens);
-        let mut stream = tokenizer.stream_after(&ids)?;
-        let mut stops = StopTexts::new(&options.stop_texts);
-        let mut text = String::new();
-        let mut give = |piece: &str| {
-            if !piece.is_empty() {
-                text.push_str(piece);
-                on_text(piece);
+        let mut sequence = self.sequence(prompt, options)?;
+        let (start, mut prefill_ms, mut text) = (Instant::now(), None, String::new());
+        let stop = loop {
+            let step = self.step(&mut sequence)?;
+            prefill_ms.get_or_insert_with(|| milliseconds(start));
+            text += &step.text;
+            if let Some(stop) = step.stop {
+                if !step.text.is_empty() {
+                    // It ends either way.
+                    let _ = on_text(&step.text);
+                }
+                break stop;
+            }
+            if !step.text.is_empty() && on_text(&step.text).is_break() {
+                sequence.cancel();
             }
         };
-        let on_token = |token| {
-            give(&stops.push(&stream.push(token)?));
-            Ok(if stops.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        };
-        let owner = self.owner();
-        let mut generated = on_device!(&self.live, live => {
-            let mut cache = self.kv_cache(live, capacity)?;
-            model::generate(&live.model, &live.device, &live.weights, &mut cache, owner, &ids, &options, on_token)
-        })?;
-        give(&stops.push(&stream.finish()?));
-        if stops.is_done() {
-            generated.stop = model::StopReason::StopText;
-        }
-        give(&stops.finish());
+        let prefill_ms = prefill_ms.unwrap_or_default();
         Ok(Generation {
             node: self.current().to_owned(),
-            prompt_tokens: ids.len(),
-            token_ids: generated.token_ids,
+            prompt_tokens: sequence.prompt_tokens(),
+            token_ids: sequence.token_ids().to_vec(),
             text,
-            stop: generated.stop,
-            prefill_ms: generated.prefill.as_secs_f64() * 1e3,
-            decode_ms: generated.decode.as_secs_f64() * 1e3,
+            stop,
+            prefill_ms,
+            decode_ms: milliseconds(start) - prefill_ms,
         })
     }
 
     /// Logits of the position after `prompt` at the current node.
     ///
     /// # Errors
-    /// As [`Self::generate`].
+    /// As [`Self::sequence`].
     pub fn score(&self, prompt: &Prompt) -> Result<Scores> {
-        on_device!(&self.live, live => live.usable())?;
+        self.replica.check_usable()?;
         let prompt_ids = self.encode(prompt)?;
-        let logits = on_device!(&self.live, live => {
-            let mut cache = self.kv_cache(live, prompt_ids.len())?;
-            model::prefill(&live.model, &live.device, &live.weights, &mut cache, self.owner(), &prompt_ids)
-        })?;
-        let logits = logits.last().unwrap_or_default().to_vec();
+        let mut kv = self.replica.kv(prompt_ids.len())?;
+        let capacity = kv.capacity;
+        let logits = prefill(&mut *self.replica.forward(&mut kv)?, &prompt_ids, capacity)?;
         Ok(Scores { node: self.current().to_owned(), prompt_ids, logits })
     }
 
@@ -209,18 +188,8 @@ impl Runtime {
         };
         log_softmax_top(&scores.logits, k)?.into_iter().map(named).collect()
     }
+}
 
-    /// A cache for this generation of the weights alone.
-    pub(super) fn kv_cache<D: Compute>(&self, live: &Live<D>, tokens: usize) -> Result<KvCache<D>> {
-        let config = self.base().config();
-        let capacity = tokens.clamp(1, config.max_position_embeddings);
-        KvCache::new(&live.device, config, 1, capacity, self.owner())
-    }
-
-    /// Names one generation of this runtime's weights: no switch ever gives it again.
-    pub(super) fn owner(&self) -> [u8; 32] {
-        let mut owner = [0; 32];
-        owner[..8].copy_from_slice(&self.generation.to_le_bytes());
-        owner
-    }
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }

@@ -11,15 +11,13 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Runtime;
-use super::live::on_device;
-use super::sources::Deltas;
+use super::{NodeVersion, Runtime};
 use crate::device::Device;
 use crate::device::cpu::delta_apply;
 use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
 use crate::lattice::{CompiledDelta, Segment, Sign, compile};
-use crate::tree::NodeId;
-use crate::weights::MatrixId;
+use crate::nodes::Deltas;
+use crate::weights::{HEAD, MatrixId};
 use crate::{Error, Result, WeightName};
 
 /// Most nodes of a store that are visited.
@@ -54,16 +52,16 @@ impl VerifyReport {
 /// The fresh load of nodes, matrix by matrix; what two nodes share is made once.
 struct Expected {
     /// Hash of a matrix with the path down to the deepest node that touches it.
-    hashes: HashMap<(MatrixId, Option<NodeId>), blake3::Hash>,
-    compiled: HashMap<NodeId, HashMap<MatrixId, CompiledDelta>>,
-    fingerprints: HashMap<NodeId, blake3::Hash>,
+    hashes: HashMap<(MatrixId, Option<NodeVersion>), blake3::Hash>,
+    compiled: HashMap<NodeVersion, HashMap<MatrixId, CompiledDelta>>,
+    fingerprints: HashMap<NodeVersion, blake3::Hash>,
 }
 
 impl Runtime {
     /// Makes `switches` random switches over all nodes (of a store up to 4,096, chosen at random), compares the fingerprint at
-    /// every `every`-th arrival and at the
-    /// last with that of a fresh load of the node, then returns to the root and compares every bit with the base. Of a tree
-    /// every node is first tried once: what is refused there, and what hangs below it, is left out and in the report.
+    /// every `every`-th arrival and at the last with that of a fresh load of the node, then returns to the root and compares
+    /// every bit with the base. Of a tree every node is first tried once: what is refused there, and what hangs below it, is
+    /// left out and in the report.
     ///
     /// # Errors
     /// What [`Runtime::switch_to`] and reading the base return, but for adapters that are refused.
@@ -75,8 +73,8 @@ impl Runtime {
         mut progress: impl FnMut(usize),
     ) -> Result<VerifyReport> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut nodes = self.sources.some_names(MAX_STORE_NODES, &mut rng)?;
-        let refused = if self.sources.store.is_some() { Vec::new() } else { self.leave_out_refused(&mut nodes)? };
+        let mut nodes = self.engine.nodes.sample(MAX_STORE_NODES, &mut rng)?;
+        let refused = self.leave_out_refused(&mut nodes)?;
         let mut expected = Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
         let mut report = VerifyReport { switches, refused, ..VerifyReport::default() };
         let mut visited = vec![false; nodes.len()];
@@ -85,7 +83,7 @@ impl Runtime {
             let at = rng.random_range(0..nodes.len());
             match self.switch_to(&nodes[at]) {
                 // A store's nodes are not tried before: each is an arrival of its own in a million.
-                Err(error) if self.sources.store.is_some() && is_refusal(&error) => {
+                Err(error) if self.store().is_some() && is_refusal(&error) => {
                     if report.refused.iter().all(|entry| entry.name != nodes[at]) {
                         report.refused.push(RefusedEntry::new(&nodes[at], error));
                     }
@@ -97,12 +95,12 @@ impl Runtime {
             visited[at] = true;
             if done % every.max(1) == 0 || done == switches {
                 report.compared += 1;
-                mismatched[at] |= self.fingerprint()? != self.expected_fingerprint(self.current, &mut expected)?;
+                mismatched[at] |= self.fingerprint()? != self.expected_fingerprint(&mut expected)?;
             }
             progress(done);
         }
         report.refused.sort_by(|a, b| a.name.cmp(&b.name));
-        self.switch_to_node(self.sources.tree.root())?;
+        self.switch_to("/")?;
         report.nodes_visited = visited.iter().filter(|&&v| v).count();
         report.mismatched_nodes = nodes.into_iter().zip(mismatched).filter(|(_, m)| *m).map(|(name, _)| name).collect();
         report.differing_bits = self.differing_bits_at_root()?;
@@ -110,21 +108,21 @@ impl Runtime {
         Ok(report)
     }
 
-    /// Switches to every one of `nodes`, all of a tree's, parents first; takes out of them those that cannot be served, and
-    /// gives these with the reasons.
+    /// Switches to every one of `nodes`, parents first, if they are those of a tree; takes out of them those that cannot be
+    /// served, and returns these with the reasons.
     fn leave_out_refused(&mut self, nodes: &mut Vec<String>) -> Result<Vec<RefusedEntry>> {
-        let mut refused: Vec<RefusedEntry> = self.sources.tree.refused().to_vec();
+        let Some(mut refused) = self.tree().map(|tree| tree.refused().to_vec()) else { return Ok(Vec::new()) };
         let mut unserved = HashSet::new();
         let mut served = Vec::with_capacity(nodes.len());
         for name in std::mem::take(nodes) {
-            let node = self.sources.tree.node(&name)?;
-            let parent = self.sources.tree.parent(node).filter(|parent| unserved.contains(parent));
+            let version = self.version(&name)?;
+            let parent = version.parent().filter(|parent| unserved.contains(*parent));
             let reason = match parent {
                 Some(parent) => {
-                    let parent = self.sources.tree.name(parent).to_owned();
+                    let parent = parent.name().to_owned();
                     TreeDefect::BelowRefused { node: name.clone(), parent }.into()
                 }
-                None => match self.switch_to_node(node) {
+                None => match self.switch_to_version(&version) {
                     Err(error) if is_refusal(&error) => error,
                     result => {
                         result?;
@@ -135,7 +133,7 @@ impl Runtime {
             };
             // What would leave the lattice may come back into it further down.
             if !matches!(reason, Error::Overflow { .. }) {
-                unserved.insert(node);
+                unserved.insert(version);
             }
             refused.push(RefusedEntry::new(name, reason));
         }
@@ -147,13 +145,12 @@ impl Runtime {
     /// Bits in which the resident weights differ from the base, read anew. Stand at the root before.
     fn differing_bits_at_root(&self) -> Result<u64> {
         let mut bits = 0;
-        let mut seen = HashSet::new();
-        // A tied head is the embedding's matrix under a second name.
-        for (name, id) in self.matrix_ids() {
-            if !seen.insert(id) {
+        for name in self.matrix_names() {
+            // It is the embedding's matrix under a second name.
+            if self.is_tied() && name.as_str() == HEAD {
                 continue;
             }
-            let (fresh, _) = self.sources.fresh_matrix(name, &self.host)?;
+            let (fresh, _) = self.engine.fresh_matrix(name)?;
             let live = self.matrix(name)?;
             let pairs = fresh.integers().iter().zip(live.integers());
             bits += pairs.map(|(a, b)| u64::from((a ^ b).count_ones())).sum::<u64>();
@@ -163,57 +160,53 @@ impl Runtime {
         Ok(bits)
     }
 
-    fn matrix_ids(&self) -> Vec<(&WeightName, MatrixId)> {
-        on_device!(&self.live, live => live.weights.matrix_names().collect())
-    }
-
-    fn expected_fingerprint(&self, node: NodeId, expected: &mut Expected) -> Result<blake3::Hash> {
-        if let Some(&known) = expected.fingerprints.get(&node) {
+    /// The fingerprint at the current version, by a fresh load.
+    fn expected_fingerprint(&self, expected: &mut Expected) -> Result<blake3::Hash> {
+        let (engine, version) = (&self.engine, self.current_version());
+        if let Some(&known) = expected.fingerprints.get(version) {
             return Ok(known);
         }
-        let path = self.sources.tree.path_from_root(node);
-        for &node in &path {
-            if let Entry::Vacant(entry) = expected.compiled.entry(node) {
-                let deltas = self.sources.deltas(node)?;
-                entry.insert(on_device!(&self.live, live => {
-                    let id = |name: &WeightName| live.weights.matrix_id(name).expect("the switch found it");
-                    match deltas {
-                        Deltas::Compiled(node) => Ok(node.into_iter().map(|(name, delta)| (id(&name), delta)).collect()),
-                        Deltas::Float(deltas) => {
-                            let compiled = deltas.par_iter().map(|(name, delta)| {
-                                let id = id(name);
-                                Ok((id, compile(name, delta, live.weights.grid(id))?))
-                            });
-                            self.host.install(|| compiled.collect::<Result<_>>())
-                        }
+        let (grids, path) = (engine.grids(), version.path());
+        let id = |name: &WeightName| grids.id(name).expect("the switch found it");
+        for version in &path {
+            if let Entry::Vacant(entry) = expected.compiled.entry(version.clone()) {
+                entry.insert(match engine.nodes.read(version, &engine.reading())? {
+                    Deltas::Compiled(node) => node.into_iter().map(|(name, delta)| (id(&name), delta)).collect(),
+                    Deltas::Float(deltas) => {
+                        let compiled = deltas.par_iter().map(|(name, delta)| {
+                            let id = id(name);
+                            Ok((id, compile(name, delta, grids.grid(id))?))
+                        });
+                        engine.host.install(|| compiled.collect::<Result<_>>())?
                     }
-                })?);
+                });
             }
         }
-        let touches = |node: &&NodeId, id| expected.compiled[*node].contains_key(&id);
-        let keys: Vec<_> = self
-            .matrix_ids()
-            .into_iter()
-            .map(|(name, id)| (name, id, path.iter().rev().find(|node| touches(node, id)).copied()))
+        let touches = |version: &&NodeVersion, id| expected.compiled[*version].contains_key(&id);
+        let keys: Vec<_> = grids
+            .names()
+            .map(|(name, id)| (name, (id, path.iter().rev().find(|version| touches(version, id)).cloned())))
             .collect();
-        for &(name, id, deepest) in &keys {
-            if !expected.hashes.contains_key(&(id, deepest)) {
-                let (mut matrix, _) = self.sources.fresh_matrix(name, &self.host)?;
+        for (name, key) in &keys {
+            if !expected.hashes.contains_key(key) {
+                let (mut matrix, _) = engine.fresh_matrix(name)?;
                 let segments: Vec<_> = path
                     .iter()
-                    .filter_map(|node| Some(Segment { delta: expected.compiled[node].get(&id)?, sign: Sign::Add }))
+                    .filter_map(|version| {
+                        Some(Segment { delta: expected.compiled[version].get(&key.0)?, sign: Sign::Add })
+                    })
                     .collect();
-                delta_apply(&self.host, vec![(&mut matrix, segments)]);
-                let hash = self.host.fingerprint(&[&matrix])?[0];
-                expected.hashes.insert((id, deepest), hash);
+                delta_apply(&engine.host, vec![(&mut matrix, segments)]);
+                let hash = engine.host.fingerprint(&[&matrix])?[0];
+                expected.hashes.insert(key.clone(), hash);
             }
         }
-        let mut hashes = vec![blake3::hash(b""); keys.iter().map(|(_, id, _)| id.0 + 1).max().unwrap_or(0)];
-        for (_, id, deepest) in keys {
-            hashes[id.0] = expected.hashes[&(id, deepest)];
+        let mut hashes = vec![blake3::hash(b""); keys.len()];
+        for (_, key) in keys {
+            hashes[key.0.0] = expected.hashes[&key];
         }
-        let fingerprint = on_device!(&self.live, live => live.weights.fingerprint_of(&hashes));
-        expected.fingerprints.insert(node, fingerprint);
+        let fingerprint = self.replica.fingerprint_of(&hashes);
+        expected.fingerprints.insert(version.clone(), fingerprint);
         Ok(fingerprint)
     }
 }
@@ -233,7 +226,7 @@ fn is_refusal(error: &Error) -> bool {
         | Error::Overflow { .. } => true,
         Error::Tree(defect) => matches!(**defect, TreeDefect::Gone { .. }),
         Error::Store { defect, .. } => {
-            matches!(**defect, StoreDefect::OfAStore { .. } | StoreDefect::Stale { .. } | StoreDefect::Damaged { .. })
+            matches!(**defect, StoreDefect::Stale { .. } | StoreDefect::Damaged { .. })
         }
         _ => false,
     }

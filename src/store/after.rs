@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::blob::{CompiledNode, decode_node};
+use super::blob::decode_node;
 use super::catalogue::Version;
 use super::change::{Changes, Content, Op};
 use super::{Store, again, clean_name};
+use crate::compile::CompiledNode;
 use crate::tree::MAX_DEPTH;
 use crate::{Error, Result};
 
@@ -220,11 +221,11 @@ impl<'a> After<'a> {
             // Looked up anew each time: a compaction may move the bytes.
             Bytes::Now(name) => again(|| {
                 let version = self.stored(name)?.ok_or_else(|| gone(name))?;
-                self.store.read_at(&version.location)
+                self.store.read(&version.location)
             }),
             Bytes::Past(name, generation) => again(|| {
                 let version = self.past(name, *generation)?.ok_or_else(|| gone(name))?;
-                self.store.read_at(&version.location)
+                self.store.read(&version.location)
             }),
         }
     }

@@ -4,15 +4,11 @@
 //! a panic, and never more memory than twice the bytes.
 //! **Invariant:** equal deltas encode to equal bytes.
 
-use std::collections::BTreeMap;
-
 use super::bytes::{Problem, Reader, put_array, put_count, put_text};
 use crate::WeightName;
 use crate::adapter::{BESIDE_FILES, CONFIG_FILE, TENSOR_FILE};
+use crate::compile::CompiledNode;
 use crate::lattice::{BaseLattice, CHUNK_RANK, CompiledDelta, DeltaKind, Factors, Grid, LANES, Lane, SparseRows};
-
-/// The compiled deltas of one node by weight.
-pub type CompiledNode = BTreeMap<WeightName, CompiledDelta>;
 
 const NODE_MAGIC: &[u8; 8] = b"PLCHNODE";
 const LATTICE_MAGIC: &[u8; 8] = b"PLCHLATT";

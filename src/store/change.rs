@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::blob::{CompiledNode, encode_node};
+use super::blob::encode_node;
 use super::catalogue::{Ending, NodeKind, PastVersion, State, Step, Version, Writing};
-use super::segment::MAX_BLOB_BYTES;
+use super::segment::{Location, MAX_BLOB_BYTES};
 use super::{Store, clean_name};
+use crate::compile::CompiledNode;
 use crate::error::StoreDefect;
 use crate::lattice::{DeltaKind, Kept};
-use crate::tree::{Location, MAX_DEPTH, check_name, shown};
+use crate::tree::{MAX_DEPTH, check_name, shown};
 use crate::{Error, Result};
 
 /// Most labels of a node.

@@ -15,8 +15,7 @@ use std::io::{self, ErrorKind};
 use serde::Serialize;
 
 use super::Store;
-use super::segment::HEADER_BYTES;
-use crate::tree::Location;
+use super::segment::{HEADER_BYTES, Location};
 use crate::{Error, Result};
 
 /// Past versions forgotten in one transaction.

@@ -7,12 +7,11 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::blob::decode_kept;
-use super::segment::Blob;
+use super::segment::{Blob, Location};
 use super::{Store, StoreNode, again};
 use crate::Result;
 use crate::adapter::{AdapterDeltas, FloatDelta, PeftOptions, flatten, write_files, write_peft};
 use crate::lattice::decompile;
-use crate::tree::Location;
 
 /// What an export wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -77,7 +76,7 @@ impl Store {
     /// A node's deltas as floats again.
     fn floats(&self, node: &StoreNode) -> Result<AdapterDeltas> {
         let lattice = self.lattice()?;
-        let floats = self.read_at(&node.version.location)?.into_iter().map(|(weight, delta)| {
+        let floats = self.read(&node.version.location)?.into_iter().map(|(weight, delta)| {
             match lattice.grid(&weight).filter(|grid| (grid.rows(), grid.cols) == (delta.rows, delta.cols)) {
                 Some(grid) => Ok((weight, decompile(&delta, grid))),
                 None => Err(self.damaged(node.name.clone(), &format!("{weight} is not the base's"))),

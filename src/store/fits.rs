@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::after::After;
-use super::blob::CompiledNode;
 use super::change::Changes;
 use super::{Store, clean_name};
 use crate::base::BaseModel;
+use crate::compile::CompiledNode;
 use crate::error::{StoreDefect, all_or_worst};
 use crate::lattice::{
     BaseLattice, CompiledDelta, Segment, Sign, base_rows, check_rows, check_shape, close_rows, guess_rows,

@@ -201,7 +201,6 @@ impl Store {
                 self.compile_opened(&PeftAdapter::open(dir, &options.limits)?, Some(base), options.keep_files)
             }
             Some(NodeSource::Memory(deltas)) => self.compile(deltas),
-            Some(NodeSource::Stored(_)) => Err(self.defect(StoreDefect::OfAStore { name: tree.name(node).to_owned() })),
             None => self.compile(&BTreeMap::new()),
         }
     }

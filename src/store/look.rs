@@ -1,14 +1,12 @@
 //! Questions to a store: one node, a path, children, names that begin alike, versions, and the way into a tree.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::catalogue::{PastVersion, Reading, Step, Version, Writing};
 use super::{Store, clean_name};
 use crate::error::{StoreDefect, TreeDefect};
 use crate::suggest::nearest;
-use crate::tree::{AdapterTree, MAX_DEPTH, NodeId, NodeSource, StoredNode, normal, shown};
+use crate::tree::{MAX_DEPTH, normal, shown};
 use crate::{Error, Result};
 
 /// Most records looked at to tell whose content a node was trained on.
@@ -222,48 +220,6 @@ impl Store {
             reads,
             read_bytes,
         })
-    }
-
-    /// An empty tree to [`Self::load`] nodes into.
-    pub(crate) fn empty_tree(&self) -> AdapterTree {
-        let info = self.info();
-        AdapterTree::of_root(info.tree_name, info.levels, None)
-    }
-
-    /// Brings a node and those above it into `tree` as they now are; what is there already and has not changed stays.
-    ///
-    /// # Errors
-    /// As [`Self::get`].
-    pub(crate) fn load(&self, tree: &mut AdapterTree, name: &str) -> Result<NodeId> {
-        let name = clean_name(name);
-        let Some(path) = self.inner.catalogue.read(|reading| self.path_in(reading, &name))? else {
-            tree.detach(&name);
-            return Err(self.unknown(&name));
-        };
-        let mut parent = tree.root();
-        for StoreNode { name, version } in path {
-            let stored = StoredNode {
-                generation: version.generation,
-                content_generation: version.content_generation,
-                trained_on: version.trained_on,
-                location: version.location,
-            };
-            let known = tree.find(&name).filter(|&id| tree.parent(id) == Some(parent));
-            let known = known.and_then(|id| Some((id, tree.stored(id)?)));
-            parent = match known {
-                Some((id, known)) if **known == stored => id,
-                // A compaction moved its bytes.
-                Some((id, known)) if known.generation == stored.generation => {
-                    tree.set_source(id, NodeSource::Stored(Arc::new(stored)));
-                    id
-                }
-                _ => {
-                    let label = version.labels.get("label").map(String::as_str);
-                    tree.attach(parent, &name, label, NodeSource::Stored(Arc::new(stored)))
-                }
-            };
-        }
-        Ok(parent)
     }
 
     /// The error about a name that no node has.

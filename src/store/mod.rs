@@ -9,11 +9,9 @@
 mod after;
 mod blob;
 mod bytes;
-mod cache;
 mod catalogue;
 mod change;
 mod compact;
-mod compile;
 mod export;
 mod faults;
 mod fits;
@@ -23,6 +21,7 @@ mod fuzzed;
 mod import;
 mod look;
 mod making;
+mod publishable;
 mod reserve;
 mod segment;
 #[cfg(test)]
@@ -34,12 +33,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-pub use blob::CompiledNode;
-pub use cache::{CacheStats, DeltaCache};
 pub use catalogue::{Ending, NodeKind, PastVersion, Version};
 pub use change::{Changes, Content, Details};
 pub use compact::CompactReport;
-pub use compile::compile_node;
 pub use export::ExportReport;
 #[doc(hidden)]
 pub use faults::Faults;
@@ -53,14 +49,16 @@ pub use making::abandon_unfinished;
 pub use verify::StoreReport;
 
 use crate::base::BaseModel;
+use crate::compile::CompiledNode;
 use crate::error::StoreDefect;
 use crate::lattice::BaseLattice;
-use crate::tree::{Location, StoredNode, normal};
+use crate::tree::normal;
 use crate::{Error, Result};
 use blob::{decode_lattice, decode_node, encode_lattice};
 use catalogue::{CATALOGUE_FILE, Catalogue, Header, State, Step, Writing};
 use folder::Folder;
 use making::Making;
+pub use segment::Location;
 use segment::{Blob, Segments};
 
 /// The folder of the segments in a store's folder.
@@ -318,15 +316,11 @@ impl Store {
         }
     }
 
-    /// Reads the compiled deltas of a version.
+    /// Reads the compiled deltas that lie at `location` ([`Version::location`]).
     ///
     /// # Errors
     /// When the segment is gone (a compaction may have moved the bytes: look the node up again) or damaged.
-    pub fn read(&self, node: &StoredNode) -> Result<CompiledNode> {
-        self.read_at(&node.location)
-    }
-
-    fn read_at(&self, location: &Location) -> Result<CompiledNode> {
+    pub fn read(&self, location: &Location) -> Result<CompiledNode> {
         let blob = self.blob(location)?;
         decode_node(blob.bytes()).map_err(|problem| self.inner.segments.undecoded(location, problem))
     }

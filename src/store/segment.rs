@@ -18,7 +18,6 @@ use super::faults::Faults;
 use super::folder::{self, Access, Folder};
 use crate::error::StoreDefect;
 use crate::file::FileBytes;
-use crate::tree::Location;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"PLCHSEGM";
@@ -41,6 +40,19 @@ pub(super) struct Segments {
     maps: RwLock<HashMap<u32, Arc<FileBytes>>>,
     reads: AtomicU64,
     read_bytes: AtomicU64,
+}
+
+/// Bytes in a segment file of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Location {
+    /// Number of the segment.
+    pub segment: u32,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// BLAKE3 of the bytes.
+    pub blake3: [u8; 32],
 }
 
 /// Bytes of a mapped segment.

@@ -6,10 +6,10 @@ use std::path::Path;
 use super::*;
 use crate::WeightName;
 use crate::adapter::AdapterDeltas;
+use crate::compile::compile_node;
 use crate::error::TreeDefect;
 use crate::lattice::Grid;
 use crate::testing::store::{deltas, info, lattice};
-use crate::tree::NodeSource;
 
 fn content(store: &Store, seed: u16) -> Content {
     store.compile(&deltas(seed)).unwrap()
@@ -31,7 +31,7 @@ fn small_store(folder: &Path) -> Store {
 }
 
 fn read(store: &Store, name: &str) -> CompiledNode {
-    store.read_at(&store.get(name).unwrap().version.location).unwrap()
+    store.read(&store.get(name).unwrap().version.location).unwrap()
 }
 
 fn compiled(store: &Store, seed: u16) -> CompiledNode {
@@ -165,30 +165,6 @@ fn a_parent_may_be_named_and_loops_are_refused() {
 }
 
 #[test]
-fn a_tree_takes_new_versions_and_keeps_unchanged_ones() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = small_store(folder.path());
-    let mut tree = store.empty_tree();
-    let alice = store.load(&mut tree, "fr/alice").unwrap();
-    let bob = store.load(&mut tree, "fr/bob").unwrap();
-    assert_eq!(tree.len(), 4);
-    assert_eq!(store.load(&mut tree, "fr/alice").unwrap(), alice);
-    store.replace("fr/alice", content(&store, 8), Details::default(), None).unwrap();
-    let new = store.load(&mut tree, "fr/alice").unwrap();
-    assert_ne!(new, alice);
-    assert_eq!((tree.parent(new), store.load(&mut tree, "fr/bob").unwrap()), (tree.parent(bob), bob));
-    store.replace("fr", content(&store, 8), Details::default(), None).unwrap();
-    let moved = store.load(&mut tree, "fr/bob").unwrap();
-    assert_ne!(moved, bob, "it hangs under another version now");
-    store.compact(|_, _| ()).unwrap();
-    assert_eq!(store.load(&mut tree, "fr/bob").unwrap(), moved);
-    let Some(NodeSource::Stored(stored)) = tree.source(moved) else { panic!("it is stored") };
-    assert_eq!(store.read(stored).unwrap(), compiled(&store, 3));
-    store.remove("fr/bob", false, None).unwrap();
-    assert!(is_unknown(store.load(&mut tree, "fr/bob")) && tree.find("fr/bob").is_none());
-}
-
-#[test]
 fn segments_roll_over_and_compaction_gives_their_room_back() {
     let folder = tempfile::tempdir().unwrap();
     let options = StoreOptions { segment_bytes: 4096, ..StoreOptions::default() };
@@ -235,7 +211,7 @@ fn a_blob_of_another_version_is_refused_by_name() {
     let mut content = content(&store, 6);
     content.blob[8..12].copy_from_slice(&7_u32.to_le_bytes());
     store.publish("later", content, Details::default()).unwrap();
-    let refusal = defect(store.read_at(&store.get("later").unwrap().version.location));
+    let refusal = defect(store.read(&store.get("later").unwrap().version.location));
     assert!(matches!(refusal, StoreDefect::FormatVersion { part: "a blob", found: 7, .. }), "{refusal}");
     assert_eq!(store.verify(false, |_, _| ()).unwrap().problem_count, 1);
 }
@@ -334,7 +310,7 @@ fn a_segment_that_is_a_link_is_neither_read_nor_written() {
     std::os::unix::fs::symlink(&theirs, &mine).unwrap();
     let before = std::fs::read(&theirs).unwrap();
     let again = Store::open(store.folder()).unwrap();
-    assert!(again.read_at(&node).unwrap_err().to_string().contains("it is a link"));
+    assert!(again.read(&node).unwrap_err().to_string().contains("it is a link"));
     assert!(again.publish("x", content(&store, 9), Details::default()).is_err());
     assert_eq!(std::fs::read(&theirs).unwrap(), before);
 }

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::Store;
 use super::catalogue::Version;
-use super::{CompiledNode, Store};
+use crate::compile::CompiledNode;
 use crate::device::cpu::{SimdLevel, tighten};
 use crate::error::StoreDefect;
 use crate::lattice::BaseLattice;
@@ -165,7 +166,7 @@ impl Store {
     }
 
     fn check_bytes(&self, name: &str, version: &Version, lattice: Option<&BaseLattice>, deep: bool) -> Result<()> {
-        let node = self.read_at(&version.location)?;
+        let node = self.read(&version.location)?;
         if let Some(original) = &version.original {
             self.kept_files(original, &self.blob(original)?)?;
         }

@@ -112,10 +112,7 @@ impl TreeBuilder {
                 lost.push(name);
                 continue;
             }
-            let id = tree.attach(parent, &name, spec.label.as_deref(), spec.source);
-            if let Some(node) = tree.nodes.get_mut(&id) {
-                node.is_placed = spec.parent.is_some();
-            }
+            let id = tree.attach(parent, &name, spec.label, spec.source, spec.parent.is_some());
             push(&mut stack, children.remove(&name), id);
         }
         while let Some(parent) = lost.pop() {

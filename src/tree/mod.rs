@@ -1,22 +1,19 @@
 //! A tree of adapters: one root (the base), every other node an adapter on top of its parent.
 //!
 //! **Invariant:** a name leads to one node at most, every node but the root has one parent, and parents lead to the root.
-//! An id is given once: parents have smaller ids than their children, and an id kept elsewhere never comes to mean
-//! another node. A tree that was built counts them without gaps from the root in depth-first order, children in the order
-//! of their names, so equal trees have equal ids.
+//! Ids count without gaps from the root in depth-first order, children in the order of their names: parents have smaller ids
+//! than their children, and equal trees have equal ids.
 
 mod assemble;
 mod build;
 mod doubt;
 mod left_out;
-mod loaded;
 mod made_for;
 mod manifest;
 mod name;
 mod plan;
 pub mod render;
 mod scan;
-mod stored;
 mod tour;
 
 use std::collections::HashMap;
@@ -33,26 +30,26 @@ pub use left_out::PassedOver;
 pub use manifest::BasePin;
 pub(crate) use name::{check_name, normal, shown};
 pub use plan::{PlanSummary, SwitchPlan};
-pub(crate) use stored::STORE_FILE;
-pub use stored::{Location, StoredNode};
 
 use crate::Result;
 use crate::adapter::AdapterDeltas;
 use crate::error::RefusedEntry;
 use crate::suggest::nearest;
 
+/// The file that makes a folder a store.
+pub(crate) const STORE_FILE: &str = "catalogue.db";
+
 /// Deepest node: the root has depth 0.
 pub const MAX_DEPTH: usize = 64;
 
 /// A node of one tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(u64);
+pub struct NodeId(usize);
 
 impl NodeId {
-    /// Its number: 0 is the root, and in a tree from a folder or a builder the others follow without gaps.
-    #[allow(clippy::cast_possible_truncation, reason = "such a tree is in memory whole")]
+    /// Its number: 0 is the root, and the others follow without gaps.
     pub fn index(self) -> usize {
-        self.0 as usize
+        self.0
     }
 }
 
@@ -63,8 +60,6 @@ pub enum NodeSource {
     Folder(PathBuf),
     /// Deltas made in memory.
     Memory(Arc<AdapterDeltas>),
-    /// A version in a store, compiled already.
-    Stored(Arc<StoredNode>),
 }
 
 #[derive(Clone, Debug)]
@@ -99,10 +94,9 @@ struct Node {
 pub struct AdapterTree {
     /// Edges lead from parent to child.
     graph: DiGraphMap<NodeId, ()>,
-    nodes: HashMap<NodeId, Node>,
+    /// By their ids.
+    nodes: Vec<Node>,
     by_name: HashMap<Arc<str>, NodeId>,
-    /// The id that the next node gets.
-    next_id: u64,
     name: Option<String>,
     levels: Vec<String>,
     base: Option<BasePin>,
@@ -147,20 +141,42 @@ impl AdapterTree {
     }
 
     fn nearest_names(&self, name: &str) -> Vec<String> {
-        nearest(name, '/', self.nodes().skip(1).filter(|id| self.is_listed(*id)).map(|id| self.name(id)))
+        nearest(name, '/', self.nodes().skip(1).map(|id| self.name(id)))
     }
 
     fn get(&self, id: NodeId) -> &Node {
-        &self.nodes[&id]
+        &self.nodes[id.0]
     }
 
-    /// Whether its name leads to it.
-    fn is_listed(&self, id: NodeId) -> bool {
-        id == self.root() || self.by_name.get(&self.get(id).name) == Some(&id)
+    /// A tree of nothing but the root.
+    fn of_root(name: Option<String>, levels: Vec<String>, base: Option<BasePin>) -> Self {
+        let root = NodeId(0);
+        let node = Node { name: Arc::from("/"), label: None, source: None, parent: root, depth: 0, is_placed: false };
+        let (refused, passed_over) = (Vec::new(), Vec::new());
+        let (graph, by_name) = (DiGraphMap::new(), HashMap::new());
+        Self { graph, nodes: vec![node], by_name, name, levels, base, refused, passed_over }
     }
 
-    fn listed_children(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
-        self.graph.neighbors(id).filter(|child| self.is_listed(*child))
+    /// Adds a node under `parent`; the caller has checked the name and the depth.
+    fn attach(
+        &mut self,
+        parent: NodeId,
+        name: &str,
+        label: Option<String>,
+        source: NodeSource,
+        is_placed: bool,
+    ) -> NodeId {
+        let (id, depth) = (NodeId(self.nodes.len()), self.depth(parent) + 1);
+        let name: Arc<str> = Arc::from(name);
+        self.by_name.insert(name.clone(), id);
+        self.graph.add_edge(parent, id, ());
+        self.nodes.push(Node { name, label, source: Some(source), parent, depth, is_placed });
+        id
+    }
+
+    /// The node called `name`, without slashes around it, if it is here; `""` is the root.
+    fn find(&self, name: &str) -> Option<NodeId> {
+        if name.is_empty() { Some(self.root()) } else { self.by_name.get(name).copied() }
     }
 
     /// The node's name: its path, or `/` for the root.
@@ -188,7 +204,7 @@ impl AdapterTree {
 
     /// Its children, in the order of their names.
     pub fn children(&self, id: NodeId) -> Vec<NodeId> {
-        let mut children: Vec<NodeId> = self.listed_children(id).collect();
+        let mut children: Vec<NodeId> = self.graph.neighbors(id).collect();
         children.sort_unstable_by_key(|child| self.name(*child));
         children
     }
@@ -208,17 +224,14 @@ impl AdapterTree {
         self.len() == 1
     }
 
-    /// All nodes in the order of their ids: parents before children, the root first. Of a store they are those that were
-    /// loaded, older versions among them.
+    /// All nodes in the order of their ids: parents before children, the root first.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
-        let mut nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
-        nodes.sort_unstable();
-        nodes.into_iter()
+        (0..self.nodes.len()).map(NodeId)
     }
 
     /// The nodes without children.
     pub fn leaves(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes().filter(|&id| self.is_listed(id) && self.listed_children(id).next().is_none())
+        self.nodes().filter(|&id| self.graph.neighbors(id).next().is_none())
     }
 
     /// The node's ancestors and the node itself, from the top down, without the root: the deltas that make it.

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::BaseModel;
+use pleach::compile::base_lattice;
+use pleach::compile::compile_node;
 use pleach::lattice::{Grid, KEPT_ENOUGH, Kept};
-use pleach::store::compile_node;
 use pleach::testing::adapter::TinyAdapter;
 use pleach::testing::{TinyModel, tiny_hf_model};
 use pleach::tree::{AdapterTree, NodeSource};
-use pleach::weights::base_lattice;
 use pleach::{Runtime, WeightName};
 use serde_json::json;
 

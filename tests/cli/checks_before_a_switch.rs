@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::BaseModel;
+use pleach::compile::base_lattice;
 use pleach::error::StoreDefect;
 use pleach::store::{Changes, Details, ImportOptions, PathFit, Store};
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model, tiny_hf_model_of};
 use pleach::tree::{AdapterTree, NodeSource};
-use pleach::weights::base_lattice;
 use pleach::{Error, Runtime, WeightName};
 use serde_json::json;
 use tempfile::TempDir;

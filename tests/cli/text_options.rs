@@ -1,6 +1,7 @@
 //! What people expect of a text generator and did not find: to stop at a text wherever the tokens lie, to leave out unlikely
 //! tokens, to repeat less, `top_k 0` and `top_p 1` for off, another of the model's templates; and a bench on a toy of a model.
 
+use std::ops::ControlFlow;
 use std::process::Command;
 
 use pleach::Runtime;
@@ -44,7 +45,7 @@ fn text_stops_before_a_stop_text_wherever_the_tokens_lie() {
     let prompt = Prompt::from("hello w");
     let sampling = Sampling { temperature: 1.0, seed: 5, ..Sampling::default() };
     let free = GenerateOptions { sampling, ..options() };
-    let whole = runtime.generate(&prompt, &free, |_| ()).unwrap();
+    let whole = runtime.generate(&prompt, &free, |_| ControlFlow::Continue(())).unwrap();
     let chars: Vec<char> = whole.text.chars().collect();
     assert!(chars.len() > 12, "{:?}", whole.text);
     for (start, length) in [(0, 1), (3, 1), (4, 3), (7, 5)] {
@@ -56,6 +57,7 @@ fn text_stops_before_a_stop_text_wherever_the_tokens_lie() {
             .generate(&prompt, &with, |piece| {
                 streamed.push_str(piece);
                 assert!(!streamed.contains(&stop), "{stop:?} was printed");
+                ControlFlow::Continue(())
             })
             .unwrap();
         assert_eq!((stopped.text.as_str(), stopped.stop), (&whole.text[..at], StopReason::StopText), "{stop:?}");
@@ -65,10 +67,16 @@ fn text_stops_before_a_stop_text_wherever_the_tokens_lie() {
     // What only begins like a stop text is given in full.
     let almost = chars[chars.len() - 3..].iter().collect::<String>() + "never there";
     let with = GenerateOptions { stop_texts: vec![almost], ..free.clone() };
-    let found = runtime.generate(&prompt, &with, |_| ()).unwrap();
+    let found = runtime.generate(&prompt, &with, |_| ControlFlow::Continue(())).unwrap();
     assert_eq!((found.text, found.stop), (whole.text, StopReason::MaxTokens));
     let empty = GenerateOptions { stop_texts: vec![String::new()], ..free };
-    assert!(runtime.generate(&prompt, &empty, |_| ()).unwrap_err().to_string().contains("stop_texts"));
+    assert!(
+        runtime
+            .generate(&prompt, &empty, |_| ControlFlow::Continue(()))
+            .unwrap_err()
+            .to_string()
+            .contains("stop_texts")
+    );
 }
 
 /// Greedy with a penalty, step by step over the model's own logits.
@@ -94,9 +102,12 @@ fn repeat_penalty_is_that_of_transformers() {
         ids.push(best);
     }
     let sampling = Sampling { repeat_penalty: penalty, ..Sampling::default() };
-    let found = runtime.generate(&prompt, &GenerateOptions { sampling, ..options() }, |_| ()).unwrap().token_ids;
+    let found = runtime
+        .generate(&prompt, &GenerateOptions { sampling, ..options() }, |_| ControlFlow::Continue(()))
+        .unwrap()
+        .token_ids;
     assert_eq!(found, expected);
-    let plain = runtime.generate(&prompt, &options(), |_| ()).unwrap().token_ids;
+    let plain = runtime.generate(&prompt, &options(), |_| ControlFlow::Continue(())).unwrap().token_ids;
     assert_ne!(found, plain, "the penalty changes something here");
 }
 
@@ -187,8 +198,9 @@ fn gpu_leaves_out_and_penalises_as_the_cpu_does() {
         },
     ] {
         let options = GenerateOptions { sampling, ..options() };
-        let [a, b] =
-            [&here, &there].map(|runtime| runtime.generate(&"hello w".into(), &options, |_| ()).unwrap().token_ids);
+        let [a, b] = [&here, &there].map(|runtime| {
+            runtime.generate(&"hello w".into(), &options, |_| ControlFlow::Continue(())).unwrap().token_ids
+        });
         assert_eq!(a, b, "{options:?}");
     }
 }

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{LazyLock, Mutex};
 
+use pleach::compile::{CompiledNode, compile_node};
 use pleach::error::TreeDefect;
 use pleach::lattice::BaseLattice;
-use pleach::store::{Changes, CompiledNode, Content, Details, Ending, Store, Version, compile_node};
+use pleach::store::{Changes, Content, Details, Ending, Store, Version};
 use pleach::testing::store as made;
 pub use pleach::testing::store::info;
-use pleach::tree::StoredNode;
 use pleach::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -49,8 +49,8 @@ pub fn labelled(seed: u16) -> Details {
 
 /// Reads a version's deltas and holds them against its label; gives the seed.
 pub fn seed_of(store: &Store, version: &Version) -> Result<u16> {
-    let Version { generation, content_generation, trained_on, location, .. } = *version;
-    let read = store.read(&StoredNode { generation, content_generation, trained_on, location })?;
+    let Version { generation, location, .. } = *version;
+    let read = store.read(&location)?;
     let seed = version.labels[SEED].parse().unwrap();
     assert!(read == compiled(seed), "generation {generation} says seed {seed}, its content says otherwise");
     Ok(seed)

@@ -10,7 +10,8 @@ use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::{BaseModel, SHAPES};
 use pleach::error::RefusedEntry;
 use pleach::runtime::{Measured, MeasuredSwitch, Nodes, median, open_base};
-use pleach::tree::{AdapterTree, NodeId, NodeSource};
+use pleach::store::{Store, StoreNode};
+use pleach::tree::{AdapterTree, NodeId, NodeSource, TreeBuilder};
 use pleach::{Runtime, WeightName};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -102,9 +103,13 @@ impl Bench {
         anyhow::ensure!(held >= 2, "the base holds {held} token of context, and decoding takes 2 at least");
         let (mut figures, mut refused) = (Figures::default(), Vec::new());
         if let Some(folder) = &self.tree {
-            let mut runtime = self.loading.open_model(base, Nodes::open(folder)?, console)?;
-            runtime.load_nodes(MAX_STORE_NODES)?;
-            refused = self.measure_tree(&mut runtime, &mut figures, console)?;
+            let nodes = Nodes::open(folder)?;
+            let tree = match &nodes {
+                Nodes::Tree(tree) => (**tree).clone(),
+                Nodes::Store(store) => outline(store)?,
+            };
+            let mut runtime = self.loading.open_model(base, nodes, console)?;
+            refused = self.measure_tree(&mut runtime, &tree, &mut figures, console)?;
         }
         let base = self.base()?;
         let tree = made_tree(&base, &self.ranks)?;
@@ -128,16 +133,16 @@ impl Bench {
     fn measure_tree(
         &self,
         runtime: &mut Runtime,
+        tree: &AdapterTree,
         figures: &mut Figures,
         console: &Console,
     ) -> anyhow::Result<Vec<RefusedEntry>> {
         memory(runtime, figures, "loaded");
         console.note(&format!("checking the tree's weights at every node, on {}", runtime.device()));
-        let nodes = runtime.tree().len();
-        let check = runtime.verify(4 * nodes, 1, 1, |_| ())?;
+        let check = runtime.verify(4 * tree.len(), 1, 1, |_| ())?;
         anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; nothing was measured");
-        let (a, b) = siblings(runtime.tree(), &check.refused);
-        let [a, b] = [a, b].map(|node| runtime.tree().name(node).to_owned());
+        let (a, b) = siblings(tree, &check.refused);
+        let [a, b] = [a, b].map(|node| tree.name(node).to_owned());
         console.note(&format!("measuring {a} ↔ {b}"));
         deltas_at_hand(runtime, &a, &b)?;
         let leaf = runtime.measure_switch(&a, &b, 4 * self.repeats)?;
@@ -223,7 +228,7 @@ impl Bench {
         let [a, b] = made_pair(SETS[0].0, largest);
         deltas_at_hand(runtime, &a, &b)?;
         console.note("checking the made adapters' weights");
-        let check = runtime.verify(runtime.tree().len().min(12), 1, 1, |_| ())?;
+        let check = runtime.verify(runtime.held_versions().min(12), 1, 1, |_| ())?;
         anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; no figure holds");
         let before = runtime.fingerprint()?;
         for (set, _) in SETS {
@@ -310,9 +315,8 @@ fn peak_memory_bytes() -> Option<f64> {
 fn siblings(tree: &AdapterTree, refused: &[RefusedEntry]) -> (NodeId, NodeId) {
     let refused: HashSet<&str> = refused.iter().map(|entry| &entry.name[..]).collect();
     let is_served = |node: &NodeId| !refused.contains(tree.name(*node));
-    let is_named = |node: &NodeId| tree.node(tree.name(*node)).is_ok_and(|named| named == *node);
     // A leaf of what is served: what hangs below it, if anything, is refused.
-    let is_leaf = |node: &NodeId| is_served(node) && is_named(node) && !tree.children(*node).iter().any(is_served);
+    let is_leaf = |node: &NodeId| is_served(node) && !tree.children(*node).iter().any(is_served);
     let mut leaves: Vec<NodeId> = tree.nodes().filter(is_leaf).collect();
     leaves.sort_by_key(|&leaf| std::cmp::Reverse(tree.depth(leaf)));
     let pair = leaves.iter().enumerate().find_map(|(k, &a)| {
@@ -323,6 +327,15 @@ fn siblings(tree: &AdapterTree, refused: &[RefusedEntry]) -> (NodeId, NodeId) {
         let leaf = leaves.first().copied().unwrap_or_else(|| tree.root());
         (leaf, tree.parent(leaf).unwrap_or_else(|| tree.root()))
     })
+}
+
+/// The first nodes of a store as a tree of nothing but names.
+fn outline(store: &Store) -> pleach::Result<AdapterTree> {
+    let nodes = store.list("", None, MAX_STORE_NODES)?;
+    let add = |tree: TreeBuilder, node: StoreNode| {
+        tree.node(node.name, node.version.parent, NodeSource::Memory(Arc::default()))
+    };
+    nodes.into_iter().fold(AdapterTree::builder(), add).build()
 }
 
 /// Which modules the made adapters change.

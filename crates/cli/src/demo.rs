@@ -1,6 +1,7 @@
 //! `pleach demo`: loads a base once and walks a whole tree, telling what happens.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -69,6 +70,8 @@ impl Demo {
 
         let adapters = tree::Adapters::of(&tree, &console.limits);
         tell(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| adapters.note(node))))?;
+        let nodes: Vec<String> =
+            walk(&tree, &console.limits).into_iter().map(|node| tree.name(node).to_owned()).collect();
         let (mut runtime, load_ms) = self.loading.open(&base, tree, None, console)?;
         let fingerprint = runtime.fingerprint()?;
         let parameters = runtime.base().parameters();
@@ -82,8 +85,8 @@ impl Demo {
         ))?;
 
         let mut stops = Vec::new();
-        for node in walk(runtime.tree(), &console.limits) {
-            let stop = self.stop(&mut runtime, node)?;
+        for node in nodes {
+            let stop = self.stop(&mut runtime, &node)?;
             tell(format!("{}{}\n  {:?}\n", stop.node, cost(&stop.switch), stop.text))?;
             stops.push(stop);
         }
@@ -119,10 +122,10 @@ impl Demo {
         Ok(if bit_for_bit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn stop(&self, runtime: &mut Runtime, node: NodeId) -> anyhow::Result<Stop> {
-        let switch = runtime.switch_to_node(node)?;
+    fn stop(&self, runtime: &mut Runtime, node: &str) -> anyhow::Result<Stop> {
+        let switch = runtime.switch_to(node)?;
         let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
-        let generation = runtime.generate(&self.prompt.as_str().into(), &options, |_| ())?;
+        let generation = runtime.generate(&self.prompt.as_str().into(), &options, |_| ControlFlow::Continue(()))?;
         Ok(Stop {
             node: generation.node,
             switch,

@@ -1,5 +1,6 @@
 //! `pleach generate`: continues a prompt at a node, streaming.
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -96,9 +97,11 @@ impl Generate {
         let Arrived { runtime, load_ms, switch } = self.place.arrive(console)?;
         let mut printed = Ok(());
         let generation = runtime.generate(&prompt, &options, |piece| {
-            if !console.json && printed.is_ok() {
+            if !console.json {
                 printed = console.say(piece);
             }
+            // Nobody reads any more: a pipe that was closed.
+            if printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         printed?;
         if !console.json {
@@ -119,6 +122,7 @@ impl Generate {
             StopReason::StopText => ("stop_text", None),
             StopReason::MaxTokens => ("max_tokens", None),
             StopReason::ContextFull => ("context_full", None),
+            StopReason::Cancelled => ("cancelled", None),
         };
         let answer = Answer {
             node: generation.node,

@@ -11,12 +11,12 @@ use indicatif::{DecimalBytes, HumanCount};
 use pleach::WeightName;
 use pleach::adapter::{AdapterRemark, AdapterSummary, BaseShapes, Limits, PeftAdapter, beside};
 use pleach::base::BaseModel;
+use pleach::compile::{CompiledNode, base_lattice_of, compile_node};
 use pleach::lattice::{BaseLattice, DEFAULT_HEADROOM, percent};
 use pleach::runtime::{open_base, shapes};
-use pleach::store::{CompiledNode, FitReport, Store, check_path, compile_node};
+use pleach::store::{FitReport, Store, check_path};
 use pleach::tree::render::one_line;
 use pleach::tree::{AdapterTree, NodeId, NodeSource};
-use pleach::weights::base_lattice_of;
 use serde::Serialize;
 
 use super::Console;

@@ -120,7 +120,7 @@ fn top(store: &Store, limit: usize) -> pleach::Result<(AdapterTree, HashMap<Stri
 pub(crate) fn summary(tree: &AdapterTree, node: NodeId, limits: &Limits) -> Option<pleach::Result<AdapterSummary>> {
     match tree.source(node)? {
         NodeSource::Folder(folder) => Some(PeftHeader::open(folder, limits).map(|header| header.summary())),
-        NodeSource::Memory(_) | NodeSource::Stored(_) => None,
+        NodeSource::Memory(_) => None,
     }
 }
 

@@ -210,7 +210,7 @@ impl ChatTemplate {
     fn contain<T: Send>(&self, work: impl FnOnce() -> Result<T, minijinja::Error> + Send) -> Result<T> {
         let done = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-            let thread = thread.spawn_scoped(scope, || contained(|| work().map_err(|error| format!("{error:#}"))));
+            let thread = thread.spawn_scoped(scope, || contained(|| work().map_err(|error| told(&error))));
             thread.map(|thread| thread.join())
         });
         let reason = match done {
@@ -222,6 +222,17 @@ impl ChatTemplate {
         };
         Err(Error::Chat { path: self.path.clone(), defect: ChatDefect::Template { reason } })
     }
+}
+
+/// What the engine says, with the lines around the place; of a line that is long no more than its beginning.
+fn told(error: &minijinja::Error) -> String {
+    const SHOWN: usize = 160;
+    let text = format!("{error:#}");
+    let lines = text.lines().take(24).map(|line| match line.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// `chat_template` as it is written.

@@ -12,7 +12,7 @@ pub(super) fn prepared(source: &str) -> Result<String, String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
     let mut rest = source.as_str();
-    while let Some(at) = ["{{", "{%", "{#"].iter().filter_map(|open| rest.find(open)).min() {
+    while let Some(at) = tag_start(rest) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let length = match rest.as_bytes()[1] {
@@ -32,6 +32,12 @@ pub(super) fn prepared(source: &str) -> Result<String, String> {
     }
     out.push_str(rest);
     Ok(out)
+}
+
+/// Where the next tag begins. One search, not one for each kind: of a kind that is not there each would go to the end.
+fn tag_start(rest: &str) -> Option<usize> {
+    let opens = |at: &usize| matches!(rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'));
+    rest.match_indices('{').map(|(at, _)| at).find(opens)
 }
 
 /// The first word of a block tag.

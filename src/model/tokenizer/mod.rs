@@ -19,6 +19,7 @@ use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{AddedToken, Decoder};
 
+pub(crate) use stream::StreamState;
 pub use stream::TextStream;
 
 use super::contain::contained;
@@ -207,7 +208,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the tokenizer refuses.
     pub fn stream_after(&self, prompt: &[u32]) -> Result<TextStream<'_>> {
-        TextStream::new(self).after(prompt)
+        TextStream::after(self, prompt)
     }
 }
 

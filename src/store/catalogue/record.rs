@@ -9,7 +9,7 @@ use bincode::Options;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::tree::Location;
+use crate::store::segment::Location;
 
 const MAGIC: &[u8; 4] = b"PLCR";
 /// Version of the frame and of every record in it.

@@ -11,7 +11,7 @@ use super::record::{FrameProblem, PastVersion, RECORD_VERSION, State, Version, f
 use super::{CATALOGUE_FILE, CHILDREN, Failure, HISTORY, Header, META, Reading, Step, Writing, damaged};
 use crate::Error;
 use crate::error::StoreDefect;
-use crate::tree::Location;
+use crate::store::segment::Location;
 
 /// Opens a record's frame.
 fn opened<T: DeserializeOwned>(path: &Path, key: &[u8], shown: &str, bytes: &[u8]) -> Step<T> {

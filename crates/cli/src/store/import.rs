@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
+use pleach::compile::base_lattice;
 use pleach::lattice::percent;
 use pleach::runtime::open_base;
 use pleach::store::{ImportOptions, ImportReport, Store};
 use pleach::tree::AdapterTree;
-use pleach::weights::base_lattice;
 use serde::Serialize;
 
 use super::moving;

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::Args;
 use indicatif::{DecimalBytes, HumanCount};
 use pleach::base::BaseModel;
+use pleach::compile::base_lattice;
 use pleach::runtime::open_base;
 use pleach::store::{FitReport, NodeFit, Store, StoreReport};
-use pleach::weights::base_lattice;
 use serde::Serialize;
 
 use super::{Opening, moving, warn_open};

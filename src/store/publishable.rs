@@ -1,40 +1,15 @@
-//! From an adapter to what is published: the same integers on every machine.
+//! From an adapter to what is published.
 
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::Store;
-use super::blob::{CompiledNode, encode_kept};
+use super::blob::encode_kept;
 use super::change::Content;
+use crate::Result;
 use crate::adapter::{AdapterDeltas, Limits, PeftAdapter, beside, files_beside, names_beside};
 use crate::base::{BaseModel, base_key, is_published};
-use crate::device::cpu::{SimdLevel, tighten_and_count};
-use crate::error::{StoreDefect, all_or_worst};
-use crate::lattice::{Grid, Kept, compile};
-use crate::{Error, Result, WeightName};
-
-/// Compiles one node's float deltas on the grids that `grid_of` gives, and counts what share of them the lattice keeps.
-///
-/// # Errors
-/// [`Error::NoSuchMatrix`], and what [`compile`] returns.
-pub fn compile_node<'g>(
-    deltas: &AdapterDeltas,
-    grid_of: impl Fn(&WeightName) -> Option<&'g Grid> + Sync,
-) -> Result<(CompiledNode, Kept)> {
-    let compiled = deltas.par_iter().map(|(name, delta)| {
-        let grid = grid_of(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
-        let mut compiled = compile(name, delta, grid)?;
-        let squares = tighten_and_count(SimdLevel::detect(), &mut compiled, delta, grid);
-        Ok((name, compiled, squares, grid))
-    });
-    let (mut node, mut kept) = (CompiledNode::new(), Kept::default());
-    for (name, compiled, squares, grid) in all_or_worst(compiled.collect::<Vec<_>>())? {
-        kept.add(name, squares, &compiled, grid);
-        node.insert(name.clone(), compiled);
-    }
-    Ok((node, kept))
-}
+use crate::compile::compile_node;
+use crate::error::StoreDefect;
 
 impl Store {
     /// Compiles float deltas for this store's base.

@@ -1,0 +1,454 @@
+//! One copy of the weights on one device, and the nodes that are applied to it.
+//!
+//! **Invariant:** the deltas of the nodes that are applied are held here: what was added is what will be subtracted, whatever
+//! becomes of caches and files.
+//! **Invariant:** here alone a device's type is named: [`Replica`] is what all others see.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::SwitchReport;
+use super::engine::Engine;
+#[cfg(feature = "gpu")]
+use crate::device::gpu::Gpu;
+use crate::device::{Ceilings, Compute};
+use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
+use crate::model::{Forward, KvCache, Llama, Slot};
+use crate::nodes::{CacheStats, DeltaCache, NodeVersion};
+use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
+use crate::{Error, Result, WeightName};
+
+/// A copy of the weights, whatever the device.
+pub(super) trait Replica: Any + Send + Sync {
+    /// What it shares with others.
+    fn engine(&self) -> &Arc<Engine>;
+
+    /// The version that the weights stand at.
+    fn current(&self) -> &NodeVersion;
+
+    /// [`Error::Unusable`] unless the weights are what [`Self::current`] says, or what the device failed of.
+    fn check_usable(&self) -> Result<()>;
+
+    /// Moves the weights to `target` in one pass over those that change. On an error they are as before, or unusable.
+    fn switch(&mut self, target: &NodeVersion) -> Result<SwitchReport>;
+
+    /// Makes ready what a switch to `target` needs.
+    fn prefetch(&mut self, target: &NodeVersion) -> Result<()>;
+
+    /// Connects to the device anew and loads everything anew, at the root.
+    fn restore(&mut self) -> Result<()>;
+
+    /// Room for the keys and values of `tokens` tokens that are run with the weights as they now are.
+    fn kv(&self, tokens: usize) -> Result<Kv>;
+
+    /// Runs tokens behind those in `kv`, with weights that stand where they stood when it was made.
+    fn forward<'a>(&'a self, kv: &'a mut Kv) -> Result<Box<dyn Forward + 'a>>;
+
+    /// A matrix as it now is.
+    fn matrix(&self, id: MatrixId) -> Result<LatticeMatrix>;
+
+    /// BLAKE3 of the resident bits.
+    fn fingerprint(&self) -> Result<blake3::Hash>;
+
+    /// The fingerprint that weights would have whose matrices hash to `hashes`, by id.
+    fn fingerprint_of(&self, hashes: &[blake3::Hash]) -> blake3::Hash;
+
+    /// What is resident.
+    fn residence(&self) -> Residence;
+
+    /// The device, for people.
+    fn device(&self) -> String;
+
+    /// The GPU, if it is one.
+    #[cfg(feature = "gpu")]
+    fn gpu(&self) -> Option<&Gpu>;
+
+    /// Milliseconds that a switch takes at best that changes `touched` and needs so many integer products. With `upload` the
+    /// deltas that are not applied leave the device first.
+    fn switch_ceiling_ms(&mut self, touched: &[MatrixId], products: u64, upload: bool) -> Result<f64>;
+
+    /// Milliseconds to read `matrices` once.
+    fn read_ceiling_ms(&self, matrices: &[MatrixId]) -> Result<f64>;
+
+    /// Milliseconds for so many f32 products.
+    fn products_ceiling_ms(&self, products: u64) -> Result<f64>;
+}
+
+/// What a copy of the weights takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Residence {
+    /// Whether embedding and head are one matrix.
+    pub(super) is_tied: bool,
+    /// Whether deltas lie in the host's memory alone.
+    pub(super) is_host: bool,
+    /// Weights in all matrices.
+    pub(super) parameters: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// Deltas on the device, where that has memory of its own.
+    pub(super) uploaded: CacheStats,
+}
+
+/// Keys and values of one sequence, on the device of one copy of the weights, at one node version.
+pub(super) struct Kv {
+    cache: Box<dyn KvSlot>,
+    /// The version they were computed at.
+    version: NodeVersion,
+    owner: [u8; 32],
+    /// Tokens there is room for.
+    pub(super) capacity: usize,
+}
+
+impl Kv {
+    pub(super) fn version(&self) -> &NodeVersion {
+        &self.version
+    }
+
+    /// Drops every token.
+    pub(super) fn clear(&mut self) {
+        self.cache.clear();
+    }
+}
+
+/// A [`KvCache`] of some device.
+trait KvSlot: Any + Send + Sync {
+    fn clear(&mut self);
+}
+
+impl<D: Compute + 'static> KvSlot for KvCache<D> {
+    fn clear(&mut self) {
+        KvCache::clear(self);
+    }
+}
+
+/// One node's deltas, compiled and on the device.
+struct Resident<D: Ceilings> {
+    version: NodeVersion,
+    compiled: Arc<NodeDeltas>,
+    on_device: Arc<D::Deltas>,
+}
+
+impl<D: Ceilings> Clone for Resident<D> {
+    fn clone(&self) -> Self {
+        Self { version: self.version.clone(), compiled: self.compiled.clone(), on_device: self.on_device.clone() }
+    }
+}
+
+/// A copy of the weights on a device of type `D`.
+pub(super) struct DeviceReplica<D: Ceilings> {
+    engine: Arc<Engine>,
+    device: D,
+    pub(super) weights: Weights<D>,
+    model: Llama,
+    /// The nodes that are applied, from the top down.
+    applied: Vec<Resident<D>>,
+    current: NodeVersion,
+    /// Deltas on the device, where that has memory of its own.
+    uploaded: DeltaCache<D::Deltas>,
+    /// Given anew whenever the weights are loaded: keys and values from before are lost.
+    load: u64,
+}
+
+fn next_load() -> u64 {
+    static LOADS: AtomicU64 = AtomicU64::new(0);
+    LOADS.fetch_add(1, Ordering::Relaxed)
+}
+
+impl<D: Ceilings + 'static> DeviceReplica<D> {
+    /// Loads every weight of the base, at the root.
+    pub(super) fn load(
+        engine: Arc<Engine>,
+        device: D,
+        device_delta_bytes: usize,
+        progress: impl FnMut(usize, usize) + Send,
+    ) -> Result<Self> {
+        let (weights, model) = load(&engine, &device, progress)?;
+        let (current, uploaded) = (engine.nodes.root().clone(), DeltaCache::new(device_delta_bytes));
+        Ok(Self { engine, device, weights, model, applied: Vec::new(), current, uploaded, load: next_load() })
+    }
+
+    /// One version's deltas, read, compiled and moved to the device as far as they are not there.
+    fn resident(&mut self, version: &NodeVersion, report: &mut SwitchReport) -> Result<Resident<D>> {
+        let compiled = self.engine.deltas(version, report)?;
+        let version = version.clone();
+        let device = &self.device;
+        if D::HOST_MEMORY {
+            let on_device = Arc::new(device.upload_deltas(&compiled)?);
+            return Ok(Resident { version, compiled, on_device });
+        }
+        if !self.uploaded.contains(&version) {
+            report.uploaded.push(version.name().into());
+        }
+        let upload = |uploaded: &mut DeltaCache<D::Deltas>| {
+            uploaded.get(&version, || {
+                let deltas = device.upload_deltas(&compiled)?;
+                let bytes = device.deltas_bytes(&deltas);
+                Ok((Arc::new(deltas), bytes))
+            })
+        };
+        let on_device = match upload(&mut self.uploaded) {
+            // The budget is more than the device has: what is not in use makes room.
+            Err(Error::DeviceMemory { .. }) => {
+                self.uploaded.evict_to(0);
+                upload(&mut self.uploaded)?
+            }
+            result => result?,
+        };
+        Ok(Resident { version, compiled, on_device })
+    }
+
+    /// Makes the deltas of every one of `versions` resident, and gives a tied head a matrix of its own before the first of them
+    /// that touches head or embedding is added.
+    fn residents(&mut self, versions: &[NodeVersion], report: &mut SwitchReport) -> Result<Vec<Resident<D>>> {
+        let residents = versions.iter().map(|version| self.resident(version, report)).collect::<Result<Vec<_>>>()?;
+        let ids = [EMBEDDING, HEAD].map(|name| self.weights.matrix_id(&WeightName::new(name)));
+        let touches = |resident: &Resident<D>| ids.iter().flatten().any(|id| resident.compiled.delta(*id).is_some());
+        if self.weights.is_tied() && residents.iter().any(touches) {
+            self.weights.untie(&self.device)?;
+        }
+        Ok(residents)
+    }
+
+    /// Drops what is over the budgets.
+    fn evict(&mut self) {
+        self.engine.compiled().evict();
+        self.uploaded.evict();
+    }
+
+    /// The same after something broke off. What was uploaded for it may still hold staging memory, so of that nothing stays
+    /// but what is applied.
+    fn give_up(&mut self, report: &SwitchReport) {
+        self.evict();
+        if !report.uploaded.is_empty() {
+            self.uploaded.evict_to(0);
+        }
+    }
+
+    /// Makes ready, checks and moves; `common` of the nodes that are applied stay.
+    fn make(
+        &mut self,
+        target: &NodeVersion,
+        common: usize,
+        entered: &[NodeVersion],
+        report: &mut SwitchReport,
+    ) -> Result<(Touched, Vec<Resident<D>>)> {
+        let start = Instant::now();
+        let entered = self.residents(entered, report)?;
+        let path = self.applied[..common].iter().chain(&entered).map(|resident| &*resident.compiled);
+        let left = || self.applied[common..].iter().rev();
+        let moved = || left().map(|r| (r, Sign::Subtract)).chain(entered.iter().map(|r| (r, Sign::Add)));
+        let movement: Vec<_> = moved().map(|(resident, sign)| (&*resident.compiled, sign)).collect();
+        let engine = &self.engine;
+        let checked =
+            self.weights.check_bounds(&self.device, &engine.host, target.name(), &path.collect::<Vec<_>>(), &movement);
+        checked.map_err(|error| engine.nodes.advised(error))?;
+        report.prepare_ms += milliseconds(start);
+        let start = Instant::now();
+        let on_device: Vec<_> = moved().map(|(resident, sign)| (&*resident.on_device, sign)).collect();
+        let touched = self.weights.apply(&self.device, &movement, &on_device)?;
+        report.pass_ms = milliseconds(start);
+        Ok((touched, entered))
+    }
+
+    fn pin(&mut self, versions: impl Iterator<Item = NodeVersion>) {
+        let engine = self.engine.clone();
+        let mut compiled = engine.compiled();
+        for version in versions {
+            compiled.pin(&version);
+            self.uploaded.pin(&version);
+        }
+    }
+
+    fn unpin(&mut self, versions: impl Iterator<Item = NodeVersion>) {
+        let engine = self.engine.clone();
+        let mut compiled = engine.compiled();
+        for version in versions {
+            compiled.unpin(&version);
+            self.uploaded.unpin(&version);
+        }
+    }
+
+    /// Names the weights at `version`.
+    fn owner(&self, version: &NodeVersion) -> [u8; 32] {
+        let mut owner = [0; 32];
+        owner[..8].copy_from_slice(&version.serial().to_le_bytes());
+        owner[8..16].copy_from_slice(&self.load.to_le_bytes());
+        owner
+    }
+}
+
+/// Loads every weight of the base onto `device`.
+fn load<D: Ceilings>(
+    engine: &Engine,
+    device: &D,
+    progress: impl FnMut(usize, usize) + Send,
+) -> Result<(Weights<D>, Llama)> {
+    let weights = engine.host.install(|| Weights::load(&engine.base, device, engine.headroom, progress))?;
+    // The first copy's: those of another are equal.
+    let grids = engine.grids.get_or_init(|| weights.grids().clone());
+    debug_assert!(grids == weights.grids(), "a base has one lattice at one headroom");
+    let model = Llama::bind(device, engine.base.config(), &weights)?;
+    Ok((weights, model))
+}
+
+impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
+    fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    fn current(&self) -> &NodeVersion {
+        &self.current
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        self.device.check()?;
+        if self.weights.is_usable() { Ok(()) } else { Err(Error::Unusable) }
+    }
+
+    fn switch(&mut self, target: &NodeVersion) -> Result<SwitchReport> {
+        let start = Instant::now();
+        let engine = self.engine.clone();
+        engine.nodes.check_stale(target, engine.stale)?;
+        let path = target.path();
+        let same = |(applied, wanted): &(&Resident<D>, &NodeVersion)| applied.version == **wanted;
+        let common = self.applied.iter().zip(&path).take_while(same).count();
+        let left: Vec<NodeVersion> = self.applied[common..].iter().map(|resident| resident.version.clone()).collect();
+        let mut report = SwitchReport {
+            source: self.current.name().into(),
+            target: target.name().into(),
+            subtracted: left.iter().rev().map(|version| version.name().into()).collect(),
+            added: path[common..].iter().map(|version| version.name().into()).collect(),
+            ..SwitchReport::default()
+        };
+        self.check_usable()?;
+        report.prepare_ms = milliseconds(start);
+        let (touched, entered) = match self.make(target, common, &path[common..], &mut report) {
+            Ok(made) => made,
+            Err(error) => {
+                self.give_up(&report);
+                return Err(error);
+            }
+        };
+        self.applied.truncate(common);
+        self.pin(entered.iter().map(|resident| resident.version.clone()).collect::<Vec<_>>().into_iter());
+        self.applied.extend(entered);
+        self.unpin(left.into_iter());
+        self.current = target.clone();
+        self.evict();
+        report.touched_matrices = touched.matrices;
+        report.touched_weights = touched.weights;
+        report.touched_bytes = touched.weights * 4;
+        report.device_upload_ms = touched.times.upload_ms;
+        report.device_pass_ms = touched.times.pass_ms;
+        report.total_ms = milliseconds(start);
+        Ok(report)
+    }
+
+    fn prefetch(&mut self, target: &NodeVersion) -> Result<()> {
+        self.check_usable()?;
+        let mut report = SwitchReport::default();
+        let uploaded = self.residents(&target.path(), &mut report).and_then(|residents| {
+            let deltas: Vec<_> = residents.iter().map(|resident| &*resident.on_device).collect();
+            self.device.finish_uploads(&deltas)
+        });
+        match &uploaded {
+            Ok(()) => self.evict(),
+            Err(_) => self.give_up(&report),
+        }
+        uploaded
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        // The old weights go first: there is never room for two.
+        self.weights = Weights::unusable();
+        let applied = std::mem::take(&mut self.applied);
+        self.unpin(applied.into_iter().map(|resident| resident.version));
+        self.engine.compiled().evict();
+        self.uploaded.clear();
+        self.current = self.engine.nodes.root().clone();
+        self.device.reopen()?;
+        (self.weights, self.model) = load(&self.engine, &self.device, |_, _| ())?;
+        self.load = next_load();
+        Ok(())
+    }
+
+    fn kv(&self, tokens: usize) -> Result<Kv> {
+        let config = self.engine.base.config();
+        let capacity = tokens.clamp(1, config.max_position_embeddings);
+        let (version, owner) = (self.current.clone(), self.owner(&self.current));
+        let cache = Box::new(KvCache::new(&self.device, config, 1, capacity, owner)?);
+        Ok(Kv { cache, version, owner, capacity })
+    }
+
+    fn forward<'a>(&'a self, kv: &'a mut Kv) -> Result<Box<dyn Forward + 'a>> {
+        self.check_usable()?;
+        let (owner, found) = (self.owner(&self.current), kv.owner);
+        let cache = (&mut *kv.cache as &mut dyn Any).downcast_mut::<KvCache<D>>().filter(|_| owner == found);
+        let cache = cache.ok_or(Error::CacheOwner { expected: owner, found })?;
+        let Self { model, device, weights, .. } = self;
+        Ok(Box::new(Slot { model, device, weights, cache, owner }))
+    }
+
+    fn matrix(&self, id: MatrixId) -> Result<LatticeMatrix> {
+        self.check_usable()?;
+        self.device.read_matrix(self.weights.matrix(id))
+    }
+
+    fn fingerprint(&self) -> Result<blake3::Hash> {
+        self.check_usable()?;
+        self.weights.fingerprint(&self.device)
+    }
+
+    fn fingerprint_of(&self, hashes: &[blake3::Hash]) -> blake3::Hash {
+        self.weights.fingerprint_of(hashes)
+    }
+
+    fn residence(&self) -> Residence {
+        Residence {
+            is_tied: self.weights.is_tied(),
+            is_host: D::HOST_MEMORY,
+            parameters: self.weights.parameters(),
+            bytes: self.weights.resident_bytes(),
+            uploaded: self.uploaded.stats(),
+        }
+    }
+
+    fn device(&self) -> String {
+        self.device.describe()
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu(&self) -> Option<&Gpu> {
+        (&self.device as &dyn Any).downcast_ref()
+    }
+
+    fn switch_ceiling_ms(&mut self, touched: &[MatrixId], products: u64, upload: bool) -> Result<f64> {
+        if upload {
+            self.uploaded.evict_to(0);
+        }
+        let Self { device, weights, .. } = self;
+        let memory = weights.measure(touched, |matrices| device.read_modify_write_ms(matrices))?;
+        Ok(memory.max(device.integer_products_ms(products)?))
+    }
+
+    fn read_ceiling_ms(&self, matrices: &[MatrixId]) -> Result<f64> {
+        self.device.read_ms(&matrices.iter().map(|&id| self.weights.matrix(id)).collect::<Vec<_>>())
+    }
+
+    fn products_ceiling_ms(&self, products: u64) -> Result<f64> {
+        self.device.float_products_ms(products)
+    }
+}
+
+impl<D: Ceilings> Drop for DeviceReplica<D> {
+    fn drop(&mut self) {
+        let mut compiled = self.engine.compiled();
+        self.applied.iter().for_each(|resident| compiled.unpin(&resident.version));
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

@@ -1,0 +1,134 @@
+//! One text in the making: its tokens, its keys and values, its sampler, the node version it belongs to.
+//!
+//! **Invariant:** keys and values are only ever used with weights that stand at the version they were computed at.
+
+use super::engine::Engine;
+use super::replica::{Kv, Replica};
+use crate::model::tokenizer::StreamState;
+use crate::model::{Decoding, GenerateOptions, StopReason, StopTexts};
+use crate::nodes::NodeVersion;
+use crate::{Error, Result};
+
+/// A text that is generated step by step, at the node version where it was begun. The weights may move elsewhere between two
+/// steps; when they are back it goes on without computing anything again.
+pub struct Sequence {
+    kv: Kv,
+    decoding: Decoding,
+    stream: StreamState,
+    stops: StopTexts,
+    /// Whether the last text was given out.
+    is_flushed: bool,
+}
+
+/// What one step of a [`Sequence`] made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The token that was chosen; none where the text has ended.
+    pub token: Option<u32>,
+    /// Text that is complete by now and cannot become part of a stop text, perhaps none.
+    pub text: String,
+    /// Why there is no further step, if there is none.
+    pub stop: Option<StopReason>,
+}
+
+impl Sequence {
+    /// Begins behind the tokens of a prompt.
+    pub(super) fn new(replica: &dyn Replica, ids: &[u32], options: &GenerateOptions) -> Result<Self> {
+        let engine = replica.engine();
+        replica.check_usable()?;
+        if options.stop_texts.iter().any(String::is_empty) {
+            let (name, expected) = ("stop_texts", "texts of at least one character");
+            return Err(Error::SamplingParameter { name, expected, found: "empty".to_owned() });
+        }
+        let mut options = options.clone();
+        if !options.ignore_eos {
+            options.stop_tokens.extend(&engine.base.config().eos_token_ids);
+        }
+        let kv = replica.kv(ids.len().saturating_add(options.max_tokens))?;
+        let decoding = Decoding::new(ids, &options, kv.capacity)?;
+        let stream = StreamState::after(engine.tokenizer()?, ids)?;
+        Ok(Self { kv, decoding, stream, stops: StopTexts::new(&options.stop_texts), is_flushed: false })
+    }
+
+    /// The version at which it goes on.
+    pub fn version(&self) -> &NodeVersion {
+        self.kv.version()
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.decoding.prompt_tokens()
+    }
+
+    /// The new tokens so far.
+    pub fn token_ids(&self) -> &[u32] {
+        self.decoding.token_ids()
+    }
+
+    /// Tokens that were run through the model so far; more than there are if some had to be run again.
+    pub fn run_tokens(&self) -> usize {
+        self.decoding.run_tokens()
+    }
+
+    /// Why there is no further step, if there is none.
+    pub fn stop(&self) -> Option<StopReason> {
+        self.decoding.stop()
+    }
+
+    /// Ends it: there is no further step.
+    pub fn cancel(&mut self) {
+        self.decoding.end(StopReason::Cancelled);
+    }
+
+    /// Chooses the next token.
+    pub(super) fn step(&mut self, replica: &dyn Replica) -> Result<Step> {
+        let engine: &Engine = replica.engine();
+        let tokenizer = engine.tokenizer()?;
+        if self.kv.version() != replica.current() {
+            let [sequence, weights] = [self.version(), replica.current()].map(|version| version.name().to_owned());
+            return Err(Error::SequenceElsewhere { sequence, weights });
+        }
+        let token = match self.decoding.stop() {
+            Some(_) => None,
+            None => self.run(replica)?,
+        };
+        let mut text = match token {
+            Some(token) => self.stops.push(&self.stream.push(tokenizer, token)?),
+            None => String::new(),
+        };
+        if self.stops.is_done() {
+            self.decoding.end(StopReason::StopText);
+        }
+        if self.decoding.stop().is_some() && !std::mem::replace(&mut self.is_flushed, true) {
+            text += &self.stops.push(&self.stream.rest(tokenizer)?);
+            if self.stops.is_done() {
+                self.decoding.end(StopReason::StopText);
+            }
+            text += &self.stops.finish();
+        }
+        Ok(Step { token, text, stop: self.decoding.stop() })
+    }
+
+    /// Runs what is to be run. If that breaks off, or the device was lost meanwhile, all is run again by the next step.
+    fn run(&mut self, replica: &dyn Replica) -> Result<Option<u32>> {
+        if matches!(replica.forward(&mut self.kv), Err(Error::CacheOwner { .. })) {
+            self.kv = replica.kv(self.kv.capacity)?;
+            self.decoding.restart();
+        }
+        let mut forward = replica.forward(&mut self.kv)?;
+        let chosen = self.decoding.step(&mut *forward);
+        drop(forward);
+        if chosen.is_err() {
+            self.decoding.restart();
+            self.kv = replica.kv(self.kv.capacity)?;
+        }
+        chosen
+    }
+}
+
+impl std::fmt::Debug for Sequence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (prompt, new) = (self.prompt_tokens(), self.token_ids().len());
+        f.debug_struct("Sequence").field("version", self.version()).field("prompt", &prompt).field("new", &new).finish()
+    }
+}

@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod base;
 pub mod compile;
+mod contain;
 pub mod device;
 pub mod error;
 pub mod file;

@@ -11,9 +11,9 @@ const MAX_LINES: usize = 600;
 const MAX_SHADER_LINES: usize = 240;
 
 /// The library's modules: each uses only those before it.
-const MODULES: [&str; 16] = [
-    "name", "suggest", "error", "file", "base", "adapter", "lattice", "tree", "device", "compile", "store", "nodes",
-    "weights", "model", "runtime", "testing",
+const MODULES: [&str; 17] = [
+    "name", "suggest", "contain", "error", "file", "base", "adapter", "lattice", "tree", "device", "compile", "store",
+    "nodes", "weights", "model", "runtime", "testing",
 ];
 
 /// Uses that go up: from, to, for the sake of what.

@@ -2,7 +2,6 @@
 
 mod batch;
 pub mod chat;
-mod contain;
 mod generate;
 mod kv_cache;
 mod llama;

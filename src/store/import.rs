@@ -54,7 +54,7 @@ pub struct ImportReport {
 
 impl Store {
     /// Makes a store in `folder` from a tree of PEFT adapters, compiled for `base` on `lattice`
-    /// ([`base_lattice`](crate::weights::base_lattice)). `progress` is told how many of how many adapters are looked at.
+    /// ([`base_lattice`](crate::compile::base_lattice)). `progress` is told how many of how many adapters are looked at.
     ///
     /// # Errors
     /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, those among them whose path does

@@ -21,12 +21,10 @@ use crate::{Error, Result};
 const ATTEMPTS: usize = 8;
 
 /// Those that this process has begun.
-static UNFINISHED: Mutex<Unfinished> = Mutex::new(Unfinished { places: Vec::new(), ending: false });
+static UNFINISHED: Mutex<Unfinished> = Mutex::new(Unfinished { places: Vec::new() });
 
 struct Unfinished {
     places: Vec<Arc<Place>>,
-    /// Nothing is finished any more.
-    ending: bool,
 }
 
 impl Unfinished {
@@ -90,11 +88,8 @@ impl Making {
             rand::Rng::fill(&mut rand::rng(), &mut id);
             let (parent, mut name) = (open_above()?, prefix.clone());
             name.push(format!("{:032x}", u128::from_le_bytes(id)));
-            // Not begun while the process is told to end.
+            // Nothing is begun once the process is told to end.
             let mut unfinished = Unfinished::lock();
-            if unfinished.ending {
-                return Err(io(std::io::ErrorKind::Interrupted.into()));
-            }
             parent.make_folder(&name).map_err(|error| Error::io(parent.at(&name), error))?;
             let made = Arc::new(parent.folder(&name)?);
             // Where folders cannot be claimed nobody removes what others left.
@@ -127,10 +122,7 @@ impl Making {
         let Place { parent, name, folder } = &*self.place;
         folder.sync(faults).map_err(|error| Error::io(folder.path(), error))?;
         let mut unfinished = Unfinished::lock();
-        let renamed = match unfinished.ending {
-            true => Err(std::io::ErrorKind::Interrupted.into()),
-            false => faults.step().and_then(|()| parent.rename(name, &self.target)),
-        };
+        let renamed = faults.step().and_then(|()| parent.rename(name, &self.target));
         renamed.map_err(|error| match error.kind() {
             std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotADirectory => {
                 Error::store(&self.target_path, StoreDefect::Exists)
@@ -156,11 +148,10 @@ impl Drop for Making {
     }
 }
 
-/// Removes the stores that this process has begun and not finished; those that others are at end with an error. For who was
-/// told to end the process and is about to.
+/// Removes the stores that this process has begun and not finished. For who was told to end the process and does so next:
+/// whoever begins, finishes or drops one afterwards waits for that.
 pub fn abandon_unfinished() {
     let mut unfinished = Unfinished::lock();
-    unfinished.ending = true;
     for place in unfinished.places.drain(..) {
         // The thread that makes it may be adding a file.
         for _ in 0..ATTEMPTS {
@@ -169,6 +160,8 @@ pub fn abandon_unfinished() {
             }
         }
     }
+    // Not given back: an error of who was at it must not end the process first, with another status.
+    std::mem::forget(unfinished);
 }
 
 /// Removes an empty folder where the store is to be.

@@ -20,9 +20,9 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
 
-use super::contain::contained;
 use super::special::FolderTokens;
 use crate::base::BaseModel;
+use crate::contain::contained;
 use crate::error::{ChatDefect, TokenizerDefect};
 use crate::file::gguf::GgufFile;
 use crate::file::read_limited;

@@ -22,9 +22,9 @@ use tokenizers::{AddedToken, Decoder};
 pub(crate) use stream::StreamState;
 pub use stream::TextStream;
 
-use super::contain::contained;
 use super::special::{Declared, FolderTokens, kind};
 use crate::base::BaseModel;
+use crate::contain::contained;
 use crate::error::TokenizerDefect;
 use crate::file::gguf::GgufFile;
 use crate::file::{from_json, read_limited};

@@ -14,7 +14,6 @@ mod record;
 mod tables;
 mod wait;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -26,6 +25,7 @@ use super::StoreOptions;
 use super::faults::Faults;
 use super::folder::Folder;
 use super::segment::StoreId;
+use crate::contain::contained;
 use crate::error::StoreDefect;
 use crate::{Error, Result};
 use open::{Mode, Open};
@@ -337,7 +337,7 @@ fn is(error: &Error, defect: impl Fn(&StoreDefect) -> bool) -> bool {
 /// Runs `work`; `broken` is told when the database is not to be used again.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Step<T>, broken: impl FnOnce()) -> Result<T> {
     // What a panic may leave behind is not used again: the catalogue is marked, or was never handed out.
-    match catch_unwind(AssertUnwindSafe(work)) {
+    match contained(work) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(Failure::Ours(error))) => {
             if is(&error, |defect| matches!(defect, StoreDefect::Unconfirmed { .. })) {
@@ -351,8 +351,7 @@ fn guarded<T>(path: &Path, work: impl FnOnce() -> Step<T>, broken: impl FnOnce()
         }
         Err(panic) => {
             broken();
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(damaged(path, CATALOGUE_FILE, text.unwrap_or("the database gave up on it")))
+            Err(damaged(path, CATALOGUE_FILE, &format!("the database broke off: {panic}")))
         }
     }
 }

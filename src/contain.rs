@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// Runs `work`; a panic in it is given back as its message.
-pub(super) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     // The hook runs before the panic is caught, so it is what would write to stderr.
     HOOK.call_once(|| {

@@ -45,6 +45,7 @@ fn step(runtime: &Runtime, sequence: &mut Sequence) -> Step {
 }
 
 /// Another copy on a GPU, on the CPU where there is none; where CI is set there has to be one.
+#[allow(clippy::print_stdout, reason = "a test says what it could not do")]
 fn other_copy(runtime: &Runtime) -> Runtime {
     let on_gpu = "gpu".parse().and_then(|gpu| runtime.replica(gpu));
     match on_gpu {

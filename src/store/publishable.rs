@@ -15,7 +15,7 @@ impl Store {
     /// Compiles float deltas for this store's base.
     ///
     /// # Errors
-    /// [`Error::NoSuchMatrix`], and what [`compile`] returns.
+    /// As [`compile_node`].
     pub fn compile(&self, deltas: &AdapterDeltas) -> Result<Content> {
         let lattice = self.lattice()?;
         let (node, kept) = compile_node(deltas, |name| lattice.grid(name))?;
@@ -29,7 +29,7 @@ impl Store {
     /// tokenizer beside them that are not the base's byte for byte.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for an adapter that is refused, [`StoreDefect::NeedsBase`], what reading files to be kept returns,
+    /// [`Error::Adapter`](crate::Error::Adapter) for an adapter that is refused, [`StoreDefect::NeedsBase`], what reading files to be kept returns,
     /// and as [`Self::compile`].
     pub fn compile_adapter(
         &self,

@@ -27,6 +27,8 @@ pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};
 pub use verify::VerifyReport;
 
+#[cfg(feature = "gpu")]
+use crate::Error;
 use crate::adapter::{BaseShapes, Limits};
 use crate::base::{BaseModel, WeightInfo};
 use crate::device::cpu::{Cpu, SimdLevel};
@@ -38,7 +40,7 @@ use crate::nodes::{DeltaCache, NodeSet, StoreNodes, TreeNodes};
 use crate::store::{Store, StoreStats};
 use crate::tree::AdapterTree;
 use crate::weights::{EMBEDDING, HEAD};
-use crate::{Error, Result, WeightName};
+use crate::{Result, WeightName};
 use engine::Engine;
 use replica::{DeviceReplica, Replica};
 

@@ -83,11 +83,11 @@ fn is_making(path: &Path, store: &str) -> bool {
 #[test]
 fn an_import_that_is_told_to_end_leaves_nothing_behind() {
     let made = Made::new(2000);
-    let mut ended = std::collections::BTreeSet::new();
-    for round in 0..4 {
-        for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+    for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let mut ended = 0;
+        for round in 0..40 {
             let import = made.begun("store").expect("2,000 adapters take longer");
-            std::thread::sleep(Duration::from_millis(13 * round));
+            std::thread::sleep(Duration::from_millis(13 * (round % 4)));
             let output = end(import, signal);
             if output.status.code() == Some(0) {
                 // It was done first.
@@ -97,10 +97,13 @@ fn an_import_that_is_told_to_end_leaves_nothing_behind() {
             }
             assert_eq!(output.status.code(), Some(status), "{signal}: {output:?}");
             assert!(output.stdout.is_empty() && made.beside().is_empty(), "{signal} left {:?}", made.beside());
-            ended.insert(signal);
+            ended += 1;
+            if ended == 4 {
+                break;
+            }
         }
+        assert!(ended > 0, "{signal} never came in time");
     }
-    assert_eq!(ended.len(), 3, "only by {ended:?} some were ended");
 }
 
 /// `nohup` lets SIGHUP be ignored: it stays so.

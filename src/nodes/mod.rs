@@ -100,6 +100,16 @@ impl NodeVersion {
         path
     }
 
+    /// What a switch from here to `target` subtracts and adds: what the two paths do not share.
+    pub(crate) fn way_to(&self, target: &Self) -> Way {
+        let (mut left, mut entered) = (self.path(), target.path());
+        let common = left.iter().zip(&entered).take_while(|(here, there)| here == there).count();
+        left.drain(..common);
+        left.reverse();
+        entered.drain(..common);
+        Way { left, entered }
+    }
+
     pub(crate) fn serial(&self) -> u64 {
         self.0.serial
     }
@@ -132,6 +142,14 @@ impl std::fmt::Debug for NodeVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("NodeVersion").field(&self.name()).field(&self.0.serial).finish()
     }
+}
+
+/// The way from one version to another.
+pub(crate) struct Way {
+    /// What is subtracted, from the bottom upwards.
+    pub(crate) left: Vec<NodeVersion>,
+    /// What is added, downwards.
+    pub(crate) entered: Vec<NodeVersion>,
 }
 
 /// One node's deltas as they are kept.

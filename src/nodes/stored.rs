@@ -129,15 +129,16 @@ impl NodeSet for StoreNodes {
 
     fn read(&self, version: &NodeVersion, _: &Reading<'_>) -> Result<Deltas> {
         let Source::Stored { location, .. } = version.source() else { return Ok(Deltas::Float(Arc::default())) };
-        again(|| {
-            let at = *location.lock().unwrap_or_else(PoisonError::into_inner);
-            self.store.read(&at).map(Deltas::Compiled).inspect_err(|_| {
-                // A compaction moved its bytes.
-                if let Ok(Some(now)) = self.found_again(version) {
-                    *location.lock().unwrap_or_else(PoisonError::into_inner) = now;
-                }
-            })
-        })
+        let at = *location.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = self.store.read(&at).or_else(|error| match self.found_again(version) {
+            // A compaction moved its bytes.
+            Ok(Some(now)) if now != at => {
+                *location.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                self.store.read(&now)
+            }
+            _ => Err(error),
+        });
+        read.map(Deltas::Compiled)
     }
 
     fn check_stale(&self, version: &NodeVersion, policy: StalePolicy) -> Result<()> {

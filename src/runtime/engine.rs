@@ -13,7 +13,7 @@ use crate::device::cpu::Cpu;
 use crate::lattice::{Grid, LatticeMatrix, NodeDeltas};
 use crate::model::{chat::ChatTemplate, tokenizer::Tokenizer};
 use crate::nodes::{DeltaCache, Deltas, NodeSet, NodeVersion, Reading, StalePolicy};
-use crate::weights::{EMBEDDING, HEAD, MatrixGrids};
+use crate::weights::{EMBEDDING, HEAD, MatrixGrids, MatrixId};
 use crate::{Error, Result, WeightName};
 
 /// A base with its nodes, shared by every copy of the weights.
@@ -113,7 +113,7 @@ impl Engine {
     }
 
     /// Id of the matrix called `name`.
-    pub(super) fn matrix_id(&self, name: &WeightName) -> Result<crate::weights::MatrixId> {
+    pub(super) fn matrix_id(&self, name: &WeightName) -> Result<MatrixId> {
         self.grids().id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })
     }
 }

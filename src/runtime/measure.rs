@@ -182,9 +182,8 @@ impl Runtime {
 
     /// The matrices that a switch between two versions touches, and the integer products its factors need.
     fn work_between(&self, a: &NodeVersion, b: &NodeVersion) -> Result<(Vec<MatrixId>, u64)> {
-        let (a, b) = (a.path(), b.path());
-        let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-        let moved = a[common..].iter().chain(&b[common..]);
+        let way = a.way_to(b);
+        let moved = way.left.iter().chain(&way.entered);
         let moved = moved
             .map(|version| self.engine.deltas(version, &mut SwitchReport::default()))
             .collect::<Result<Vec<_>>>()?;

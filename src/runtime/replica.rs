@@ -16,7 +16,7 @@ use crate::device::gpu::Gpu;
 use crate::device::{Ceilings, Compute};
 use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
 use crate::model::{Forward, KvCache, Llama, Slot};
-use crate::nodes::{CacheStats, DeltaCache, NodeVersion};
+use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
 use crate::{Error, Result, WeightName};
 
@@ -128,12 +128,6 @@ struct Resident<D: Ceilings> {
     version: NodeVersion,
     compiled: Arc<NodeDeltas>,
     on_device: Arc<D::Deltas>,
-}
-
-impl<D: Ceilings> Clone for Resident<D> {
-    fn clone(&self) -> Self {
-        Self { version: self.version.clone(), compiled: self.compiled.clone(), on_device: self.on_device.clone() }
-    }
 }
 
 /// A copy of the weights on a device of type `D`.
@@ -252,21 +246,19 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
         Ok((touched, entered))
     }
 
-    fn pin(&mut self, versions: impl Iterator<Item = NodeVersion>) {
-        let engine = self.engine.clone();
-        let mut compiled = engine.compiled();
+    fn pin(&mut self, versions: &[NodeVersion]) {
+        let mut compiled = self.engine.compiled();
         for version in versions {
-            compiled.pin(&version);
-            self.uploaded.pin(&version);
+            compiled.pin(version);
+            self.uploaded.pin(version);
         }
     }
 
-    fn unpin(&mut self, versions: impl Iterator<Item = NodeVersion>) {
-        let engine = self.engine.clone();
-        let mut compiled = engine.compiled();
+    fn unpin(&mut self, versions: &[NodeVersion]) {
+        let mut compiled = self.engine.compiled();
         for version in versions {
-            compiled.unpin(&version);
-            self.uploaded.unpin(&version);
+            compiled.unpin(version);
+            self.uploaded.unpin(version);
         }
     }
 
@@ -311,20 +303,18 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
         let start = Instant::now();
         let engine = self.engine.clone();
         engine.nodes.check_stale(target, engine.stale)?;
-        let path = target.path();
-        let same = |(applied, wanted): &(&Resident<D>, &NodeVersion)| applied.version == **wanted;
-        let common = self.applied.iter().zip(&path).take_while(same).count();
-        let left: Vec<NodeVersion> = self.applied[common..].iter().map(|resident| resident.version.clone()).collect();
+        let Way { left, entered } = self.current.way_to(target);
+        let common = self.applied.len() - left.len();
         let mut report = SwitchReport {
             source: self.current.name().into(),
             target: target.name().into(),
-            subtracted: left.iter().rev().map(|version| version.name().into()).collect(),
-            added: path[common..].iter().map(|version| version.name().into()).collect(),
+            subtracted: left.iter().map(|version| version.name().into()).collect(),
+            added: entered.iter().map(|version| version.name().into()).collect(),
             ..SwitchReport::default()
         };
         self.check_usable()?;
         report.prepare_ms = milliseconds(start);
-        let (touched, entered) = match self.make(target, common, &path[common..], &mut report) {
+        let (touched, added) = match self.make(target, common, &entered, &mut report) {
             Ok(made) => made,
             Err(error) => {
                 self.give_up(&report);
@@ -332,9 +322,9 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
             }
         };
         self.applied.truncate(common);
-        self.pin(entered.iter().map(|resident| resident.version.clone()).collect::<Vec<_>>().into_iter());
-        self.applied.extend(entered);
-        self.unpin(left.into_iter());
+        self.applied.extend(added);
+        self.pin(&entered);
+        self.unpin(&left);
         self.current = target.clone();
         self.evict();
         report.touched_matrices = touched.matrices;
@@ -363,8 +353,8 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
     fn restore(&mut self) -> Result<()> {
         // The old weights go first: there is never room for two.
         self.weights = Weights::unusable();
-        let applied = std::mem::take(&mut self.applied);
-        self.unpin(applied.into_iter().map(|resident| resident.version));
+        self.applied.clear();
+        self.unpin(&self.current.path());
         self.engine.compiled().evict();
         self.uploaded.clear();
         self.current = self.engine.nodes.root().clone();

@@ -120,7 +120,7 @@ impl Sequence {
         drop(forward);
         if chosen.is_err() {
             self.decoding.restart();
-            self.kv = replica.kv(self.kv.capacity)?;
+            self.kv.clear();
         }
         chosen
     }

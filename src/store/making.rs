@@ -21,16 +21,10 @@ use crate::{Error, Result};
 const ATTEMPTS: usize = 8;
 
 /// Those that this process has begun.
-static UNFINISHED: Mutex<Unfinished> = Mutex::new(Unfinished { places: Vec::new() });
+static UNFINISHED: Mutex<Vec<Arc<Place>>> = Mutex::new(Vec::new());
 
-struct Unfinished {
-    places: Vec<Arc<Place>>,
-}
-
-impl Unfinished {
-    fn lock() -> MutexGuard<'static, Self> {
-        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn unfinished() -> MutexGuard<'static, Vec<Arc<Place>>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a store is made.
@@ -89,7 +83,7 @@ impl Making {
             let (parent, mut name) = (open_above()?, prefix.clone());
             name.push(format!("{:032x}", u128::from_le_bytes(id)));
             // Nothing is begun once the process is told to end.
-            let mut unfinished = Unfinished::lock();
+            let mut unfinished = unfinished();
             parent.make_folder(&name).map_err(|error| Error::io(parent.at(&name), error))?;
             let made = Arc::new(parent.folder(&name)?);
             // Where folders cannot be claimed nobody removes what others left.
@@ -98,7 +92,7 @@ impl Making {
                 continue;
             }
             let place = Arc::new(Place { parent, name, folder: made });
-            unfinished.places.push(place.clone());
+            unfinished.push(place.clone());
             drop(unfinished);
             let making = Self { place, target, target_path: folder.to_owned(), id };
             making.place.folder.make_folder(SEGMENT_FOLDER).map_err(io)?;
@@ -121,7 +115,7 @@ impl Making {
     pub(super) fn finish(self, faults: &Faults) -> Result<Arc<Folder>> {
         let Place { parent, name, folder } = &*self.place;
         folder.sync(faults).map_err(|error| Error::io(folder.path(), error))?;
-        let mut unfinished = Unfinished::lock();
+        let mut unfinished = unfinished();
         let renamed = faults.step().and_then(|()| parent.rename(name, &self.target));
         renamed.map_err(|error| match error.kind() {
             std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotADirectory => {
@@ -129,7 +123,7 @@ impl Making {
             }
             _ => Error::io(folder.path(), error),
         })?;
-        unfinished.places.retain(|place| !Arc::ptr_eq(place, &self.place));
+        unfinished.retain(|place| !Arc::ptr_eq(place, &self.place));
         drop(unfinished);
         parent.sync(faults).map_err(|error| Error::io(parent.path(), error))?;
         folder.renamed(parent.at(&self.target)).map(Arc::new)
@@ -138,10 +132,10 @@ impl Making {
 
 impl Drop for Making {
     fn drop(&mut self) {
-        let mut unfinished = Unfinished::lock();
-        let before = unfinished.places.len();
-        unfinished.places.retain(|place| !Arc::ptr_eq(place, &self.place));
-        if unfinished.places.len() < before {
+        let mut unfinished = unfinished();
+        let before = unfinished.len();
+        unfinished.retain(|place| !Arc::ptr_eq(place, &self.place));
+        if unfinished.len() < before {
             // What cannot be removed is not a store either.
             let _ = self.place.remove();
         }
@@ -151,8 +145,8 @@ impl Drop for Making {
 /// Removes the stores that this process has begun and not finished. For who was told to end the process and does so next:
 /// whoever begins, finishes or drops one afterwards waits for that.
 pub fn abandon_unfinished() {
-    let mut unfinished = Unfinished::lock();
-    for place in unfinished.places.drain(..) {
+    let mut unfinished = unfinished();
+    for place in unfinished.drain(..) {
         // The thread that makes it may be adding a file.
         for _ in 0..ATTEMPTS {
             if place.remove().is_ok() {

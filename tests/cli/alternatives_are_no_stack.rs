@@ -7,40 +7,26 @@ mod cli;
 
 use std::path::PathBuf;
 
-use cli::{make_base_and_tree, pleach};
+use cli::{Made, pleach};
 use pleach::Error;
 use pleach::adapter::Limits;
 use pleach::error::TreeDefect;
 use pleach::tree::{AdapterTree, DoubtWhy};
 use serde_json::json;
-use tempfile::TempDir;
-
-/// A base and a tree of `fr`, `fr/alice` (rank 2) and `fr/bob`.
-struct Made(TempDir);
 
 impl Made {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        make_base_and_tree(dir.path());
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
     fn adapter(&self, node: &str, rank: usize, seed: u64) -> PathBuf {
-        let folder = self.0.path().join("tree").join(node);
+        let folder = self.at("tree").join(node);
         cli::adapter(rank, seed).write(&folder).unwrap();
         folder
     }
 
     fn say(&self, toml: &str) {
-        std::fs::write(self.0.path().join("tree/tree.toml"), toml).unwrap();
+        std::fs::write(self.at("tree/tree.toml"), toml).unwrap();
     }
 
     fn tree(&self) -> AdapterTree {
-        AdapterTree::open(&self.0.path().join("tree")).unwrap()
+        AdapterTree::open(&self.at("tree")).unwrap()
     }
 
     /// The doubtful nodes and why.
@@ -133,7 +119,7 @@ fn what_is_passed_over_is_told_counted_and_named_when_asked_for() {
     made.adapter("fr/alice/checkpoint-500/best", 2, 12);
     made.adapter("fr/alice/final", 2, 13);
     made.adapter("fr/carol/ref", 2, 14);
-    std::fs::create_dir(made.0.path().join("tree/fr/checkpoint-7")).unwrap();
+    std::fs::create_dir(made.at("tree/fr/checkpoint-7")).unwrap();
     made.say("[tree]\nskip = [\"final\", \"fr/*/ref\"]");
     let tree = made.tree();
     assert_eq!(names(&tree), ["fr", "fr/alice", "fr/bob"]);

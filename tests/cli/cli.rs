@@ -12,28 +12,16 @@ use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, smollm2_base, tiny_hf_model};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use cli::{Run, keys, make_base_and_tree, pleach};
-
-/// A made base and a made tree: `fr`, `fr/alice` and `fr/bob`.
-struct Made {
-    dir: TempDir,
-}
+use cli::{Made, Run, keys, pleach};
 
 impl Made {
-    fn new() -> Self {
-        let made = Self { dir: tempfile::tempdir().unwrap() };
-        make_base_and_tree(made.dir.path());
-        made
-    }
-
     fn base(&self) -> PathBuf {
-        self.dir.path().join("base")
+        self.at("base")
     }
 
     fn tree(&self) -> PathBuf {
-        self.dir.path().join("tree")
+        self.at("tree")
     }
 
     /// `pleach COMMAND --base … --tree … --headroom 4 ARGUMENTS`.
@@ -133,7 +121,7 @@ fn chat_writes_the_prompt_with_the_models_template() {
 #[test]
 fn prompt_comes_from_a_file_or_standard_input_too() {
     let made = Made::new();
-    let file = made.dir.path().join("prompt");
+    let file = made.at("prompt");
     std::fs::write(&file, "hello w\n").unwrap();
     let answer = |arguments: &[&str]| made.run("score", &[arguments, &["--json"]].concat()).json();
     let given = answer(&["-p", "hello w\n"]);
@@ -149,7 +137,7 @@ fn prompt_comes_from_a_file_or_standard_input_too() {
 #[test]
 fn scores_are_the_softmax_of_the_logits_in_the_file() {
     let made = Made::new();
-    let file = made.dir.path().join("logits.safetensors");
+    let file = made.at("logits.safetensors");
     let answer = made.run("score", &["--node", "fr", "-p", "hello", "--top", "5", "--json", "--logits", path(&file)]);
     let answer = answer.json();
     assert_eq!(keys(&answer), ["node", "fingerprint", "prompt_ids", "top"]);
@@ -275,7 +263,7 @@ fn tree_is_drawn_in_every_format() {
 fn inspect_tells_what_each_thing_is_and_whether_it_fits() {
     let made = Made::new();
     let (base, tree) = (made.base(), made.tree());
-    let other = made.dir.path().join("other");
+    let other = made.at("other");
     tiny_hf_model(&other, &TinyModel { hidden: 96, heads: 6, ..TinyModel::default() });
     let fr = tree.join("fr");
     let adapter = pleach(&["inspect", path(&fr), "--base", path(&base), "--json"]).json();

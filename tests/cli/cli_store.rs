@@ -11,36 +11,26 @@ use std::path::{Path, PathBuf};
 
 use pleach::testing::{TinyModel, tiny_hf_model};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use cli::{Run, adapter, keys, make_base_and_tree, pleach};
-
-/// A made base, a made tree (`fr`, `fr/alice`, `fr/bob`), another adapter, and the place of a store.
-struct Made {
-    dir: TempDir,
-}
+use cli::{Made, Run, adapter, keys, pleach};
 
 impl Made {
-    fn new() -> Self {
-        let made = Self { dir: tempfile::tempdir().unwrap() };
-        make_base_and_tree(made.dir.path());
-        adapter(4, 4).write(&made.dir.path().join("other")).unwrap();
+    /// With another adapter beside the tree.
+    fn with_other() -> Self {
+        let made = Self::new();
+        adapter(4, 4).write(&made.at("other")).unwrap();
         made
     }
 
     fn imported(more: &[&str]) -> Self {
-        let made = Self::new();
-        let (tree, base) = (made.at("tree"), made.at("base"));
+        let made = Self::with_other();
+        let (tree, base) = (made.path("tree"), made.path("base"));
         pleach(&[&["store", "import", &tree, &made.store(), "--base", &base, "--headroom", "4"], more].concat()).text();
         made
     }
 
-    fn at(&self, name: &str) -> String {
-        self.dir.path().join(name).to_str().unwrap().to_owned()
-    }
-
     fn store(&self) -> String {
-        self.at("store")
+        self.path("store")
     }
 
     /// `pleach store COMMAND STORE ARGUMENTS`.
@@ -88,7 +78,7 @@ fn what_is_told_of_a_store_is_so_when_the_command_ends() {
         made.nodes().len() as u64,
         stat["nodes"].as_u64().unwrap(),
         pleach(&["inspect", &made.store(), "--json"]).json()["nodes"].as_u64().unwrap(),
-        pleach(&["inspect", &made.at("tree"), "--json"]).json()["nodes"].as_u64().unwrap(),
+        pleach(&["inspect", &made.path("tree"), "--json"]).json()["nodes"].as_u64().unwrap(),
         made.json("verify", &[])["nodes"].as_u64().unwrap(),
     ];
     assert_eq!(told, [3; 5]);
@@ -96,8 +86,8 @@ fn what_is_told_of_a_store_is_so_when_the_command_ends() {
 
 #[test]
 fn node_lives_from_import_to_export() {
-    let made = Made::new();
-    let (tree, base, store, other) = (made.at("tree"), made.at("base"), made.store(), made.at("other"));
+    let made = Made::with_other();
+    let (tree, base, store, other) = (made.path("tree"), made.path("base"), made.store(), made.path("other"));
     let report = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
     let expected = ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "remarks", "kept", "seconds"];
     assert_eq!(keys(&report), expected);
@@ -163,7 +153,7 @@ fn node_lives_from_import_to_export() {
     nodes(&[("de/bob", 7)]);
     assert!(made.run("rollback", &["fr", "1"]).refusal().contains("there is no node fr"));
 
-    let exported = made.at("exported");
+    let exported = made.path("exported");
     let report = made.json("export", &["de/bob", &exported]);
     assert_eq!(keys(&report), ["adapter", "nodes", "generation", "original", "files", "rank"]);
     assert_eq!(
@@ -182,25 +172,25 @@ fn node_lives_from_import_to_export() {
 #[test]
 fn kept_files_come_back_byte_for_byte_and_a_path_as_one_adapter() {
     let made = Made::imported(&["--keep-files"]);
-    let exported = made.at("alice");
+    let exported = made.path("alice");
     assert_eq!(made.json("export", &["fr/alice", &exported])["original"], json!(true));
-    assert_eq!(bytes(&exported), bytes(&made.at("tree/fr/alice")));
+    assert_eq!(bytes(&exported), bytes(&made.path("tree/fr/alice")));
     let row = made.json("list", &["fr/alice"])["nodes"][0].clone();
     let length: usize = bytes(&exported).iter().map(Vec::len).sum();
     assert_eq!(row["kept_bytes"], json!(length + 8));
     assert_eq!(row["adapter_hash"], pleach(&["inspect", &exported, "--json"]).json()["hash"]);
-    let flat = made.at("flat");
+    let flat = made.path("flat");
     let report = made.json("export", &["fr/alice", &flat, "--flatten"]);
     assert_eq!(report["nodes"], json!(["fr", "fr/alice"]));
     assert_eq!((&report["original"], &report["rank"]), (&json!(false), &json!(5)));
-    let adapter = pleach(&["inspect", &flat, "--base", &made.at("base"), "--json"]).json();
+    let adapter = pleach(&["inspect", &flat, "--base", &made.path("base"), "--json"]).json();
     assert_eq!((&adapter["fits"], &adapter["ranks"]), (&json!(true), &json!([5])));
     made.run("publish", &["alice", &flat, "--keep-files"]).text();
-    let again = made.at("again");
+    let again = made.path("again");
     made.run("export", &["alice", &again]).text();
     assert_eq!(bytes(&again), bytes(&flat));
     assert!(
-        made.run("export", &["/", &made.at("root"), "--flatten"]).refusal().contains("the root is the base itself")
+        made.run("export", &["/", &made.path("root"), "--flatten"]).refusal().contains("the root is the base itself")
     );
     made.assert_whole();
 }
@@ -286,9 +276,9 @@ fn tree_and_inspect_know_a_store() {
     let dot = pleach(&["tree", &store, "--format", "dot", "--limit", "2"]).text();
     assert!(dot.starts_with("// 1 more:") && dot.contains("\"fr\" -> \"fr/alice\";"), "{dot}");
 
-    let told = pleach(&["inspect", &store, "--base", &made.at("base"), "--json"]).json();
+    let told = pleach(&["inspect", &store, "--base", &made.path("base"), "--json"]).json();
     assert_eq!((&told["what"], &told["nodes"], &told["fits"]), (&json!("store"), &json!(3), &json!(true)));
-    let other = made.at("other-base");
+    let other = made.path("other-base");
     tiny_hf_model(Path::new(&other), &TinyModel { seed: 9, ..TinyModel::default() });
     let run = pleach(&["inspect", &store, "--base", &other]);
     assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
@@ -296,7 +286,7 @@ fn tree_and_inspect_know_a_store() {
     assert!(
         told.contains("fits        ") && told.contains(": no: ") && told.contains("compiled for the base made/tiny")
     );
-    let import = pleach(&["store", "import", &store, &made.at("second"), "--base", &made.at("base")]).refusal();
+    let import = pleach(&["store", "import", &store, &made.path("second"), "--base", &made.path("base")]).refusal();
     assert!(import.contains("this is a store, not a folder of adapters"), "{import}");
 }
 
@@ -315,14 +305,14 @@ fn damage_is_told_and_fails_the_verification() {
     let run = made.run("verify", &[]);
     assert_eq!(run.status, Some(1));
     assert!(run.stdout.contains("problems         1\nproblem          "), "{}", run.stdout);
-    assert!(made.run("export", &["fr/bob", &made.at("bob")]).refusal().contains("is damaged"));
-    assert!(!Path::new(&made.at("bob")).exists());
+    assert!(made.run("export", &["fr/bob", &made.path("bob")]).refusal().contains("is damaged"));
+    assert!(!Path::new(&made.path("bob")).exists());
 }
 
 #[test]
 fn refusals_are_one_line_and_leave_the_store_as_it_was() {
     let made = Made::imported(&[]);
-    let (tree, base, other, store) = (made.at("tree"), made.at("base"), made.at("other"), made.store());
+    let (tree, base, other, store) = (made.path("tree"), made.path("base"), made.path("other"), made.store());
     let refused = |arguments: &[&str], words: &str| {
         let refusal = pleach(arguments).refusal();
         assert!(refusal.contains(words), "{arguments:?}: {refusal}");
@@ -331,10 +321,10 @@ fn refusals_are_one_line_and_leave_the_store_as_it_was() {
         assert!(run.status == Some(1) && answer["error"].as_str().unwrap().contains(words), "{arguments:?}: {answer}");
     };
     refused(&["store", "import", &tree, &store, "--base", &base], "there is something here already");
-    refused(&["store", "import", &made.at("absent"), &made.at("s2"), "--base", &base], "No such file");
-    refused(&["store", "import", &tree, &made.at("s2"), "--base", &base, "--headroom", "0.5"], "headroom");
+    refused(&["store", "import", &made.path("absent"), &made.path("s2"), "--base", &base], "No such file");
+    refused(&["store", "import", &tree, &made.path("s2"), "--base", &base, "--headroom", "0.5"], "headroom");
     refused(&["store", "list", &tree], "this is not a store: it has no catalogue.db");
-    refused(&["store", "stat", &made.at("absent")], "No such file");
+    refused(&["store", "stat", &made.path("absent")], "No such file");
     refused(&["store", "publish", &store, "fr/../x", &other], "cannot be a node's name");
     refused(&["store", "publish", &store, "x\ny", &other], "cannot be a node's name");
     refused(&["store", "publish", &store, "/", &other], "the root is the base itself: it cannot be published");
@@ -348,7 +338,7 @@ fn refusals_are_one_line_and_leave_the_store_as_it_was() {
     refused(&["store", "move", &store, "fr", "fr/deeper"], "that is where it is, or below it");
     refused(&["store", "move", &store, "fr/bob", "fr/alice"], "there is a node fr/alice already");
     refused(&["store", "history", &store, "it"], "there is no node it");
-    let wrong = made.at("wrong");
+    let wrong = made.path("wrong");
     tiny_hf_model(Path::new(&wrong), &TinyModel { seed: 9, ..TinyModel::default() });
     refused(&["store", "publish", &store, "x", &other, "--base", &wrong], "was compiled for the base made/tiny");
     for usage in [&["store"][..], &["store", "import", "t", "s"], &["store", "publish", "s", "n", "a", "--expect", "1"]]
@@ -357,7 +347,7 @@ fn refusals_are_one_line_and_leave_the_store_as_it_was() {
     }
     assert_eq!(made.run("publish", &["x", &other, "--label", "novalue"]).status, Some(2));
     assert_eq!(made.nodes(), [("fr".to_owned(), 1), ("fr/alice".to_owned(), 2), ("fr/bob".to_owned(), 3)]);
-    assert!(!Path::new(&made.at("s2")).exists());
+    assert!(!Path::new(&made.path("s2")).exists());
     made.assert_whole();
 }
 
@@ -390,14 +380,14 @@ fn a_path_that_is_not_utf_8_is_answered_in_json_too() {
     use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStringExt;
 
-    let made = Made::new();
+    let made = Made::with_other();
     let store = made.dir.path().join(OsString::from_vec(b"st\xf6re".to_vec()));
     let run = |arguments: &[&OsStr]| {
         let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_pleach")).args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
-    let [tree, base] = ["tree", "base"].map(|name| made.at(name));
+    let [tree, base] = ["tree", "base"].map(|name| made.path(name));
     let import = ["store", "import", &tree].map(OsStr::new);
     let more = ["--base", &base, "--headroom", "4", "--json"].map(OsStr::new);
     assert_eq!(run(&[&import[..], &[store.as_os_str()], &more].concat())["nodes"], 3);

@@ -5,34 +5,16 @@
 #[path = "../common/cli.rs"]
 mod cli;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cli::{keys, make_base_and_tree, pleach};
+use cli::{Made, keys, pleach};
 use pleach::Error;
 use pleach::error::{PassedOverWhy, TreeDefect};
 use pleach::runtime::Runtime;
 use pleach::tree::AdapterTree;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-/// A base, a tree of `fr`, `fr/alice` and `fr/bob`, and a place for a store.
-struct Made(TempDir);
 
 impl Made {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        make_base_and_tree(dir.path());
-        Self(dir)
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.at(name).to_str().unwrap().to_owned()
-    }
-
     fn adapter(&self, node: &str, seed: u64) {
         cli::adapter(2, seed).write(&self.at("tree").join(node)).unwrap();
     }
@@ -111,7 +93,7 @@ fn import_names_all_that_is_refused_and_makes_no_store() {
     let lines: Vec<&str> = run.stderr.lines().skip(1).map(|line| line.split_once(": ").unwrap().0.trim()).collect();
     assert_eq!(lines, ["de", "de/eve", "fr/a!b", "nan"]);
     assert!(run.stderr.contains("de/eve: its parent de is refused"), "{}", run.stderr);
-    let left: Vec<_> = std::fs::read_dir(made.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(made.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("store")), "{left:?}");
 
     let answer = made.import(&["--skip-refused", "--json"]).json();
@@ -280,7 +262,7 @@ fn folder_that_cannot_be_read_is_refused_alone() {
     let lost = made.at("tree/lost+found");
     std::fs::create_dir(&lost).unwrap();
     std::fs::set_permissions(&lost, std::fs::Permissions::from_mode(0o000)).unwrap();
-    std::fs::set_permissions(made.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(made.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pleach"));
     command.args(["tree", &made.path("tree")]);
     // Root may read everything: then somebody else looks.

@@ -7,25 +7,12 @@ mod cli;
 
 use std::path::Path;
 
-use cli::{make_base_and_tree, pleach};
+use cli::{Made, pleach};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-struct Made(TempDir);
 
 impl Made {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        make_base_and_tree(dir.path());
-        Self(dir)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
     fn edit(&self, file: &str, key: &str, value: &str) {
-        let path = self.0.path().join(file);
+        let path = self.at(file);
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         config[key] = json!(value);
         std::fs::write(path, config.to_string()).unwrap();
@@ -37,7 +24,7 @@ impl Made {
 
     /// What an import has to say.
     fn import(&self, store: &str) -> String {
-        let run = pleach(&["store", "import", &self.at("tree"), &self.at(store), "--base", &self.at("base")]);
+        let run = pleach(&["store", "import", &self.path("tree"), &self.path(store), "--base", &self.path("base")]);
         assert_eq!(run.status, Some(0), "{}", run.stderr);
         run.stderr
     }
@@ -54,11 +41,11 @@ fn an_exported_adapter_names_the_base_as_the_adapters_did() {
     for (node, base) in [("fr", "acme/Tiny-1B"), ("fr/alice", "acme/Tiny-1B"), ("fr/bob", "packer/tiny-1b-bnb-4bit")] {
         made.names(node, base);
     }
-    std::fs::write(made.0.path().join("tree/tree.toml"), "[base]\nname = \"our tiny one\"\n").unwrap();
+    std::fs::write(made.at("tree/tree.toml"), "[base]\nname = \"our tiny one\"\n").unwrap();
     assert_eq!(made.import("store"), "");
     for (flags, out) in [(&[][..], "plain"), (&["--flatten"][..], "flat")] {
-        let out = made.at(out);
-        pleach(&[&["store", "export", &made.at("store"), "fr/bob", &out], flags].concat()).text();
+        let out = made.path(out);
+        pleach(&[&["store", "export", &made.path("store"), "fr/bob", &out], flags].concat()).text();
         assert_eq!(base_of(&out), json!("acme/Tiny-1B"));
     }
     // Where they name folders of their makers' machines, the tree's name is the better one.
@@ -66,15 +53,15 @@ fn an_exported_adapter_names_the_base_as_the_adapters_did() {
         made.names(node, "/home/me/models/tiny");
     }
     assert_eq!(made.import("other"), "");
-    pleach(&["store", "export", &made.at("other"), "fr", &made.at("local")]).text();
-    assert_eq!(base_of(&made.at("local")), json!("our tiny one"));
+    pleach(&["store", "export", &made.path("other"), "fr", &made.path("local")]).text();
+    assert_eq!(base_of(&made.path("local")), json!("our tiny one"));
 }
 
 #[test]
 fn names_that_mean_different_bases_are_told_once() {
     let made = Made::new();
     let run = || {
-        let (base, tree) = (made.at("base"), made.at("tree"));
+        let (base, tree) = (made.path("base"), made.path("tree"));
         pleach(&["verify", "--base", &base, "--tree", &tree, "--switches", "3", "--device", "cpu"])
     };
     assert_eq!(run().stderr, "", "all adapters say the same, and the base nothing");
@@ -91,7 +78,7 @@ fn names_that_mean_different_bases_are_told_once() {
 
     made.edit("base/config.json", "_name_or_path", "");
     made.names("fr/bob", "acme/Other-1B");
-    std::fs::write(made.0.path().join("tree/tree.toml"), "[base]\nname = \"acme/Third\"\n").unwrap();
+    std::fs::write(made.at("tree/tree.toml"), "[base]\nname = \"acme/Third\"\n").unwrap();
     let told = made.import("store");
     let expected = "1 adapter says acme/Other-1B, 2 adapters say made/tiny, tree.toml says acme/Third";
     assert!(told.starts_with("warning:") && told.contains(expected) && told.lines().count() == 1, "{told}");
@@ -105,13 +92,13 @@ fn an_adapter_published_for_another_base_is_told() {
         made.names(node, "acme/Tiny-1B");
     }
     assert_eq!(made.import("store"), "");
-    let (store, adapter) = (made.at("store"), made.at("tree/fr/bob"));
+    let (store, adapter) = (made.path("store"), made.path("tree/fr/bob"));
     pleach(&["store", "publish", &store, "one", &adapter]).text();
     made.names("fr/bob", "acme/Tiny-1B-Instruct");
     let run = pleach(&["store", "publish", &store, "two", &adapter]);
     assert_eq!(run.status, Some(0));
     let told = "warning: two: it names the base acme/Tiny-1B-Instruct, the store acme/Tiny-1B;";
     assert!(run.stderr.starts_with(told), "{}", run.stderr);
-    let inspected = pleach(&["inspect", &made.at("tree"), "--base", &made.at("base")]);
+    let inspected = pleach(&["inspect", &made.path("tree"), "--base", &made.path("base")]);
     assert!(inspected.stderr.contains("different bases are named"), "{inspected:?}");
 }

@@ -76,6 +76,13 @@ fn end(process: Child, signal: &str) -> Output {
     process.wait_with_output().unwrap()
 }
 
+/// Whether this process was started with a signal ignored, which what it starts inherits.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1)
+}
+
 fn is_making(path: &Path, store: &str) -> bool {
     path.file_name().unwrap().to_str().unwrap().starts_with(&format!(".{store}.making-"))
 }
@@ -84,6 +91,11 @@ fn is_making(path: &Path, store: &str) -> bool {
 fn an_import_that_is_told_to_end_leaves_nothing_behind() {
     let made = Made::new(2000);
     for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        if is_ignored(status - 128) {
+            assert_ne!(signal, "-TERM", "nothing would end the import");
+            println!("skipped: {signal} is ignored here, as with nohup, and so is it by what is started here");
+            continue;
+        }
         let mut ended = 0;
         for round in 0..40 {
             let import = made.begun("store").expect("2,000 adapters take longer");

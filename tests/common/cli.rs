@@ -3,12 +3,13 @@
 // Each test file compiles this for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub, reason = "shared by test files that use different parts")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Two matrices of the made base.
 pub fn modules() -> [TinyModule; 2] {
@@ -25,6 +26,28 @@ pub fn make_base_and_tree(folder: &Path) {
     tiny_hf_model(&folder.join("base"), &TinyModel::default());
     for (name, rank, seed) in [("fr", 3, 1), ("fr/alice", 2, 2), ("fr/bob", 1, 3)] {
         adapter(rank, seed).write(&folder.join("tree").join(name)).unwrap();
+    }
+}
+
+/// A base in `base` and a tree of `fr`, `fr/alice` and `fr/bob` in `tree`, in a folder that goes with it.
+pub struct Made {
+    pub dir: TempDir,
+}
+
+impl Made {
+    pub fn new() -> Self {
+        let made = Self { dir: tempfile::tempdir().unwrap() };
+        make_base_and_tree(made.dir.path());
+        made
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The same as an argument.
+    pub fn path(&self, name: &str) -> String {
+        self.at(name).to_str().unwrap().to_owned()
     }
 }
 

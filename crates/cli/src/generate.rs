@@ -67,7 +67,7 @@ struct Answer {
     prompt_tokens: usize,
     token_ids: Vec<u32>,
     text: String,
-    /// `stop_token`, `stop_text`, `max_tokens` or `context_full`.
+    /// `stop_token`, `stop_text`, `max_tokens`, `context_full` or `cancelled`.
     stop: &'static str,
     stop_token: Option<u32>,
     load_ms: f64,

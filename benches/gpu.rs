@@ -1,9 +1,12 @@
-//! The GPU's kernels beside the naive ones, what the device could do at best, and what the CPU of the same machine could.
+//! The GPU's kernels beside the naive ones, what the device could do at best, and what the CPU of
+//! the same machine could.
 //!
-//! Times are those of the device's own clock where it has one: what a call costs beside them is `pleach bench`'s to tell.
-//! Every answer is checked first: switches and fingerprints against the CPU's bits, products against sums in f64.
+//! Times are those of the device's own clock where it has one: what a call costs beside them is
+//! `pleach bench`'s to tell. Every answer is checked first: switches and fingerprints against the
+//! CPU's bits, products against sums in f64.
 //!
-//! The matrices are layers of two models' shapes: on a GPU more than its caches hold, on a software adapter what it can bear.
+//! The matrices are layers of two models' shapes: on a GPU more than its caches hold, on a software
+//! adapter what it can bear.
 
 #![allow(clippy::print_stderr, reason = "a bench speaks to people")]
 
@@ -18,7 +21,9 @@ use pleach::base::BaseModel;
 use pleach::device::cpu::Cpu;
 use pleach::device::gpu::{Gpu, GpuBuffer, GpuDeltas, GpuMatrix, GpuOptions, naive};
 use pleach::device::{Ceilings, Compute, Device, PassTimes, Product};
-use pleach::lattice::{DEFAULT_HEADROOM, Grid, LatticeMatrix, MatrixId, NodeDeltas, Sign, compile, quantise};
+use pleach::lattice::{
+    DEFAULT_HEADROOM, Grid, LatticeMatrix, MatrixId, NodeDeltas, Sign, compile, quantise,
+};
 use pleach::testing::measures;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -51,12 +56,17 @@ impl Layers {
         for (shapes, layers, modules) in kinds {
             let base = BaseModel::made(shapes).expect("a known shape");
             let wanted = |name: &str| {
-                let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
-                layer.is_some_and(|layer: usize| layer < layers) && modules.iter().any(|module| name.ends_with(module))
+                let layer = name
+                    .strip_prefix("model.layers.")
+                    .and_then(|rest| rest.split('.').next()?.parse().ok());
+                layer.is_some_and(|layer: usize| layer < layers)
+                    && modules.iter().any(|module| name.ends_with(module))
             };
             for (name, info) in base.weights().filter(|(name, _)| wanted(name.as_str())) {
                 let read = |rows, out: &mut [f32]| base.read_rows(name, rows, out);
-                let (matrix, grid) = quantise(name, info.rows(), info.cols(), DEFAULT_HEADROOM, read).expect("finite");
+                let (matrix, grid) =
+                    quantise(name, info.rows(), info.cols(), DEFAULT_HEADROOM, read)
+                        .expect("finite");
                 host.push(matrix);
                 grids.push(grid);
             }
@@ -70,12 +80,15 @@ impl Layers {
     /// Moves the weights to the GPU as the CPU has them.
     fn upload(&mut self, gpu: &Gpu) {
         self.there.clear();
-        self.there.extend(self.host.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).expect("room")));
+        self.there.extend(
+            self.host.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).expect("room")),
+        );
     }
 
     fn adapter(&self, rank: usize, seed: u64) -> Arc<NodeDeltas> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-0.02..0.02)).collect() };
+        let mut random =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-0.02..0.02)).collect() };
         let compiled = self.grids.iter().enumerate().map(|(k, grid)| {
             let (lora_a, lora_b) = (random(rank * grid.cols), random(rank * grid.rows()));
             let delta = FloatDelta::LowRank { rank, lora_a, lora_b, scaling: 1.0 };
@@ -89,7 +102,9 @@ impl Layers {
 fn time(group: &mut Group, name: &str, mut run: impl FnMut() -> f64) {
     group.bench_function(name, |bencher| {
         // Criterion waits for a sum to grow: no time is nothing.
-        bencher.iter_custom(|turns| (0..turns).map(|_| Duration::from_secs_f64(run().max(1e-6) / 1e3)).sum());
+        bencher.iter_custom(|turns| {
+            (0..turns).map(|_| Duration::from_secs_f64(run().max(1e-6) / 1e3)).sum()
+        });
     });
 }
 
@@ -106,10 +121,12 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
     let mut group = criterion.benchmark_group("switch");
     group.throughput(Throughput::Bytes(layers.weights * 4));
     time(&mut group, "ceiling_memory/gpu", || {
-        gpu.read_modify_write_ms(&mut layers.there.iter_mut().collect::<Vec<_>>()).expect("the GPU works")
+        gpu.read_modify_write_ms(&mut layers.there.iter_mut().collect::<Vec<_>>())
+            .expect("the GPU works")
     });
     time(&mut group, "ceiling_memory/cpu", || {
-        cpu.read_modify_write_ms(&mut layers.host.iter_mut().collect::<Vec<_>>()).expect("the CPU works")
+        cpu.read_modify_write_ms(&mut layers.host.iter_mut().collect::<Vec<_>>())
+            .expect("the CPU works")
     });
     for &rank in if measures() { &RANKS[..] } else { &FEW_RANKS } {
         let products = layers.weights * 2 * rank as u64;
@@ -126,9 +143,12 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
         time(&mut group, &format!("cpu/r{rank}"), || {
             let terms = [(hosts[0], Sign::Subtract), (hosts[1], Sign::Add)];
             hosts.swap(0, 1);
-            milliseconds(|| cpu.prepare_and_apply(&mut layers.host, &terms).expect("the CPU works").pass_ms)
+            milliseconds(|| {
+                cpu.prepare_and_apply(&mut layers.host, &terms).expect("the CPU works").pass_ms
+            })
         });
-        let ways: [(&str, Apply); 2] = [("fused", Gpu::prepare_and_apply), ("naive", naive::delta_apply)];
+        let ways: [(&str, Apply); 2] =
+            [("fused", Gpu::prepare_and_apply), ("naive", naive::delta_apply)];
         // On a software adapter the last would take as long as all others together.
         let naive = usize::from(!gpu.info().is_software() || rank <= 16);
         for (name, apply) in ways.into_iter().take(1 + naive) {
@@ -187,14 +207,23 @@ impl Products {
         let mut rng = StdRng::seed_from_u64(3);
         let x: Vec<f32> = (0..tokens * WIDEST).map(|_| rng.random_range(-1.0..1.0)).collect();
         let input = gpu.upload_buffer(x.clone()).expect("room");
-        let outputs = layers.host.iter().map(|matrix| gpu.alloc(tokens * matrix.rows()).expect("room")).collect();
+        let outputs = layers
+            .host
+            .iter()
+            .map(|matrix| gpu.alloc(tokens * matrix.rows()).expect("room"))
+            .collect();
         Self { tokens, x, input, outputs }
     }
 
     fn run(&mut self, gpu: &Gpu, layers: &Layers, multiply: Multiply) -> f64 {
         milliseconds(|| {
             for (weight, out) in layers.there.iter().zip(&mut self.outputs) {
-                multiply(gpu, &self.input, self.tokens, Product { weight, bias: None, out, accumulate: false });
+                multiply(
+                    gpu,
+                    &self.input,
+                    self.tokens,
+                    Product { weight, bias: None, out, accumulate: false },
+                );
             }
             gpu.finish().expect("the GPU works").pass_ms
         })
@@ -208,8 +237,10 @@ impl Products {
             let rows = self.x.chunks_exact(matrix.cols()).zip(y.chunks_exact(matrix.rows()));
             for (x, y) in rows.take(self.tokens).step_by(7) {
                 for (i, y) in y.iter().enumerate().step_by(29) {
-                    let terms = matrix.row(i).iter().zip(x).map(|(&n, &x)| f64::from(n) * f64::from(x));
-                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                    let terms =
+                        matrix.row(i).iter().zip(x).map(|(&n, &x)| f64::from(n) * f64::from(x));
+                    let (sum, size) =
+                        terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                     let step = f64::from(matrix.steps()[i]);
                     assert!(
                         (f64::from(*y) - sum * step).abs() <= 1e-5 * size * step,
@@ -289,7 +320,9 @@ fn main() {
     eprintln!("{}; {}", gpu.describe(), cpu.describe());
     let software = gpu.info().is_software();
     let criterion = Criterion::default().sample_size(10).nresamples(1000).without_plots();
-    let criterion = criterion.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(300));
+    let criterion = criterion
+        .warm_up_time(Duration::from_millis(1))
+        .measurement_time(Duration::from_millis(300));
     let mut criterion = criterion.configure_from_args();
     let (small_layers, large_layers) = match (measures(), software) {
         (false, _) => (1, 0),

@@ -1,5 +1,5 @@
-//! The products of decode and prefill. Decode stands beside the machine's ceiling: a plain read of the same bytes by the
-//! same threads. Every answer is checked before it is timed.
+//! The products of decode and prefill. Decode stands beside the machine's ceiling: a plain read of
+//! the same bytes by the same threads. Every answer is checked before it is timed.
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
@@ -32,14 +32,25 @@ fn check(matrix: &LatticeMatrix, x: &[f32], y: &[f32]) {
     for (x, y) in x.chunks_exact(matrix.cols()).zip(y.chunks_exact(matrix.rows())) {
         for (i, y) in y.iter().enumerate().step_by(7) {
             let terms = matrix.row(i).iter().zip(x).map(|(&n, &x)| f64::from(n) * f64::from(x));
-            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            let (sum, size) =
+                terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
             let step = f64::from(matrix.steps()[i]);
-            assert!((f64::from(*y) - sum * step).abs() <= 1e-6 * size * step, "row {i}: {y}, not {}", sum * step);
+            assert!(
+                (f64::from(*y) - sum * step).abs() <= 1e-6 * size * step,
+                "row {i}: {y}, not {}",
+                sum * step
+            );
         }
     }
 }
 
-fn multiply(cpu: &Cpu, matrix: &LatticeMatrix, x: &FloatBuffer, tokens: usize, y: &mut FloatBuffer) {
+fn multiply(
+    cpu: &Cpu,
+    matrix: &LatticeMatrix,
+    x: &FloatBuffer,
+    tokens: usize,
+    y: &mut FloatBuffer,
+) {
     cpu.matmul(x, tokens, [Product { weight: matrix, bias: None, out: y, accumulate: false }]);
 }
 
@@ -47,7 +58,9 @@ fn read_all(cpu: &Cpu, matrices: &[LatticeMatrix]) -> u64 {
     cpu.install(|| {
         matrices
             .par_iter()
-            .flat_map(|matrix| bytemuck::cast_slice::<i16, u64>(matrix.integers()).par_chunks(1 << 12))
+            .flat_map(|matrix| {
+                bytemuck::cast_slice::<i16, u64>(matrix.integers()).par_chunks(1 << 12)
+            })
             .map(|chunk| {
                 let mut sums = [0u64; 32];
                 for words in chunk.chunks_exact(32) {
@@ -69,7 +82,9 @@ fn matmul(c: &mut Criterion) {
         let shape = format!("{rows}x{cols}");
         let mut group = c.benchmark_group("decode");
         group.sample_size(20).throughput(Throughput::Bytes(bytes));
-        let x = FloatBuffer::from(&(0..cols).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>()[..]);
+        let x = FloatBuffer::from(
+            &(0..cols).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>()[..],
+        );
         let mut y = FloatBuffer::zeros(rows);
         multiply(&cpu, &matrices[0], &x, 1, &mut y);
         check(&matrices[0], &x, &y);
@@ -77,7 +92,11 @@ fn matmul(c: &mut Criterion) {
             b.iter(|| black_box(read_all(&cpu, &matrices)));
         });
         group.bench_function(BenchmarkId::new("matvec", &shape), |b| {
-            b.iter(|| cpu.submit(|| matrices.iter().for_each(|matrix| multiply(&cpu, matrix, &x, 1, &mut y))));
+            b.iter(|| {
+                cpu.submit(|| {
+                    matrices.iter().for_each(|matrix| multiply(&cpu, matrix, &x, 1, &mut y))
+                })
+            });
         });
         group.finish();
 

@@ -21,7 +21,11 @@ fn main() -> pleach::Result<()> {
         let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
         println!(
             "  {:?}",
-            runtime.generate(&"Commande : mkdir\nNOM :".into(), &options, |_| ControlFlow::Continue(()))?.text
+            runtime
+                .generate(&"Commande : mkdir\nNOM :".into(), &options, |_| ControlFlow::Continue(
+                    ()
+                ))?
+                .text
         );
     }
     runtime.switch_to("/")?;

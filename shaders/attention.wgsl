@@ -1,9 +1,12 @@
-// Grouped-query attention over the cache: softmax(q · k / sqrt(head_dim)) · v. Twin: device/cpu/attention.rs.
+// Grouped-query attention over the cache: softmax(q · k / sqrt(head_dim)) · v. Twin:
+// device/cpu/attention.rs.
 //
-// A workgroup takes four queries that read the same keys ("a quad": heads of one token, or of neighbouring tokens) and
-// goes over blocks of 128 positions. Each block gives for each query the largest score, the sum of exp(score − largest)
-// and the values weighed by it; `merge` joins two blocks. With one part a workgroup merges its blocks itself; with more,
-// each block is a workgroup's, and `combine` merges what they left in `partials`, in the same order to the same bits.
+// A workgroup takes four queries that read the same keys ("a quad": heads of one token, or of
+// neighbouring tokens) and goes over blocks of 128 positions. Each block gives for each query the
+// largest score, the sum of exp(score − largest) and the values weighed by it; `merge` joins two
+// blocks. With one part a workgroup merges its blocks itself; with more, each block is a
+// workgroup's, and `combine` merges what they left in `partials`, in the same order to the same
+// bits.
 
 @group(0) @binding(0) var<storage, read> queries: array<f32>;
 // [slot][kv_head][position / 32][head_dim / 4][32]

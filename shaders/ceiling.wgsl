@@ -1,5 +1,6 @@
-// What the device could do at best: memory passes and multiply-adds with nothing else in them. No twin: the CPU's ceilings
-// are in device/cpu/ceiling.rs. Every entry point writes what it made, or seems to, so that nothing is left out.
+// What the device could do at best: memory passes and multiply-adds with nothing else in them. No
+// twin: the CPU's ceilings are in device/cpu/ceiling.rs. Every entry point writes what it made, or
+// seems to, so that nothing is left out.
 
 @group(0) @binding(0) var<storage, read_write> words_of: array<vec4<u32>>;
 @group(1) @binding(0) var<uniform> params: CeilingParams;

@@ -1,14 +1,17 @@
-// Draws a token from each row of logits, one workgroup a row, where `likeliest` has been before. Twin: device/cpu/choose.rs.
+// Draws a token from each row of logits, one workgroup a row, where `likeliest` has been before.
+// Twin: device/cpu/choose.rs.
 //
-// Tokens are ranked by `key`, the order of their logits as integers, and among equals by id. The tokens that top-k, top-p and
-// min-p keep are those with a key above `threshold`, and of those at it the ones up to id `last`. The threshold is found
-// by a search over keys that divides the range by 16 in a pass. Every sum is made in an order fixed by the vocabulary.
+// Tokens are ranked by `key`, the order of their logits as integers, and among equals by id. The
+// tokens that top-k, top-p and min-p keep are those with a key above `threshold`, and of those at
+// it the ones up to id `last`. The threshold is found by a search over keys that divides the range
+// by 16 in a pass. Every sum is made in an order fixed by the vocabulary.
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 // Of each row: the token (the likeliest one before), and two words that are left as they are.
 @group(0) @binding(1) var<storage, read_write> results: array<u32>;
 @group(1) @binding(0) var<uniform> params: ChooseParams;
-// Of each row: temperature (0: the likeliest), top-k (0: all), top-p (1: all), min-p (0: all), random number.
+// Of each row: temperature (0: the likeliest), top-k (0: all), top-p (1: all), min-p (0: all),
+// random number.
 @group(1) @binding(1) var<storage, read> words: array<u32>;
 
 const THREADS = 256u;
@@ -92,7 +95,8 @@ fn sum_from(what: u32, lowest: u32, step: u32) {
     workgroupBarrier();
 }
 
-// Moves the threshold to the highest key from which on the sum reaches `enough`; gives the sum above it.
+// Moves the threshold to the highest key from which on the sum reaches `enough`; gives the sum
+// above it.
 fn search(what: u32, enough: f32) -> f32 {
     var lowest = 0u;
     var end = best_key + 1u;
@@ -115,8 +119,8 @@ fn search(what: u32, enough: f32) -> f32 {
     return above;
 }
 
-// Walks over ids until `share` of the whole sum, plus `more`, is used up; gives the id that uses it up, or the last that
-// adds to the sum.
+// Walks over ids until `share` of the whole sum, plus `more`, is used up; gives the id that uses it
+// up, or the last that adds to the sum.
 fn walk(what: u32, share: f32, more: f32) -> u32 {
     // Of 64 segments, each read by 16 neighbours side by side, the one it happens in.
     let segment_len = (params.vocab_size + 1023u) / 1024u * 16u;
@@ -172,7 +176,8 @@ fn walk(what: u32, share: f32, more: f32) -> u32 {
     return picked;
 }
 
-// The first of `count` sums that uses up `amount`, or the last that is positive; and what is left before it.
+// The first of `count` sums that uses up `amount`, or the last that is positive; and what is left
+// before it.
 fn pick(count: u32, amount: f32) -> vec2<f32> {
     var left = amount;
     var found = vec2(0.0, amount);

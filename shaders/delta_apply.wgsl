@@ -2,8 +2,9 @@
 //     Q = (Σ_r B'_ir · A'_rj + half_i) >> s_i,  half_i = (1 << s_i) >> 1.
 // Twin: device/cpu/delta_apply/.
 //
-// A workgroup owns 64 rows × 128 columns, a thread 4 × 8 of them. The factors of all segments go by as one list of rank
-// pairs, 8 at a time through workgroup memory; sums and net changes stay in registers. A slot is one pair in four words:
+// A workgroup owns 64 rows × 128 columns, a thread 4 × 8 of them. The factors of all segments go by
+// as one list of rank pairs, 8 at a time through workgroup memory; sums and net changes stay in
+// registers. A slot is one pair in four words:
 //     address of its A' in panel 0 | address of its B' in row 0 | pairs of its chunk, and in bits 8, 9 what to do after it
 //     (1: the chunk ends here and is added, 2: and is subtracted) | address of its chunk's shifts
 // all in words of `factors`.

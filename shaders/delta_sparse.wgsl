@@ -1,5 +1,6 @@
-// N ← N ± the entries of a sparse delta: each the place of a word in the weights and what both its columns move by. No two
-// name the same word, so every thread has its word to itself. Twin: device/cpu/delta_apply/mod.rs, `scatter`.
+// N ← N ± the entries of a sparse delta: each the place of a word in the weights and what both its
+// columns move by. No two name the same word, so every thread has its word to itself. Twin:
+// device/cpu/delta_apply/mod.rs, `scatter`.
 
 @group(0) @binding(0) var<storage, read_write> weights: array<u32>;
 @group(0) @binding(1) var<storage, read> entries: array<vec2<u32>>;

@@ -1,4 +1,5 @@
-// out[t] = step · N[token], for the tokens whose rows lie in this part of the table. Twin: device/cpu/elementwise.rs.
+// out[t] = step · N[token], for the tokens whose rows lie in this part of the table. Twin:
+// device/cpu/elementwise.rs.
 
 // Two i16 in each u32; a row takes a multiple of 32 columns.
 @group(0) @binding(0) var<storage, read> table: array<u32>;

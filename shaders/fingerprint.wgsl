@@ -1,9 +1,11 @@
-// BLAKE3 of one matrix: rows and columns as u64, the integers row by row without padding (i16), the steps (f32), all
-// little-endian. Twin: device/cpu/fingerprint.rs. Source: the BLAKE3 paper, section 2.
+// BLAKE3 of one matrix: rows and columns as u64, the integers row by row without padding (i16), the
+// steps (f32), all little-endian. Twin: device/cpu/fingerprint.rs. Source: the BLAKE3 paper,
+// section 2.
 //
-// `chunks` hashes one chunk of 1024 bytes a thread and joins the values of a workgroup's chunks, `merge` joins GROUP values
-// of any level; the last dispatch of a matrix leaves one value, made with the flag ROOT: the hash. Workgroups hold a power
-// of two, so pairing values within one (an odd last one moves up as it is) makes BLAKE3's tree.
+// `chunks` hashes one chunk of 1024 bytes a thread and joins the values of a workgroup's chunks,
+// `merge` joins GROUP values of any level; the last dispatch of a matrix leaves one value, made
+// with the flag ROOT: the hash. Workgroups hold a power of two, so pairing values within one (an
+// odd last one moves up as it is) makes BLAKE3's tree.
 
 @group(0) @binding(0) var<storage, read> first: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> second: array<vec4<u32>>;

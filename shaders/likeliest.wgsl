@@ -1,4 +1,5 @@
-// The likeliest token of each row of logits, the first of equals, one workgroup a row. Twin: device/cpu/choose.rs.
+// The likeliest token of each row of logits, the first of equals, one workgroup a row. Twin:
+// device/cpu/choose.rs.
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 // Of each row: the token, the lowest id whose logit is not finite (or 0xffffffff), that logit.

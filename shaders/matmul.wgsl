@@ -1,10 +1,11 @@
-// out[t][i] = step_i · Σ_j N_ij x[t][j], plus bias_i, plus the old out[t][i], for any number of tokens: prefill.
-// Twin: device/cpu/matmul.rs.
+// out[t][i] = step_i · Σ_j N_ij x[t][j], plus bias_i, plus the old out[t][i], for any number of
+// tokens: prefill. Twin: device/cpu/matmul.rs.
 //
-// A workgroup makes a tile of 64 outputs × TOKENS tokens from 16 inputs at a time: a thread eight outputs of every eighth
-// token. Both factors lie in workgroup memory as f32, a row of 16 inputs in four fours; four v of row r is at
-// v ^ (r / 2 % 4), so that eight threads which read the same v of eight rows meet no bank twice. A token's sum is taken in
-// the same order wherever it lies in a tile.
+// A workgroup makes a tile of 64 outputs × TOKENS tokens from 16 inputs at a time: a thread eight
+// outputs of every eighth token. Both factors lie in workgroup memory as f32, a row of 16 inputs in
+// four fours; four v of row r is at v ^ (r / 2 % 4), so that eight threads which read the same v of
+// eight rows meet no bank twice. A token's sum is taken in the same order wherever it lies in a
+// tile.
 
 // Two i16 in each u32; a row takes a multiple of 32 columns.
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;

@@ -1,9 +1,10 @@
-// out[t][i] = step_i · Σ_j N_ij x[t][j], plus bias_i, plus the old out[t][i], for up to TOKENS tokens: decode.
-// Twin: device/cpu/matmul.rs.
+// out[t][i] = step_i · Σ_j N_ij x[t][j], plus bias_i, plus the old out[t][i], for up to TOKENS
+// tokens: decode. Twin: device/cpu/matmul.rs.
 //
-// TEAM threads read ROWS rows of weights side by side, eight columns of each at a time: every weight is read once, and
-// every x serves all the rows. The team's sums meet in workgroup memory behind the one barrier. A token's sum is taken in
-// the same order whichever place it has among the tokens.
+// TEAM threads read ROWS rows of weights side by side, eight columns of each at a time: every
+// weight is read once, and every x serves all the rows. The team's sums meet in workgroup memory
+// behind the one barrier. A token's sum is taken in the same order whichever place it has among the
+// tokens.
 
 // Two i16 in each u32; a row takes a multiple of 32 columns.
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
@@ -26,7 +27,8 @@ override ROWS: u32 = 8u;
 override TEAM: u32 = 16u;
 const THREADS: u32 = 64u;
 
-// Sums over a thread's columns, by token, row of its team, and thread; one value between two rows turns the banks.
+// Sums over a thread's columns, by token, row of its team, and thread; one value between two rows
+// turns the banks.
 var<workgroup> partial: array<f32, TOKENS * ROWS * (THREADS + 1u)>;
 
 // Columns j to j + 3 of a token; zeros past its end.

@@ -1,4 +1,5 @@
-// out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight, one workgroup a row. Twin: device/cpu/elementwise.rs.
+// out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight, one workgroup a row. Twin:
+// device/cpu/elementwise.rs.
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> weight: array<f32>;

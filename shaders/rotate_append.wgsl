@@ -1,7 +1,9 @@
-// Rotates queries in place, and new keys on their way into the cache; appends the values. Twin: device/cpu/attention.rs.
+// Rotates queries in place, and new keys on their way into the cache; appends the values. Twin:
+// device/cpu/attention.rs.
 //
-// With h = head_dim / 2: x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j. One invocation takes one
-// such pair of a query, or four neighbours of a key or value. A head in the cache is padded with zeros to whole vec4.
+// With h = head_dim / 2: x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j. One
+// invocation takes one such pair of a query, or four neighbours of a key or value. A head in the
+// cache is padded with zeros to whole vec4.
 
 @group(0) @binding(0) var<storage, read_write> queries: array<f32>;
 @group(0) @binding(1) var<storage, read> new_keys: array<f32>;

@@ -1,5 +1,5 @@
-//! From floats to integers: a base's matrices onto the lattice, an adapter's deltas to integers on it. The same on every
-//! machine.
+//! From floats to integers: a base's matrices onto the lattice, an adapter's deltas to integers on
+//! it. The same on every machine.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,7 +17,8 @@ use crate::{Error, Result, WeightName};
 /// The compiled deltas of one node by weight.
 pub type CompiledNode = BTreeMap<WeightName, CompiledDelta>;
 
-/// Compiles one node's float deltas on the grids that `grid_of` gives, and counts what share of them the lattice keeps.
+/// Compiles one node's float deltas on the grids that `grid_of` gives, and counts what share of
+/// them the lattice keeps.
 ///
 /// # Errors
 /// [`Error::NoSuchMatrix`], and what [`compile`] returns.
@@ -40,20 +41,32 @@ pub fn compile_node<'g>(
 }
 
 /// Reads one matrix of the base onto the lattice.
-pub(crate) fn quantise_weight(base: &BaseModel, name: &WeightName, headroom: f32) -> Result<(LatticeMatrix, Grid)> {
+pub(crate) fn quantise_weight(
+    base: &BaseModel,
+    name: &WeightName,
+    headroom: f32,
+) -> Result<(LatticeMatrix, Grid)> {
     let (rows, cols) = matrix_shape(base, name)?;
-    quantise(name, rows, cols, headroom, |range: Range<usize>, out: &mut [f32]| base.read_rows(name, range, out))
+    quantise(name, rows, cols, headroom, |range: Range<usize>, out: &mut [f32]| {
+        base.read_rows(name, range, out)
+    })
 }
 
-/// The lattice that loading puts `base` on. `progress` is told how many of how many weights are done.
+/// The lattice that loading puts `base` on. `progress` is told how many of how many weights are
+/// done.
 ///
 /// # Errors
 /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading the base returns.
-pub fn base_lattice(base: &BaseModel, headroom: f32, progress: impl FnMut(usize, usize)) -> Result<BaseLattice> {
+pub fn base_lattice(
+    base: &BaseModel,
+    headroom: f32,
+    progress: impl FnMut(usize, usize),
+) -> Result<BaseLattice> {
     base_lattice_of(base, headroom, |_| true, progress)
 }
 
-/// The same of those matrices alone that are `wanted`: enough to check adapters that touch no others.
+/// The same of those matrices alone that are `wanted`: enough to check adapters that touch no
+/// others.
 ///
 /// # Errors
 /// As [`base_lattice`].

@@ -1,7 +1,8 @@
-//! Work that a library does on what others wrote: a panic there becomes an error, and stays off stderr.
+//! Work that a library does on what others wrote: a panic there becomes an error, and stays off
+//! stderr.
 //!
-//! **Invariant:** nothing that a broken-off piece of work may have changed is used again; a panic of any other thread, or of this
-//! one outside such work, is reported as ever.
+//! **Invariant:** nothing that a broken-off piece of work may have changed is used again; a panic
+//! of any other thread, or of this one outside such work, is reported as ever.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
@@ -28,7 +29,10 @@ pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let result = catch_unwind(AssertUnwindSafe(work));
     CONTAINED.set(outer);
     result.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or(panic.downcast_ref::<&str>().copied());
         text.unwrap_or("no reason given").to_owned()
     })
 }

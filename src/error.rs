@@ -1,6 +1,8 @@
-//! One error type for the library: which file, node or weight; what was expected and found; what to do next.
+//! One error type for the library: which file, node or weight; what was expected and found; what to
+//! do next.
 //!
-//! **Invariant:** an error is returned before anything changed: weights, current node and cache are as they were.
+//! **Invariant:** an error is returned before anything changed: weights, current node and cache are
+//! as they were.
 
 use std::path::PathBuf;
 
@@ -55,7 +57,9 @@ pub enum Error {
     },
 
     /// A delta whose factors do not have its weight's shape.
-    #[error("{weight}: {expected} {what} expected, {found} found; the delta was made for another base")]
+    #[error(
+        "{weight}: {expected} {what} expected, {found} found; the delta was made for another base"
+    )]
     DeltaShape {
         /// The weight.
         weight: WeightName,
@@ -108,7 +112,9 @@ pub enum Error {
     },
 
     /// A pass over the weights broke off, so they are in no known state.
-    #[error("the weights are unusable since a switch broke off; `Runtime::restore` loads them anew from the base")]
+    #[error(
+        "the weights are unusable since a switch broke off; `Runtime::restore` loads them anew from the base"
+    )]
     Unusable,
 
     /// A node whose weights would leave the lattice.
@@ -241,7 +247,9 @@ pub enum Error {
     },
 
     /// This build was made without support for GPUs.
-    #[error("this build runs on the CPU only: it was made without the feature `gpu`; leave --device out, or give cpu")]
+    #[error(
+        "this build runs on the CPU only: it was made without the feature `gpu`; leave --device out, or give cpu"
+    )]
     NoGpuSupport,
 
     /// No device of the machine is what was asked for.
@@ -254,7 +262,9 @@ pub enum Error {
     },
 
     /// A device broke off: it was lost, ran out of memory in the middle, or refused a command.
-    #[error("{device} failed: {problem}; load the weights anew with `Runtime::restore`, or run with --device cpu")]
+    #[error(
+        "{device} failed: {problem}; load the weights anew with `Runtime::restore`, or run with --device cpu"
+    )]
     DeviceFailed {
         /// The device.
         device: String,
@@ -276,7 +286,9 @@ pub enum Error {
     },
 
     /// The thread pool could not be started.
-    #[error("cannot start a pool of {threads} threads (0 is one per core): {source}; ask for fewer")]
+    #[error(
+        "cannot start a pool of {threads} threads (0 is one per core): {source}; ask for fewer"
+    )]
     ThreadPool {
         /// Threads asked for.
         threads: usize,
@@ -285,7 +297,9 @@ pub enum Error {
     },
 
     /// The model's configuration contradicts itself.
-    #[error("model configuration: {field} is {found}, expected {expected}; check the base's config")]
+    #[error(
+        "model configuration: {field} is {found}, expected {expected}; check the base's config"
+    )]
     ModelConfig {
         /// The field.
         field: &'static str,
@@ -318,7 +332,9 @@ pub enum Error {
     },
 
     /// A cache of keys and values was made at another node.
-    #[error("the cache belongs to another node's weights; clear it with `KvCache::claim` before using it here")]
+    #[error(
+        "the cache belongs to another node's weights; clear it with `KvCache::claim` before using it here"
+    )]
     CacheOwner {
         /// Fingerprint the batch was made for.
         expected: [u8; 32],
@@ -339,7 +355,9 @@ pub enum Error {
     },
 
     /// A cache was made for a model of another form.
-    #[error("the cache was made for another model: {field} is {found}, expected {expected}; make one for this model")]
+    #[error(
+        "the cache was made for another model: {field} is {found}, expected {expected}; make one for this model"
+    )]
     CacheShape {
         /// What differs.
         field: &'static str,
@@ -350,7 +368,9 @@ pub enum Error {
     },
 
     /// A cache would be too large to address.
-    #[error("a cache of {slots} sequences of {capacity} tokens is not possible here; ask for at least 1 and fewer")]
+    #[error(
+        "a cache of {slots} sequences of {capacity} tokens is not possible here; ask for at least 1 and fewer"
+    )]
     CacheSize {
         /// Sequences.
         slots: usize,
@@ -368,7 +388,9 @@ pub enum Error {
     },
 
     /// A sequence would outgrow its cache or the model's context.
-    #[error("sequence {slot} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt")]
+    #[error(
+        "sequence {slot} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt"
+    )]
     ContextFull {
         /// The sequence's place in the cache.
         slot: usize,
@@ -392,7 +414,9 @@ pub enum Error {
     },
 
     /// A token is not in the vocabulary.
-    #[error("token {token} is outside the vocabulary of {vocab_size}; use this base's own tokenizer")]
+    #[error(
+        "token {token} is outside the vocabulary of {vocab_size}; use this base's own tokenizer"
+    )]
     UnknownToken {
         /// The token.
         token: u32,
@@ -425,13 +449,15 @@ pub enum Error {
     },
 }
 
-/// All values, or the first error; of overflows the one that needs the most headroom, so that what it asks for will do.
+/// All values, or the first error; of overflows the one that needs the most headroom, so that what
+/// it asks for will do.
 pub(crate) fn all_or_worst<T>(results: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
     let (mut values, mut worst) = (Vec::new(), None);
     for result in results {
         match (result, &worst) {
             (Ok(value), _) => values.push(value),
-            (Err(Error::Overflow { needed, .. }), Some(Error::Overflow { needed: most, .. })) if needed <= *most => {}
+            (Err(Error::Overflow { needed, .. }), Some(Error::Overflow { needed: most, .. }))
+                if needed <= *most => {}
             (Err(error @ Error::Overflow { .. }), _) => worst = Some(error),
             (Err(error), _) => return Err(error),
         }

@@ -1,4 +1,5 @@
-//! A hierarchical adapter-tree runtime: one base model, a tree of adapters, exact `switch_to(node)`.
+//! A hierarchical adapter-tree runtime: one base model, a tree of adapters, exact
+//! `switch_to(node)`.
 //!
 #![doc = include_str!("../README.md")]
 

@@ -2,8 +2,9 @@
 //!
 //! **Invariant:** two spellings of one parameter give the same [`WeightName`].
 //!
-//! **Source:** the tensor name map of llama.cpp's GGUF writer; PEFT's `save_pretrained` keys and the wrappers
-//! (FSDP, `torch.compile`, DDP, vision-language models) that put words in front of them.
+//! **Source:** the tensor name map of llama.cpp's GGUF writer; PEFT's `save_pretrained` keys and
+//! the wrappers (FSDP, `torch.compile`, DDP, vision-language models) that put words in front of
+//! them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ const OUTER_MODULES: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Segments that wrappers put anywhere into a module path.
-const WRAPPER_SEGMENTS: [&str; 3] = ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"];
+const WRAPPER_SEGMENTS: [&str; 3] =
+    ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"];
 
 impl WeightName {
     /// Takes a Hugging Face parameter name as it is.
@@ -58,7 +60,8 @@ impl WeightName {
     /// assert_eq!(WeightName::from_gguf("blk.7.ssm_a"), None);
     /// ```
     pub fn from_gguf(name: &str) -> Option<Self> {
-        let (module, kind) = name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
+        let (module, kind) =
+            name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
         let Some(rest) = module.strip_prefix("blk.") else {
             return Some(Self::new(format!("{}.{kind}", lookup(&OUTER_MODULES, module)?)));
         };
@@ -68,7 +71,8 @@ impl WeightName {
         Some(Self::new(format!("model.layers.{layer}.{}.{kind}", lookup(&LAYER_MODULES, module)?)))
     }
 
-    /// Translates a PEFT module path (a tensor's key without its `.lora_A.weight`) to the name of the weight it adapts.
+    /// Translates a PEFT module path (a tensor's key without its `.lora_A.weight`) to the name of
+    /// the weight it adapts.
     ///
     /// ```
     /// use pleach::WeightName;
@@ -80,10 +84,11 @@ impl WeightName {
     }
 }
 
-/// The path of a module in the model that PEFT was given: what its rules look at. Only what wrappers and PEFT put into a
-/// key is taken out; the model's own spelling stays.
+/// The path of a module in the model that PEFT was given: what its rules look at. Only what
+/// wrappers and PEFT put into a key is taken out; the model's own spelling stays.
 pub(crate) fn peft_module(path: &str) -> String {
-    let segments: Vec<&str> = path.split('.').filter(|segment| !WRAPPER_SEGMENTS.contains(segment)).collect();
+    let segments: Vec<&str> =
+        path.split('.').filter(|segment| !WRAPPER_SEGMENTS.contains(segment)).collect();
     let joined = segments.join(".");
     let mut module = joined.as_str();
     // DDP wraps the whole, before or after PEFT did.
@@ -97,7 +102,8 @@ pub(crate) fn peft_module(path: &str) -> String {
 fn canonical_module(path: &str) -> String {
     let module = peft_module(path);
     let mut module = module.as_str();
-    for prefix in ["model.language_model.model.", "model.language_model.", "language_model.model."] {
+    for prefix in ["model.language_model.model.", "model.language_model.", "language_model.model."]
+    {
         if let Some(rest) = module.strip_prefix(prefix) {
             return format!("model.{rest}");
         }
@@ -176,7 +182,10 @@ mod tests {
             let name = WeightName::from_peft_module(path);
             assert_eq!(name.as_str(), "model.layers.0.self_attn.q_proj.weight", "{path}");
         }
-        assert_eq!(WeightName::from_peft_module("base_model.model.lm_head").as_str(), "lm_head.weight");
+        assert_eq!(
+            WeightName::from_peft_module("base_model.model.lm_head").as_str(),
+            "lm_head.weight"
+        );
         assert_eq!(
             WeightName::from_peft_module("base_model.model.model.embed_tokens").as_str(),
             "model.embed_tokens.weight"

@@ -1,6 +1,8 @@
-//! Makes tiny models for tests and benches: a Hugging Face folder, or the same model as a GGUF file.
+//! Makes tiny models for tests and benches: a Hugging Face folder, or the same model as a GGUF
+//! file.
 //!
-//! **Invariant:** the same [`TinyModel`] gives the same weights in both forms, up to the storage type's rounding.
+//! **Invariant:** the same [`TinyModel`] gives the same weights in both forms, up to the storage
+//! type's rounding.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -46,7 +48,8 @@ pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' 
 const SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const MERGES: [(&str, &str); 5] = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w")];
 
-/// What to make. Heads have an even width, and matrix widths are multiples of 32, so that Q4_0 to Q8_0 can store them.
+/// What to make. Heads have an even width, and matrix widths are multiples of 32, so that Q4_0 to
+/// Q8_0 can store them.
 #[derive(Clone, Debug)]
 pub struct TinyModel {
     /// `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`.
@@ -120,7 +123,9 @@ impl TinyModel {
                 ("input_layernorm", vec![hidden]),
                 ("post_attention_layernorm", vec![hidden]),
             ] {
-                if self.biases && ["q_proj", "k_proj", "v_proj"].iter().any(|name| module.ends_with(name)) {
+                if self.biases
+                    && ["q_proj", "k_proj", "v_proj"].iter().any(|name| module.ends_with(name))
+                {
                     shapes.insert(format!("model.layers.{layer}.{module}.bias"), vec![shape[0]]);
                 }
                 shapes.insert(format!("model.layers.{layer}.{module}.weight"), shape);
@@ -158,8 +163,10 @@ pub fn tiny_hf_model_of(dir: &Path, model: &TinyModel, weights: &BTreeMap<String
     );
     tiny_tokenizer().save(dir.join("tokenizer.json"), true).unwrap();
 
-    let raw: Vec<_> =
-        weights.iter().map(|(name, (shape, values))| (name, shape, encode(model.dtype, values))).collect();
+    let raw: Vec<_> = weights
+        .iter()
+        .map(|(name, (shape, values))| (name, shape, encode(model.dtype, values)))
+        .collect();
     let mut weight_map = serde_json::Map::new();
     for (index, part) in raw.chunks(raw.len().div_ceil(model.shards)).enumerate() {
         let file = match model.shards {
@@ -173,7 +180,10 @@ pub fn tiny_hf_model_of(dir: &Path, model: &TinyModel, weights: &BTreeMap<String
         safetensors::serialize_to_file(views, None, &dir.join(&file)).unwrap();
     }
     if model.shards > 1 {
-        write_json("model.safetensors.index.json", &json!({ "metadata": {}, "weight_map": weight_map }));
+        write_json(
+            "model.safetensors.index.json",
+            &json!({ "metadata": {}, "weight_map": weight_map }),
+        );
     }
 }
 
@@ -210,14 +220,16 @@ pub fn tiny_gguf(path: &Path, model: &TinyModel, dtype: GgmlDType) {
                 _ if name.contains("k_proj") => Some(model.kv_heads),
                 _ => None,
             };
-            let values = heads.map_or_else(|| values.clone(), |heads| permute(values, shape[0], heads));
+            let values =
+                heads.map_or_else(|| values.clone(), |heads| permute(values, shape[0], heads));
             let tensor = Tensor::from_vec(values, shape.clone(), &Device::Cpu).unwrap();
             let dtype = if shape.len() == 1 { GgmlDType::F32 } else { dtype };
             (gguf_name(name), QTensor::quantize(&tensor, dtype).unwrap())
         })
         .collect();
     let (tokens, merges) = tiny_vocabulary();
-    let token_types = (0..tokens.len()).map(|id| Value::I32(if id < SPECIALS.len() { 3 } else { 1 })).collect();
+    let token_types =
+        (0..tokens.len()).map(|id| Value::I32(if id < SPECIALS.len() { 3 } else { 1 })).collect();
     let strings = |items: Vec<String>| Value::Array(items.into_iter().map(Value::String).collect());
     let number = |value: usize| Value::U32(value as u32);
     let metadata: Vec<(String, Value)> = [
@@ -234,7 +246,10 @@ pub fn tiny_gguf(path: &Path, model: &TinyModel, dtype: GgmlDType) {
         ("tokenizer.ggml.pre", Value::String("smollm".to_owned())),
         ("tokenizer.ggml.tokens", strings(tokens)),
         ("tokenizer.ggml.token_type", Value::Array(token_types)),
-        ("tokenizer.ggml.merges", strings(merges.into_iter().map(|(a, b)| format!("{a} {b}")).collect())),
+        (
+            "tokenizer.ggml.merges",
+            strings(merges.into_iter().map(|(a, b)| format!("{a} {b}")).collect()),
+        ),
         ("tokenizer.ggml.bos_token_id", number(0)),
         ("tokenizer.ggml.eos_token_id", number(2)),
         ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
@@ -312,24 +327,31 @@ fn tiny_tokenizer() -> tokenizers::Tokenizer {
     tokenizer
 }
 
-/// Whether a bench is to measure: `cargo bench` says so, while `cargo test` runs it once, to see that it works.
+/// Whether a bench is to measure: `cargo bench` says so, while `cargo test` runs it once, to see
+/// that it works.
 pub fn measures() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
 
-/// The real base that some tests need, `SmolLM2-135M-Instruct.Q4_1.gguf`: the file that `PLEACH_SMOLLM2` names, or the one
-/// in the cache folder. Without it the test says so and is skipped, but fails where `CI` is set.
+/// The real base that some tests need, `SmolLM2-135M-Instruct.Q4_1.gguf`: the file that
+/// `PLEACH_SMOLLM2` names, or the one in the cache folder. Without it the test says so and is
+/// skipped, but fails where `CI` is set.
 pub fn smollm2_base() -> Option<PathBuf> {
     let path = crate::base::fetched_smollm2()?;
     if path.exists() {
         return Some(path);
     }
-    assert!(std::env::var_os("CI").is_none(), "{} is missing: run scripts/fetch-base", path.display());
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{} is missing: run scripts/fetch-base",
+        path.display()
+    );
     eprintln!("skipped: {} is missing: run scripts/fetch-base", path.display());
     None
 }
 
-/// Opens the bytes of a safetensors file and reads every tensor: what the fuzzers and the saved inputs run.
+/// Opens the bytes of a safetensors file and reads every tensor: what the fuzzers and the saved
+/// inputs run.
 pub fn read_safetensors_bytes(bytes: Vec<u8>) -> Result<()> {
     let file = SafeTensorsFile::from_bytes(bytes, "bytes")?;
     for name in file.names() {
@@ -341,8 +363,8 @@ pub fn read_safetensors_bytes(bytes: Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Opens the bytes of a GGUF file as a base with tokenizer and chat template, and reads every weight: what the fuzzers
-/// and the saved inputs run.
+/// Opens the bytes of a GGUF file as a base with tokenizer and chat template, and reads every
+/// weight: what the fuzzers and the saved inputs run.
 pub fn read_gguf_bytes(bytes: Vec<u8>) -> Result<()> {
     let base = BaseModel::from_gguf(GgufFile::from_bytes(bytes, "bytes")?)?;
     for (name, info) in base.weights() {
@@ -355,13 +377,15 @@ pub fn read_gguf_bytes(bytes: Vec<u8>) -> Result<()> {
     tokenizer.decode(&tokenizer.encode(&text)?).map(drop)
 }
 
-/// Reads bytes as a `tokenizer.json`, and what follows a first zero byte as the `tokenizer_config.json` beside it; takes texts
-/// apart and puts them together again. What the fuzzers and the saved inputs run.
+/// Reads bytes as a `tokenizer.json`, and what follows a first zero byte as the
+/// `tokenizer_config.json` beside it; takes texts apart and puts them together again. What the
+/// fuzzers and the saved inputs run.
 pub fn read_tokenizer_bytes(bytes: &[u8]) -> Result<()> {
     let split = bytes.iter().position(|byte| *byte == 0);
     let (file, config) = split.map_or((bytes, None), |at| (&bytes[..at], Some(&bytes[at + 1..])));
     let tokenizer = Tokenizer::from_json(file, config, 1 << 20)?;
-    for text in ["", "hello w", "  l'été 2024,\t\n 12345 don't", "日本語 👩‍👩‍👧 ß\u{301}<|im_end|>"] {
+    for text in ["", "hello w", "  l'été 2024,\t\n 12345 don't", "日本語 👩‍👩‍👧 ß\u{301}<|im_end|>"]
+    {
         let ids = tokenizer.encode(text)?;
         tokenizer.decode(&ids)?;
         let mut stream = tokenizer.stream_after(&ids)?;
@@ -371,17 +395,23 @@ pub fn read_tokenizer_bytes(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Renders bytes as a chat template, or as a `tokenizer_config.json` that has one. What the fuzzers and the saved inputs run.
+/// Renders bytes as a chat template, or as a `tokenizer_config.json` that has one. What the fuzzers
+/// and the saved inputs run.
 pub fn read_chat_bytes(bytes: &[u8]) -> Result<()> {
-    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-    let turns = [message("system", "be brief"), message("user", "hello\r\n{{ x }} é"), message("assistant", "")];
+    let message =
+        |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let turns = [
+        message("system", "be brief"),
+        message("user", "hello\r\n{{ x }} é"),
+        message("assistant", ""),
+    ];
     let templates = ChatTemplate::from_bytes(bytes)?;
     let name = templates.names().next().map(str::to_owned);
     templates.render_by(name.as_deref(), &turns).map(drop)
 }
 
-/// A GPU for a test, a software adapter if there is no other. Without any the test says so and is skipped, but fails where
-/// `CI` is set.
+/// A GPU for a test, a software adapter if there is no other. Without any the test says so and is
+/// skipped, but fails where `CI` is set.
 #[cfg(feature = "gpu")]
 pub fn gpu(options: &crate::device::gpu::GpuOptions) -> Option<crate::device::gpu::Gpu> {
     match crate::device::gpu::Gpu::open(options) {

@@ -1,6 +1,8 @@
-//! The live weights on one device and the ledger of what is applied to them: the only mutable state.
+//! The live weights on one device and the ledger of what is applied to them: the only mutable
+//! state.
 //!
-//! **Invariant:** `N = base + Σ Q_v` over the nodes of the ledger, or the copy is marked unusable until it is loaded anew.
+//! **Invariant:** `N = base + Σ Q_v` over the nodes of the ledger, or the copy is marked unusable
+//! until it is loaded anew.
 //! **Invariant:** every check that can fail is made before the first weight moves.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +14,9 @@ use crate::device::cpu::Cpu;
 use crate::device::{Device, PassTimes};
 use crate::error::all_or_worst;
 pub use crate::lattice::MatrixId;
-use crate::lattice::{BaseLattice, Grid, LANES, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows};
+use crate::lattice::{
+    BaseLattice, Grid, LANES, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows,
+};
 pub(crate) use crate::name::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
 
@@ -30,8 +34,8 @@ pub struct Weights<D: Device> {
     usable: bool,
 }
 
-/// The matrices of a base, by name and by id, with their grids: the same for every copy of its weights. A tied head is a
-/// matrix of its own here, with the last id.
+/// The matrices of a base, by name and by id, with their grids: the same for every copy of its
+/// weights. A tied head is a matrix of its own here, with the last id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MatrixGrids {
     names: BTreeMap<WeightName, MatrixId>,
@@ -62,7 +66,8 @@ impl MatrixGrids {
     /// Compiled deltas by matrix in place of name.
     ///
     /// # Errors
-    /// [`Error::NoSuchMatrix`], and [`Error::DeltaShape`] where a delta is of another shape than its matrix.
+    /// [`Error::NoSuchMatrix`], and [`Error::DeltaShape`] where a delta is of another shape than
+    /// its matrix.
     pub(crate) fn place(&self, node: CompiledNode) -> Result<NodeDeltas> {
         let placed = node.into_iter().map(|(weight, delta)| {
             let Some(id) = self.id(&weight) else { return Err(Error::NoSuchMatrix { weight }) };
@@ -74,7 +79,10 @@ impl MatrixGrids {
 
     /// The lattice of these matrices.
     pub(crate) fn lattice(&self, headroom: f32) -> BaseLattice {
-        BaseLattice::new(headroom, self.names().map(|(name, id)| (name.clone(), self.grid(id).clone())))
+        BaseLattice::new(
+            headroom,
+            self.names().map(|(name, id)| (name.clone(), self.grid(id).clone())),
+        )
     }
 }
 
@@ -126,8 +134,14 @@ impl<D: Device> Weights<D> {
     /// Loads every weight of `base` tensor by tensor.
     ///
     /// # Errors
-    /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading and the device return.
-    pub fn load(base: &BaseModel, device: &D, headroom: f32, mut progress: impl FnMut(usize, usize)) -> Result<Self> {
+    /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading and the device
+    /// return.
+    pub fn load(
+        base: &BaseModel,
+        device: &D,
+        headroom: f32,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self> {
         let mut weights = Self {
             matrices: Vec::new(),
             grids: Arc::default(),
@@ -152,7 +166,11 @@ impl<D: Device> Weights<D> {
                     let mut values = vec![0_f32; info.shape.iter().product()];
                     base.read_rows(name, 0..1, &mut values)?;
                     if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-                        return Err(Error::NonFinite { tensor: name.to_string(), index, value: values[index] });
+                        return Err(Error::NonFinite {
+                            tensor: name.to_string(),
+                            index,
+                            value: values[index],
+                        });
                     }
                     vectors_hash.update(name.as_str().as_bytes()).update(&[0]);
                     for value in &values {
@@ -211,7 +229,8 @@ impl<D: Device> Weights<D> {
         })
     }
 
-    /// Changes matrices. The copy is usable again only when that has ended: a panic or an error inside leaves it unusable.
+    /// Changes matrices. The copy is usable again only when that has ended: a panic or an error
+    /// inside leaves it unusable.
     fn changing<R>(&mut self, work: impl FnOnce(&mut [D::Matrix]) -> Result<R>) -> Result<R> {
         self.usable = false;
         let result = work(&mut self.matrices)?;
@@ -244,8 +263,8 @@ impl<D: Device> Weights<D> {
         self.own_grids().map(|grid| (grid.rows() * grid.cols) as u64).sum()
     }
 
-    /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and ten a row: its step, on
-    /// the device and beside it, and its largest integer.
+    /// Bytes of all matrices as they are resident: two for every weight, padded rows included, and
+    /// ten a row: its step, on the device and beside it, and its largest integer.
     pub fn resident_bytes(&self) -> u64 {
         let bytes = |grid: &Grid| grid.rows() * (grid.cols.next_multiple_of(LANES) * 2 + 10);
         self.own_grids().map(|grid| bytes(grid) as u64).sum()
@@ -256,8 +275,8 @@ impl<D: Device> Weights<D> {
         self.shared.is_some()
     }
 
-    /// Gives the head a copy of the embedding, so that a delta on one leaves the other alone, as it does while an
-    /// adapter is trained. The copy must be made before either is touched.
+    /// Gives the head a copy of the embedding, so that a delta on one leaves the other alone, as it
+    /// does while an adapter is trained. The copy must be made before either is touched.
     ///
     /// # Errors
     /// When the device has no room.
@@ -272,9 +291,10 @@ impl<D: Device> Weights<D> {
         Ok(())
     }
 
-    /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas applied there: where the
-    /// sum of their largest entries leaves room nothing else is looked at, and the other rows are counted exactly. What was
-    /// found to fit is not looked at again while its deltas stay in memory.
+    /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas
+    /// applied there: where the sum of their largest entries leaves room nothing else is looked at,
+    /// and the other rows are counted exactly. What was found to fit is not looked at again while
+    /// its deltas stay in memory.
     ///
     /// # Errors
     /// [`Error::Overflow`] with the headroom that would do.
@@ -291,7 +311,8 @@ impl<D: Device> Weights<D> {
             return Ok(());
         }
         let mut close = Vec::new();
-        let moved: BTreeSet<MatrixId> = path.iter().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
+        let moved: BTreeSet<MatrixId> =
+            path.iter().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
         for (name, id) in self.matrix_names().filter(|(_, id)| moved.contains(id)) {
             let touching: Vec<_> = path.iter().filter_map(|deltas| deltas.delta(id)).collect();
             let rows = close_rows(self.grid(id), &touching);
@@ -299,13 +320,15 @@ impl<D: Device> Weights<D> {
                 close.push((name, id, rows));
             }
         }
-        let check = |((name, id, rows), integers): (&(&WeightName, MatrixId, Vec<usize>), &Vec<i16>)| {
-            check_rows(name, self.grid(*id), rows, integers, &segments(movement, *id))
-        };
+        let check =
+            |((name, id, rows), integers): (&(&WeightName, MatrixId, Vec<usize>), &Vec<i16>)| {
+                check_rows(name, self.grid(*id), rows, integers, &segments(movement, *id))
+            };
         // To wake the threads costs more than all that came before.
         if !close.is_empty() {
             host.install(|| {
-                let wanted: Vec<_> = close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
+                let wanted: Vec<_> =
+                    close.iter().map(|(_, id, rows)| (self.matrix(*id), &rows[..])).collect();
                 all_or_worst(close.iter().zip(&device.read_rows(&wanted)?).map(check))
                     .map_err(|error| error.at_node(node))
             })?;
@@ -319,10 +342,12 @@ impl<D: Device> Weights<D> {
         self.usable
     }
 
-    /// Moves the weights: one fused pass over every touched matrix. `resident` is what `movement` is on the device.
+    /// Moves the weights: one fused pass over every touched matrix. `resident` is what `movement`
+    /// is on the device.
     ///
     /// # Errors
-    /// [`Error::Unusable`] when an earlier pass broke off, and what the device returns; the copy is then unusable.
+    /// [`Error::Unusable`] when an earlier pass broke off, and what the device returns; the copy is
+    /// then unusable.
     pub(crate) fn apply(
         &mut self,
         device: &D,
@@ -334,7 +359,8 @@ impl<D: Device> Weights<D> {
         }
         let mut touched = Touched::default();
         let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
-        let ids: BTreeSet<MatrixId> = movement.iter().flat_map(|(deltas, _)| deltas.iter().map(|(id, _)| id)).collect();
+        let ids: BTreeSet<MatrixId> =
+            movement.iter().flat_map(|(deltas, _)| deltas.iter().map(|(id, _)| id)).collect();
         for id in ids {
             let grid = self.grids.grid(id);
             touched.matrices += 1;
@@ -346,14 +372,18 @@ impl<D: Device> Weights<D> {
         Ok(touched)
     }
 
-    /// The fingerprint of the resident bits: BLAKE3 over every matrix's name and hash, in name order, and the vectors'
-    /// hash. Only matrices touched since the last call are hashed anew. A tied head counts as a matrix of its own.
+    /// The fingerprint of the resident bits: BLAKE3 over every matrix's name and hash, in name
+    /// order, and the vectors' hash. Only matrices touched since the last call are hashed anew. A
+    /// tied head counts as a matrix of its own.
     ///
     /// # Errors
     /// When the device fails.
     pub fn fingerprint(&self, device: &D) -> Result<blake3::Hash> {
         let hashes = self.matrix_hashes(device)?;
-        Ok(combine(self.matrix_names().map(|(name, id)| (name, hashes[self.place_of(id)])), self.vectors_hash))
+        Ok(combine(
+            self.matrix_names().map(|(name, id)| (name, hashes[self.place_of(id)])),
+            self.vectors_hash,
+        ))
     }
 
     /// The fingerprint that a node would have whose matrices hash to `hashes`, by id.
@@ -372,7 +402,10 @@ impl<D: Device> Weights<D> {
     }
 }
 
-fn combine<'a>(matrices: impl Iterator<Item = (&'a WeightName, blake3::Hash)>, vectors: blake3::Hash) -> blake3::Hash {
+fn combine<'a>(
+    matrices: impl Iterator<Item = (&'a WeightName, blake3::Hash)>,
+    vectors: blake3::Hash,
+) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for (name, hash) in matrices {
         hasher.update(name.as_str().as_bytes()).update(&[0]).update(hash.as_bytes());

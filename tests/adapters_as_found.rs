@@ -1,6 +1,7 @@
-//! Adapters as people find them: written by other trainers, wrapped, renamed, half converted. Loaders that knew PEFT's own
-//! keys alone called them damaged, or matched a pattern against a spelling that PEFT never saw and took another scaling.
-//! Here each is read as PEFT reads it, or called what it is.
+//! Adapters as people find them: written by other trainers, wrapped, renamed, half converted.
+//! Loaders that knew PEFT's own keys alone called them damaged, or matched a pattern against a
+//! spelling that PEFT never saw and took another scaling. Here each is read as PEFT reads it, or
+//! called what it is.
 
 use std::path::Path;
 
@@ -19,7 +20,8 @@ const V: &str = "model.layers.11.self_attn.v_proj";
 type Tensors = Vec<(String, [usize; 2], Vec<f32>)>;
 
 fn made(config: Value) -> TinyAdapter {
-    TinyAdapter::new(vec![TinyModule::linear(Q, 6, 5), TinyModule::linear(V, 3, 5)], 2, 7).with_config(config)
+    TinyAdapter::new(vec![TinyModule::linear(Q, 6, 5), TinyModule::linear(V, 3, 5)], 2, 7)
+        .with_config(config)
 }
 
 /// The made adapter with its keys rewritten.
@@ -31,7 +33,11 @@ fn changed(config: Value, change: impl FnOnce(&mut Tensors)) -> pleach::Result<P
     let made = made(config);
     let mut tensors = made.tensors();
     change(&mut tensors);
-    PeftAdapter::from_bytes(&made.config_bytes(), serialize(&tensors, Dtype::F32), &Limits::default())
+    PeftAdapter::from_bytes(
+        &made.config_bytes(),
+        serialize(&tensors, Dtype::F32),
+        &Limits::default(),
+    )
 }
 
 fn scaling(adapter: &PeftAdapter, module: &str) -> f64 {
@@ -46,62 +52,81 @@ fn refused(result: pleach::Result<PeftAdapter>) -> AdapterDefect {
     }
 }
 
-/// Expected values: PEFT 0.21.2, `re.match(rf"(.*\.)?({key})$", name)` with the name of the model that it was given.
+/// Expected values: PEFT 0.21.2, `re.match(rf"(.*\.)?({key})$", name)` with the name of the model
+/// that it was given.
 #[test]
 fn patterns_look_at_the_files_own_spelling() {
     let patterns = json!({"alpha_pattern": {r"(model\.layers\.0\..*|.*v_proj)": 6, "q_proj": 10}});
     let plain = renamed(patterns.clone(), str::to_owned).unwrap();
     assert_eq!((scaling(&plain, Q), scaling(&plain, V)), (3.0, 3.0));
     for spelled in ["base_model.model.layers", "base_model.model.model.language_model.layers"] {
-        let adapter = renamed(patterns.clone(), |key| key.replace("base_model.model.model.layers", spelled)).unwrap();
+        let adapter =
+            renamed(patterns.clone(), |key| key.replace("base_model.model.model.layers", spelled))
+                .unwrap();
         assert_eq!((scaling(&adapter, Q), scaling(&adapter, V)), (5.0, 3.0), "{spelled}");
     }
     // What a wrapper put into the key was never part of the name.
     for wrapper in ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"] {
-        let adapter =
-            renamed(patterns.clone(), |key| key.replace("self_attn", &format!("{wrapper}.self_attn"))).unwrap();
+        let adapter = renamed(patterns.clone(), |key| {
+            key.replace("self_attn", &format!("{wrapper}.self_attn"))
+        })
+        .unwrap();
         assert_eq!((scaling(&adapter, Q), scaling(&adapter, V)), (3.0, 3.0), "{wrapper}");
     }
 }
 
-/// `re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", name)`, and `.*?\.[^.]*\.(\d+)\.` without a pattern.
+/// `re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", name)`, and `.*?\.[^.]*\.(\d+)\.` without a
+/// pattern.
 #[test]
 fn layers_are_counted_where_peft_counts_them() {
     let with = |config: Value, spelled: &'static str| {
         renamed(config, move |key| key.replace("base_model.model.model.layers", spelled)).map(drop)
     };
-    for pattern in [json!("layers"), json!("model.layers"), json!(["h", "layers"]), json!(r"(\w+)\.layers")] {
+    for pattern in
+        [json!("layers"), json!("model.layers"), json!(["h", "layers"]), json!(r"(\w+)\.layers")]
+    {
         let config = json!({"layers_to_transform": [0, 11], "layers_pattern": pattern});
         assert!(with(config, "base_model.model.model.layers").is_ok(), "{pattern}");
     }
     let bare = "base_model.model.layers";
-    assert!(with(json!({"layers_to_transform": [0, 11], "layers_pattern": "layers"}), bare).is_ok());
+    assert!(
+        with(json!({"layers_to_transform": [0, 11], "layers_pattern": "layers"}), bare).is_ok()
+    );
     for config in [
-        // `model.layers` is not in the name of the bare model, and a name that starts with `layers` has no dot before it.
+        // `model.layers` is not in the name of the bare model, and a name that starts with `layers`
+        // has no dot before it.
         json!({"layers_to_transform": [0, 11], "layers_pattern": "model.layers"}),
         json!({"layers_to_transform": [0, 11]}),
-        // Python's alternation splits the whole expression: `layers…` must then start the name, and `h` alone has no index.
+        // Python's alternation splits the whole expression: `layers…` must then start the name, and
+        // `h` alone has no index.
         json!({"layers_to_transform": [0, 11], "layers_pattern": ["layers|h", "layers"]}),
     ] {
-        let spelled = if config.to_string().contains('|') { "base_model.model.model.layers" } else { bare };
+        let spelled =
+            if config.to_string().contains('|') { "base_model.model.model.layers" } else { bare };
         assert!(matches!(with(config.clone(), spelled), Err(Error::Adapter { .. })), "{config}");
     }
 }
 
 #[test]
 fn one_name_in_all_keys_is_the_adapters() {
-    let named = |name: &'static str| move |key: &str| key.replace(".weight", &format!(".{name}.weight"));
+    let named =
+        |name: &'static str| move |key: &str| key.replace(".weight", &format!(".{name}.weight"));
     for name in ["default", "alice", "my-adapter_2"] {
         assert_eq!(renamed(json!({}), named(name)).unwrap().header().targets().len(), 2, "{name}");
     }
-    let two = renamed(json!({}), |key| named(if key.contains("q_proj") { "alice" } else { "bob" })(key));
+    let two =
+        renamed(json!({}), |key| named(if key.contains("q_proj") { "alice" } else { "bob" })(key));
     let defect = refused(two);
     assert!(
         matches!(&defect, AdapterDefect::SeveralAdapters { first, second, .. } if [&first[..], second] == ["alice", "bob"])
     );
-    let defect =
-        refused(renamed(json!({}), |key| if key.contains("q_proj") { named("alice")(key) } else { key.into() }));
-    assert!(matches!(&defect, AdapterDefect::SeveralAdapters { second, .. } if second == "default"), "{defect}");
+    let defect = refused(renamed(json!({}), |key| {
+        if key.contains("q_proj") { named("alice")(key) } else { key.into() }
+    }));
+    assert!(
+        matches!(&defect, AdapterDefect::SeveralAdapters { second, .. } if second == "default"),
+        "{defect}"
+    );
     let defect = refused(renamed(json!({}), |key| key.replace(".weight", ".a.b.weight")));
     assert!(matches!(defect, AdapterDefect::TensorRefused { .. }));
 }
@@ -117,7 +142,10 @@ fn bare_parameters_of_linear_modules_are_plain_lora() {
     // A pattern meets the parameter's name, not its module's.
     let module = json!({"target_modules": [], "target_parameters": ["q_proj.weight", "v_proj.weight"],
         "alpha_pattern": {"q_proj": 6}});
-    assert!(matches!(refused(renamed(module, str::to_owned)), AdapterDefect::PatternMatchesNothing { .. }));
+    assert!(matches!(
+        refused(renamed(module, str::to_owned)),
+        AdapterDefect::PatternMatchesNothing { .. }
+    ));
 }
 
 #[test]
@@ -125,7 +153,10 @@ fn trained_biases_are_refused_only_where_there_are_some() {
     for bias in ["all", "lora_only", "none"] {
         assert!(renamed(json!({"bias": bias}), str::to_owned).is_ok(), "{bias}");
     }
-    assert!(matches!(refused(renamed(json!({"bias": "some"}), str::to_owned)), AdapterDefect::ConfigValue { .. }));
+    assert!(matches!(
+        refused(renamed(json!({"bias": "some"}), str::to_owned)),
+        AdapterDefect::ConfigValue { .. }
+    ));
     let with_bias = changed(json!({"bias": "all"}), |tensors| {
         tensors.push((format!("base_model.model.{Q}.bias"), [1, 6], vec![0.0; 6]));
     });
@@ -142,7 +173,9 @@ fn a_saved_embedding_must_be_the_bases_own() {
     let module = TinyModule::linear(Q, model.hidden, model.hidden);
     let made = TinyAdapter::new(vec![module], 2, 7);
     // `save_embedding_layers=True` writes both, a tied head as well, and marks neither.
-    for key in ["model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.base_layer.weight"] {
+    for key in
+        ["model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.base_layer.weight"]
+    {
         let with = |values: Vec<f32>| {
             let mut tensors = made.tensors();
             tensors.push((format!("base_model.model.{key}"), [shape[0], shape[1]], values));
@@ -191,7 +224,10 @@ fn what_other_programs_write_is_called_by_their_name() {
         (".lora_A.weight", ".lora_down.weight", "kohya"),
     ] {
         let defect = refused(renamed(json!({}), |key| key.replace(from, to)));
-        assert!(matches!(&defect, AdapterDefect::TensorRefused { reason, .. } if reason.contains(says)), "{defect}");
+        assert!(
+            matches!(&defect, AdapterDefect::TensorRefused { reason, .. } if reason.contains(says)),
+            "{defect}"
+        );
     }
     let dir = tempfile::tempdir().unwrap();
     for (file, says) in [
@@ -205,11 +241,17 @@ fn what_other_programs_write_is_called_by_their_name() {
         made(json!({})).write(&folder).unwrap();
         std::fs::rename(folder.join("adapter_model.safetensors"), folder.join(file)).unwrap();
         let defect = refused(PeftAdapter::open(&folder, &Limits::default()));
-        assert!(matches!(&defect, AdapterDefect::Foreign { what, .. } if what.contains(says)), "{defect}");
+        assert!(
+            matches!(&defect, AdapterDefect::Foreign { what, .. } if what.contains(says)),
+            "{defect}"
+        );
         let defect = refused(PeftAdapter::open(&folder.join(file), &Limits::default()));
         assert!(matches!(defect, AdapterDefect::NotAFolder));
     }
-    assert!(matches!(PeftAdapter::open(Path::new("/no/such"), &Limits::default()), Err(Error::Io { .. })));
+    assert!(matches!(
+        PeftAdapter::open(Path::new("/no/such"), &Limits::default()),
+        Err(Error::Io { .. })
+    ));
 }
 
 #[test]
@@ -220,7 +262,8 @@ fn factors_turned_round_are_told() {
             std::mem::swap(&mut a.0, &mut b.0);
         }
     };
-    let transpose = |tensors: &mut Tensors| tensors.iter_mut().for_each(|(_, shape, _)| shape.reverse());
+    let transpose =
+        |tensors: &mut Tensors| tensors.iter_mut().for_each(|(_, shape, _)| shape.reverse());
     for turned in [changed(json!({}), swap), changed(json!({}), transpose)] {
         let defect = refused(turned);
         assert!(defect.to_string().contains("swapped, or each is transposed"), "{defect}");
@@ -231,7 +274,9 @@ fn factors_turned_round_are_told() {
 
 #[test]
 fn an_unknown_start_is_unknown() {
-    let advice = |name: &str| refused(renamed(json!({"init_lora_weights": name}), str::to_owned)).to_string();
+    let advice = |name: &str| {
+        refused(renamed(json!({"init_lora_weights": name}), str::to_owned)).to_string()
+    };
     assert!(advice("pissa_niter_4").contains("changed the base's own weights"));
     assert!(advice("tomorrow").contains("unknown here"));
     assert!(renamed(json!({"init_lora_weights": "GAUSSIAN"}), str::to_owned).is_ok());
@@ -251,8 +296,10 @@ fn a_quantised_base_names_its_plain_twin() {
 
 fn base(q_rows: usize) -> BaseShapes {
     let info = |rows| WeightInfo { shape: vec![rows, 5], dtype: "F32".into() };
-    let weights =
-        [(WeightName::new(format!("{Q}.weight")), info(q_rows)), (WeightName::new(format!("{V}.weight")), info(3))];
+    let weights = [
+        (WeightName::new(format!("{Q}.weight")), info(q_rows)),
+        (WeightName::new(format!("{V}.weight")), info(3)),
+    ];
     BaseShapes::new("tiny", weights.iter().map(|(name, info)| (name, info)))
 }
 
@@ -260,22 +307,31 @@ fn base(q_rows: usize) -> BaseShapes {
 fn factors_in_double_precision_are_read() {
     let made = made(json!({}));
     let tensors = made.tensors();
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|t| t.2.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect()).collect();
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|t| t.2.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect())
+        .collect();
     let views = tensors.iter().zip(&bytes).map(|((key, shape, _), bytes)| {
-        (key.as_str(), safetensors::tensor::TensorView::new(Dtype::F64, shape.to_vec(), bytes).unwrap())
+        (
+            key.as_str(),
+            safetensors::tensor::TensorView::new(Dtype::F64, shape.to_vec(), bytes).unwrap(),
+        )
     });
     let file = safetensors::serialize(views, None).unwrap();
     let adapter = PeftAdapter::from_bytes(&made.config_bytes(), file, &Limits::default()).unwrap();
     let deltas = adapter.deltas(&base(6)).unwrap();
-    let FloatDelta::LowRank { lora_a, .. } = &deltas[&WeightName::new(format!("{Q}.weight"))] else { panic!() };
+    let FloatDelta::LowRank { lora_a, .. } = &deltas[&WeightName::new(format!("{Q}.weight"))]
+    else {
+        panic!()
+    };
     assert_eq!(lora_a, &tensors[0].2);
 }
 
 #[test]
 fn a_config_as_other_programs_save_it_is_read_or_explained() {
     let made = made(json!({}));
-    let open = |config: Vec<u8>| PeftAdapter::from_bytes(&config, made.tensor_bytes(), &Limits::default());
+    let open =
+        |config: Vec<u8>| PeftAdapter::from_bytes(&config, made.tensor_bytes(), &Limits::default());
     // A byte order mark means nothing.
     let marked = [b"\xef\xbb\xbf", &made.config_bytes()[..]].concat();
     assert_eq!(open(marked).unwrap().header().targets().len(), 2);
@@ -286,7 +342,11 @@ fn a_config_as_other_programs_save_it_is_read_or_explained() {
         ("<!DOCTYPE html><html>", "web page"),
     ] {
         let defect = refused(open(config.as_bytes().to_vec()));
-        assert!(matches!(defect, AdapterDefect::ConfigNotJson { .. }) && defect.to_string().contains(says), "{defect}");
+        assert!(
+            matches!(defect, AdapterDefect::ConfigNotJson { .. })
+                && defect.to_string().contains(says),
+            "{defect}"
+        );
     }
     // The same of the tensors.
     for (bytes, says) in [
@@ -295,7 +355,9 @@ fn a_config_as_other_programs_save_it_is_read_or_explained() {
         (b"\x80\x02}q\x00(X\x05\x00\x00\x00", "pickle"),
         (b"<html><body>Sign in</body></html>", "web page"),
     ] {
-        let error = PeftAdapter::from_bytes(&made.config_bytes(), bytes.to_vec(), &Limits::default()).unwrap_err();
+        let error =
+            PeftAdapter::from_bytes(&made.config_bytes(), bytes.to_vec(), &Limits::default())
+                .unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
     }
 }

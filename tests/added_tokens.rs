@@ -1,6 +1,7 @@
-//! Fine-tuned models declare their new tokens in any of four files beside `tokenizer.json`; read from that one alone, `<tool>` fell
-//! apart into letters, `café` came back as other bytes, and behind a prompt the first word of a text lost its space.
-//! `fixtures/text/tokens.json` is what transformers 5.23 makes of such folders (`make_tokens.py` there makes it).
+//! Fine-tuned models declare their new tokens in any of four files beside `tokenizer.json`; read
+//! from that one alone, `<tool>` fell apart into letters, `café` came back as other bytes, and
+//! behind a prompt the first word of a text lost its space. `fixtures/text/tokens.json` is what
+//! transformers 5.23 makes of such folders (`make_tokens.py` there makes it).
 
 use std::path::Path;
 
@@ -37,7 +38,11 @@ fn tokens_declared_beside_tokenizer_json_are_those_of_transformers() {
         for text in case["texts"].as_array().unwrap() {
             let found = tokenizer.encode(text["text"].as_str().unwrap()).unwrap();
             assert_eq!(found, ids(&text["ids"]), "{name}: {text}");
-            assert_eq!(tokenizer.decode(&found).unwrap(), text["decoded"].as_str().unwrap(), "{name}: {text}");
+            assert_eq!(
+                tokenizer.decode(&found).unwrap(),
+                text["decoded"].as_str().unwrap(),
+                "{name}: {text}"
+            );
         }
     }
 }
@@ -87,8 +92,16 @@ fn first_word_behind_a_prompt_keeps_its_space() {
 fn declarations_that_are_none_are_refused_with_their_place() {
     let declared = [
         ("tokenizer_config.json", json!({"bos_token": 5}), "`bos_token` is a number"),
-        ("tokenizer_config.json", json!({"pad_token": {"contents": "x"}}), "`pad_token` is an object"),
-        ("tokenizer_config.json", json!({"extra_special_tokens": ["a", 1]}), "`extra_special_tokens` is a number"),
+        (
+            "tokenizer_config.json",
+            json!({"pad_token": {"contents": "x"}}),
+            "`pad_token` is an object",
+        ),
+        (
+            "tokenizer_config.json",
+            json!({"extra_special_tokens": ["a", 1]}),
+            "`extra_special_tokens` is a number",
+        ),
         (
             "tokenizer_config.json",
             json!({"added_tokens_decoder": {"x": {"content": "y"}}}),

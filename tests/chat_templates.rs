@@ -1,6 +1,7 @@
-//! A template that is rendered a little otherwise than in training is a prompt that the model never saw, and nobody is told:
-//! escaped `<`, `None` for nothing, a lost line end. `fixtures/text/chat.json` is what transformers 5.23 renders
-//! (`make_chat.py` there makes it): every template of it gives the same text, every error is one.
+//! A template that is rendered a little otherwise than in training is a prompt that the model never
+//! saw, and nobody is told: escaped `<`, `None` for nothing, a lost line end.
+//! `fixtures/text/chat.json` is what transformers 5.23 renders (`make_chat.py` there makes it):
+//! every template of it gives the same text, every error is one.
 
 use std::path::Path;
 
@@ -23,7 +24,8 @@ fn open(dir: &Path, files: &Value) -> pleach::Result<ChatTemplate> {
     for (name, value) in files.as_object().unwrap() {
         let path = dir.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, value.as_str().map_or_else(|| value.to_string(), str::to_owned)).unwrap();
+        std::fs::write(path, value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+            .unwrap();
     }
     ChatTemplate::for_base(&BaseModel::open(dir).unwrap())
 }
@@ -48,7 +50,8 @@ fn every_template_renders_as_in_transformers() {
         match (case["text"].as_str(), &found) {
             (Some(expected), Ok(found)) if expected == found => {}
             (None, Err(_)) => {}
-            (expected, _) => wrong.push(format!("{}\n  expected {expected:?}\n  found    {found:?}", case["name"])),
+            (expected, _) => wrong
+                .push(format!("{}\n  expected {expected:?}\n  found    {found:?}", case["name"])),
         }
     }
     assert!(compared > 200, "{compared}");
@@ -74,13 +77,21 @@ fn template_that_is_not_there_is_refused_with_those_that_are() {
     let error = templates.render(&messages(&golden)).unwrap_err().to_string();
     assert!(error.contains("none is the default") && error.contains("rag, tool_use"), "{error}");
     let error = templates.render_by(Some("tools"), &messages(&golden)).unwrap_err().to_string();
-    assert!(error.contains("no chat template `tools`") && error.contains("rag, tool_use"), "{error}");
+    assert!(
+        error.contains("no chat template `tools`") && error.contains("rag, tool_use"),
+        "{error}"
+    );
     assert_eq!(templates.render_by(Some("rag"), &messages(&golden)).unwrap(), "r");
     for nothing in [json!(null), json!([]), json!({})] {
-        let error = open(dir.path(), &json!({"tokenizer_config.json": {"chat_template": nothing}})).unwrap_err();
-        assert!(matches!(error, pleach::Error::Chat { defect: ChatDefect::Missing, .. }), "{error}");
+        let error = open(dir.path(), &json!({"tokenizer_config.json": {"chat_template": nothing}}))
+            .unwrap_err();
+        assert!(
+            matches!(error, pleach::Error::Chat { defect: ChatDefect::Missing, .. }),
+            "{error}"
+        );
     }
-    let error = open(dir.path(), &json!({"tokenizer_config.json": {"chat_template": 5}})).unwrap_err();
+    let error =
+        open(dir.path(), &json!({"tokenizer_config.json": {"chat_template": 5}})).unwrap_err();
     assert!(error.to_string().contains("`chat_template` is neither"), "{error}");
 }
 
@@ -100,13 +111,18 @@ fn template_that_asks_for_too_much_is_refused() {
         "{{ 'ab'.split('') }}",
         "{{ cycler() }}",
     ] {
-        let found = open(dir.path(), &json!({"tokenizer_config.json": {"chat_template": template}}))
-            .and_then(|templates| templates.render(&messages(&golden)));
-        assert!(matches!(found, Err(pleach::Error::Chat { defect: ChatDefect::Template { .. }, .. })), "{template}");
+        let found =
+            open(dir.path(), &json!({"tokenizer_config.json": {"chat_template": template}}))
+                .and_then(|templates| templates.render(&messages(&golden)));
+        assert!(
+            matches!(found, Err(pleach::Error::Chat { defect: ChatDefect::Template { .. }, .. })),
+            "{template}"
+        );
     }
 }
 
-/// Every tag was looked for to the end of the text, which took minutes, and the error held the whole of it.
+/// Every tag was looked for to the end of the text, which took minutes, and the error held the
+/// whole of it.
 #[test]
 fn a_long_line_of_tags_is_read_and_not_quoted() {
     let dir = tempfile::tempdir().unwrap();

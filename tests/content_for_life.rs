@@ -1,6 +1,7 @@
-//! A trainer writes over an adapter while a server has it. A node that was dropped from memory and read again came back as
-//! another model under the same name, and was blamed on the weights. Here a node of a folder tree is one content while a
-//! runtime lives: files that are others by now are refused, with what they were, and what was added is what is subtracted.
+//! A trainer writes over an adapter while a server has it. A node that was dropped from memory and
+//! read again came back as another model under the same name, and was blamed on the weights. Here a
+//! node of a folder tree is one content while a runtime lives: files that are others by now are
+//! refused, with what they were, and what was added is what is subtracted.
 
 use std::path::Path;
 
@@ -61,7 +62,10 @@ fn node_that_was_dropped_does_not_come_back_with_other_content() {
     // The same bytes are the same node, whatever became of the files in between.
     std::fs::remove_dir_all(tree(&dir, "fr/alice")).unwrap();
     let gone = runtime.switch_to("fr/alice").unwrap_err();
-    assert!(matches!(&gone, Error::Tree(defect) if matches!(**defect, TreeDefect::Gone { .. })), "{gone}");
+    assert!(
+        matches!(&gone, Error::Tree(defect) if matches!(**defect, TreeDefect::Gone { .. })),
+        "{gone}"
+    );
     adapter(2).write(&tree(&dir, "fr/alice")).unwrap();
     runtime.switch_to("fr/alice").unwrap();
     assert_eq!(runtime.fingerprint().unwrap(), alice);
@@ -78,7 +82,8 @@ fn config_alone_makes_other_content() {
     assert_eq!((&node[..], first.len()), ("de", 16));
     // Another runtime begins anew.
     let path = |name: &str| dir.path().join(name);
-    let mut other = Runtime::builder().base(path("base")).tree(path("tree")).headroom(4.0).open().unwrap();
+    let mut other =
+        Runtime::builder().base(path("base")).tree(path("tree")).headroom(4.0).open().unwrap();
     other.switch_to("de").unwrap();
 }
 
@@ -91,7 +96,8 @@ fn restored_runtime_holds_what_it_held() {
     assert_eq!(changed(runtime.switch_to("fr/alice")).0, "fr");
 }
 
-/// The fresh loads of a verification go through the same check: the files are blamed, not the weights.
+/// The fresh loads of a verification go through the same check: the files are blamed, not the
+/// weights.
 #[test]
 fn verify_says_that_files_changed_and_blames_no_weights() {
     let (dir, mut runtime) = forgetful();
@@ -106,7 +112,8 @@ fn content_that_no_longer_fits_is_other_content() {
     let (dir, mut runtime) = forgetful();
     runtime.switch_to("de").unwrap();
     runtime.switch_to("/").unwrap();
-    let wide = TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.q_proj", 96, 96)], 2, 3);
+    let wide =
+        TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.q_proj", 96, 96)], 2, 3);
     wide.write(&tree(&dir, "de")).unwrap();
     assert_eq!(changed(runtime.switch_to("de")).0, "de");
 }

@@ -1,7 +1,7 @@
-//! Whoever merges and unmerges adapters in floating point drifts: after a thousand cycles in bf16 the largest drift was
-//! two thirds of the mean weight, and the model had silently become another. Walking must leave no trace: the bits at a
-//! node are those of a fresh load, whatever the way there, the number of threads or the instructions, and the root is
-//! the root again, bit for bit.
+//! Whoever merges and unmerges adapters in floating point drifts: after a thousand cycles in bf16
+//! the largest drift was two thirds of the mean weight, and the model had silently become another.
+//! Walking must leave no trace: the bits at a node are those of a fresh load, whatever the way
+//! there, the number of threads or the instructions, and the root is the root again, bit for bit.
 
 mod common;
 
@@ -25,7 +25,8 @@ use rand::{Rng, SeedableRng};
 const SWITCHES: usize = 100_000;
 /// Switches on the real base: as many as a minute holds.
 const REAL_SWITCHES: usize = 2_000;
-/// Size of a made delta's entries; the made base's weights reach a third, and the lattice has room for twice that.
+/// Size of a made delta's entries; the made base's weights reach a third, and the lattice has room
+/// for twice that.
 const SIZE: f32 = 0.01;
 const HEADROOM: f32 = 2.0;
 
@@ -41,11 +42,13 @@ fn fresh_fingerprint(base: &Path, tree: &AdapterTree, node: NodeId) -> blake3::H
 }
 
 fn integers(runtime: &Runtime) -> Vec<(WeightName, Vec<i16>)> {
-    let copy = |name: &WeightName| (name.clone(), runtime.matrix(name).unwrap().integers().to_vec());
+    let copy =
+        |name: &WeightName| (name.clone(), runtime.matrix(name).unwrap().integers().to_vec());
     runtime.matrix_names().map(copy).collect()
 }
 
-/// A tree at least four levels deep with every kind of delta in it, and low ranks as well as chunked ones.
+/// A tree at least four levels deep with every kind of delta in it, and low ranks as well as
+/// chunked ones.
 fn mixed_tree(base: &BaseModel, nodes: usize) -> AdapterTree {
     let tree = made::tree(&mut StdRng::seed_from_u64(7), base, nodes, SIZE);
     assert!(tree.nodes().any(|node| tree.depth(node) >= 4));
@@ -69,7 +72,8 @@ fn a_hundred_thousand_switches_leave_every_bit_as_a_fresh_load_has_it() {
     let dir = tempfile::tempdir().unwrap();
     let tree = mixed_tree(&made::base(dir.path(), &made::odd_model()), 16);
     let nodes: Vec<NodeId> = tree.nodes().collect();
-    let expected: Vec<_> = nodes.iter().map(|node| fresh_fingerprint(dir.path(), &tree, *node)).collect();
+    let expected: Vec<_> =
+        nodes.iter().map(|node| fresh_fingerprint(dir.path(), &tree, *node)).collect();
 
     let mut runtime = builder(dir.path(), &tree).open().unwrap();
     let root = integers(&runtime);
@@ -85,9 +89,13 @@ fn a_hundred_thousand_switches_leave_every_bit_as_a_fresh_load_has_it() {
     let now = integers(&runtime);
     // The head had the embedding's matrix until a node touched one of the two.
     assert_eq!(root.len(), now.len());
-    let bits = |a: &[i16], b: &[i16]| a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+    let bits =
+        |a: &[i16], b: &[i16]| a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
     let differing: u32 = root.iter().zip(&now).map(|((_, a), (_, b))| bits(a, b)).sum();
-    println!("{SWITCHES} switches over {} nodes: {mismatches} mismatches, {differing} differing bits", nodes.len());
+    println!(
+        "{SWITCHES} switches over {} nodes: {mismatches} mismatches, {differing} differing bits",
+        nodes.len()
+    );
     assert_eq!(differing, 0);
 }
 
@@ -103,14 +111,17 @@ fn verify_finds_a_clean_walk_clean() {
     assert_eq!(report.root_fingerprint, root.to_hex().as_str());
 }
 
-/// A node whose files have changed is no drift: verification says what it is, not that a node differs.
+/// A node whose files have changed is no drift: verification says what it is, not that a node
+/// differs.
 #[test]
 fn verify_names_a_node_whose_adapter_has_changed_since_it_was_read() {
     let dir = tempfile::tempdir().unwrap();
     let (base, tree) = (dir.path().join("base"), dir.path().join("tree"));
     made::base(&base, &made::odd_model());
     let module = TinyModule::linear("model.layers.1.mlp.up_proj", 50, 36);
-    let write = |node: &str, seed| TinyAdapter::new(vec![module.clone()], 3, seed).write(&tree.join(node)).unwrap();
+    let write = |node: &str, seed| {
+        TinyAdapter::new(vec![module.clone()], 3, seed).write(&tree.join(node)).unwrap()
+    };
     write("a", 1);
     write("a/b", 2);
     let mut runtime = Runtime::builder().base(base).tree(&tree).headroom(HEADROOM).open().unwrap();
@@ -118,14 +129,17 @@ fn verify_names_a_node_whose_adapter_has_changed_since_it_was_read() {
     write("a/b", 3);
     match runtime.verify(20, 1, 1, |_| ()) {
         Err(pleach::Error::Tree(defect)) => {
-            assert!(matches!(&*defect, TreeDefect::Changed { node, .. } if node == "a/b"), "{defect}");
+            assert!(
+                matches!(&*defect, TreeDefect::Changed { node, .. } if node == "a/b"),
+                "{defect}"
+            );
         }
         other => panic!("{other:?}"),
     }
 }
 
-/// Weights that are not those of a fresh load are what verification is there to find. Here the base is written into while it
-/// is open, as nobody may.
+/// Weights that are not those of a fresh load are what verification is there to find. Here the base
+/// is written into while it is open, as nobody may.
 #[test]
 fn verify_names_nodes_whose_weights_differ_from_a_fresh_load() {
     let dir = tempfile::tempdir().unwrap();
@@ -135,7 +149,8 @@ fn verify_names_nodes_whose_weights_differ_from_a_fresh_load() {
     TinyAdapter::new(vec![module], 3, 1).write(&tree.join("a")).unwrap();
     let mut runtime = Runtime::builder().base(&base).tree(&tree).headroom(HEADROOM).open().unwrap();
     assert!(runtime.verify(5, 1, 1, |_| ()).unwrap().is_clean());
-    // The sign of the first weight of the first matrix: safetensors' data follow a header of this length.
+    // The sign of the first weight of the first matrix: safetensors' data follow a header of this
+    // length.
     let path = base.join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let header: usize = u64::from_le_bytes(bytes[..8].try_into().unwrap()).try_into().unwrap();

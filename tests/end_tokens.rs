@@ -1,5 +1,6 @@
-//! A model that is not stopped where its peers stop it babbles on; one that is stopped by a stale id falls silent. Folders end a
-//! text where transformers' `generate` does, GGUF files where llama.cpp does, by key or by the token's text.
+//! A model that is not stopped where its peers stop it babbles on; one that is stopped by a stale
+//! id falls silent. Folders end a text where transformers' `generate` does, GGUF files where
+//! llama.cpp does, by key or by the token's text.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use pleach::base::BaseModel;
 use pleach::testing::{TinyModel, tiny_gguf, tiny_hf_model};
 use serde_json::{Value as Json, json};
 
-/// The end tokens of a folder with these values for `eos_token_id`; `None` leaves a file as it is, or out.
+/// The end tokens of a folder with these values for `eos_token_id`; `None` leaves a file as it is,
+/// or out.
 fn of_folder(config: Option<Json>, generation: Option<Json>) -> pleach::Result<Vec<u32>> {
     let dir = tempfile::tempdir().unwrap();
     tiny_hf_model(dir.path(), &TinyModel::default());
@@ -42,7 +44,11 @@ fn folder_ends_texts_where_generate_does() {
         (Some(json!([-1, 5])), None, &[5]),
         (Some(json!(5)), generation(json!(-1)), &[]),
     ] {
-        assert_eq!(of_folder(config.clone(), generation.clone()).unwrap(), expected, "{config:?} {generation:?}");
+        assert_eq!(
+            of_folder(config.clone(), generation.clone()).unwrap(),
+            expected,
+            "{config:?} {generation:?}"
+        );
     }
     for wrong in [json!("</s>"), json!(1.5), json!({"a": 1})] {
         let error = of_folder(Some(wrong), None).unwrap_err();
@@ -60,7 +66,9 @@ fn of_gguf(last: &[&str], keys: &[(&str, Value)]) -> Vec<u32> {
     let tensors: Vec<_> = content
         .tensor_infos
         .keys()
-        .map(|name| (name.clone(), content.tensor(&mut file, name, &candle_core::Device::Cpu).unwrap()))
+        .map(|name| {
+            (name.clone(), content.tensor(&mut file, name, &candle_core::Device::Cpu).unwrap())
+        })
         .collect();
     let mut metadata: BTreeMap<_, _> = content.metadata.clone().into_iter().collect();
     metadata.remove("tokenizer.ggml.eos_token_id");
@@ -70,9 +78,13 @@ fn of_gguf(last: &[&str], keys: &[(&str, Value)]) -> Vec<u32> {
         *token = Value::String(format!("{}x", token.to_string().unwrap()));
     }
     tokens.extend(last.iter().map(|text| Value::String((*text).to_owned())));
-    metadata.insert("tokenizer.ggml.token_type".to_owned(), Value::Array(vec![Value::I32(1); tokens.len()]));
+    metadata.insert(
+        "tokenizer.ggml.token_type".to_owned(),
+        Value::Array(vec![Value::I32(1); tokens.len()]),
+    );
     metadata.insert("tokenizer.ggml.tokens".to_owned(), Value::Array(tokens));
-    metadata.extend(keys.iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone())));
+    metadata
+        .extend(keys.iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone())));
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     write(&mut std::fs::File::create(&path).unwrap(), &metadata, &tensors).unwrap();
@@ -85,18 +97,31 @@ fn gguf_file_ends_texts_where_llama_cpp_does() {
     let none: &[u32] = &[];
     assert_eq!(of_gguf(&["<|x|>"], &[]), none);
     assert_eq!(
-        of_gguf(&["<|eot_id|>", "a b", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", "</s>"], &[]),
+        of_gguf(
+            &["<|eot_id|>", "a b", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", "</s>"],
+            &[]
+        ),
         [264, 266, 267, 268, 269]
     );
     // The keys' first, each once.
-    assert_eq!(of_gguf(&["<|im_end|>", "<e>"], &[("eos_token_id", id(265)), ("eot_token_id", id(264))]), [265, 264]);
-    assert_eq!(of_gguf(&["<|eom_id|>"], &[("eom_token_id", id(264)), ("eos_token_id", id(5))]), [5, 264]);
+    assert_eq!(
+        of_gguf(&["<|im_end|>", "<e>"], &[("eos_token_id", id(265)), ("eot_token_id", id(264))]),
+        [265, 264]
+    );
+    assert_eq!(
+        of_gguf(&["<|eom_id|>"], &[("eom_token_id", id(264)), ("eos_token_id", id(5))]),
+        [5, 264]
+    );
     // No token at all.
-    assert_eq!(of_gguf(&[], &[("eos_token_id", Value::I32(-1)), ("eot_token_id", id(u32::MAX))]), none);
+    assert_eq!(
+        of_gguf(&[], &[("eos_token_id", Value::I32(-1)), ("eot_token_id", id(u32::MAX))]),
+        none
+    );
     // Of infilling: by key, else the first by its text; the others of its texts end nothing.
     assert_eq!(of_gguf(&["<PAD>", "<|fim_pad|>", "<|file_sep|>"], &[]), [264, 266]);
     assert_eq!(of_gguf(&["<PAD>", "<q>", "<REPO>"], &[("fim_pad_token_id", id(265))]), [265, 266]);
-    // Where a call ends a turn, `<|end|>` ends a message within it; and with tool responses `</s>` is a text.
+    // Where a call ends a turn, `<|end|>` ends a message within it; and with tool responses `</s>`
+    // is a text.
     assert_eq!(of_gguf(&["<|end|>", "<|return|>"], &[]), [264, 265]);
     assert_eq!(of_gguf(&["<|end|>", "<|return|>", "<|call|>"], &[]), [265, 266]);
     assert_eq!(of_gguf(&["<|end|>", "<|flush|>", "<|calls|>"], &[]), [265, 266]);

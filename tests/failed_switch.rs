@@ -1,6 +1,7 @@
-//! Servers that load an adapter halfway and then fail have gone on answering with weights that belong to nobody: some
-//! layers of one user, some of another. Here everything that can fail comes before the first weight moves, so a switch
-//! that fails leaves node, bits and text as they were, and the next one works.
+//! Servers that load an adapter halfway and then fail have gone on answering with weights that
+//! belong to nobody: some layers of one user, some of another. Here everything that can fail comes
+//! before the first weight moves, so a switch that fails leaves node, bits and text as they were,
+//! and the next one works.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,10 @@ impl Made {
     }
 
     fn adapter(&self, name: &str, seed: u64) {
-        let modules =
-            vec![TinyModule::linear(UP, 96, 64), TinyModule::linear("model.layers.0.self_attn.q_proj", 64, 64)];
+        let modules = vec![
+            TinyModule::linear(UP, 96, 64),
+            TinyModule::linear("model.layers.0.self_attn.q_proj", 64, 64),
+        ];
         TinyAdapter::new(modules, 2, seed).write(&self.node(name)).unwrap();
     }
 
@@ -64,7 +67,8 @@ impl Made {
 /// What a failed switch must leave as it is.
 fn state(runtime: &Runtime) -> (String, blake3::Hash, String) {
     let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
-    let text = runtime.generate(&"hello w".into(), &options, |_| ControlFlow::Continue(())).unwrap().text;
+    let text =
+        runtime.generate(&"hello w".into(), &options, |_| ControlFlow::Continue(())).unwrap().text;
     (runtime.current().to_owned(), runtime.fingerprint().unwrap(), text)
 }
 
@@ -170,7 +174,9 @@ fn nan_in_an_adapter_is_refused() {
 fn adapter_of_another_base_is_refused() {
     let made = Made::new();
     let mut runtime = made.at_alice();
-    TinyAdapter::new(vec![TinyModule::linear(UP, 96, 32)], 2, 9).write(&made.node("fr/bob")).unwrap();
+    TinyAdapter::new(vec![TinyModule::linear(UP, 96, 32)], 2, 9)
+        .write(&made.node("fr/bob"))
+        .unwrap();
     assert!(matches!(defect(&mut runtime, "fr/bob"), AdapterDefect::ShapeMismatch { .. }));
     TinyAdapter::new(vec![TinyModule::linear("model.layers.2.mlp.up_proj", 96, 64)], 2, 9)
         .write(&made.node("fr/bob"))
@@ -186,7 +192,8 @@ fn memory(deltas: impl IntoIterator<Item = (&'static str, FloatDelta)>) -> Adapt
 }
 
 fn source(deltas: impl IntoIterator<Item = (String, FloatDelta)>) -> NodeSource {
-    let deltas: AdapterDeltas = deltas.into_iter().map(|(name, delta)| (WeightName::new(name), delta)).collect();
+    let deltas: AdapterDeltas =
+        deltas.into_iter().map(|(name, delta)| (WeightName::new(name), delta)).collect();
     NodeSource::Memory(Arc::new(deltas))
 }
 
@@ -199,7 +206,12 @@ fn low_rank(rows: usize, cols: usize, size: f32) -> FloatDelta {
 fn deltas_in_memory_that_do_not_fit_are_refused() {
     let made = Made::new();
     let up = "model.layers.1.mlp.up_proj.weight";
-    let nan_scaling = FloatDelta::LowRank { rank: 1, lora_a: vec![1.0; 64], lora_b: vec![1.0; 96], scaling: f64::NAN };
+    let nan_scaling = FloatDelta::LowRank {
+        rank: 1,
+        lora_a: vec![1.0; 64],
+        lora_b: vec![1.0; 96],
+        scaling: f64::NAN,
+    };
     let mut nan = vec![0.0; 96 * 64];
     nan[77] = f32::NAN;
     let refusal = |name: &'static str, delta| {
@@ -208,25 +220,46 @@ fn deltas_in_memory_that_do_not_fit_are_refused() {
         runtime.switch_to("good").unwrap();
         refused(&mut runtime, "good/bad")
     };
-    assert!(matches!(refusal(up, low_rank(96, 65, 0.1)), Error::DeltaShape { expected: 64, found: 65, .. }));
-    assert!(matches!(refusal(up, FloatDelta::Dense { values: vec![0.0; 64] }), Error::DeltaShape { found: 64, .. }));
-    assert!(matches!(refusal("model.norm.weight", low_rank(1, 64, 0.1)), Error::NoSuchMatrix { .. }));
+    assert!(matches!(
+        refusal(up, low_rank(96, 65, 0.1)),
+        Error::DeltaShape { expected: 64, found: 65, .. }
+    ));
+    assert!(matches!(
+        refusal(up, FloatDelta::Dense { values: vec![0.0; 64] }),
+        Error::DeltaShape { found: 64, .. }
+    ));
+    assert!(matches!(
+        refusal("model.norm.weight", low_rank(1, 64, 0.1)),
+        Error::NoSuchMatrix { .. }
+    ));
     let outside = FloatDelta::Sparse { entries: vec![(95, 63, 0.1), (96, 0, 0.1)] };
     assert!(matches!(refusal(up, outside), Error::SparseEntry { row: 96, column: 0, .. }));
     let twice = FloatDelta::Sparse { entries: vec![(3, 3, 0.1), (3, 3, 0.1)] };
     assert!(matches!(refusal(up, twice), Error::SparseEntry { row: 3, column: 3, .. }));
-    assert!(matches!(refusal(up, FloatDelta::Dense { values: nan }), Error::NonFinite { index: 77, .. }));
-    assert!(matches!(refusal(up, low_rank(96, 64, f32::INFINITY)), Error::NonFinite { index: 0, .. }));
+    assert!(matches!(
+        refusal(up, FloatDelta::Dense { values: nan }),
+        Error::NonFinite { index: 77, .. }
+    ));
+    assert!(matches!(
+        refusal(up, low_rank(96, 64, f32::INFINITY)),
+        Error::NonFinite { index: 0, .. }
+    ));
     assert!(matches!(refusal(up, nan_scaling), Error::NonFinite { index: 0, .. }));
     let sparse = FloatDelta::Sparse { entries: vec![(0, 0, 1.0), (0, 1, f32::NEG_INFINITY)] };
     assert!(matches!(refusal(up, sparse), Error::NonFinite { index: 1, .. }));
 }
 
-/// Opens the base with the headroom that each refusal of `node` names, until the switch goes through; how often.
+/// Opens the base with the headroom that each refusal of `node` names, until the switch goes
+/// through; how often.
 fn reopened_until_it_fits(base: &Path, tree: &AdapterTree, node: &str) -> usize {
     let mut headroom = 1.25;
     for reopened in 0..3 {
-        let mut runtime = Runtime::builder().base(base).adapter_tree(tree.clone()).headroom(headroom).open().unwrap();
+        let mut runtime = Runtime::builder()
+            .base(base)
+            .adapter_tree(tree.clone())
+            .headroom(headroom)
+            .open()
+            .unwrap();
         runtime.switch_to("good").unwrap();
         if runtime.switch_to(node).is_ok() {
             runtime.switch_to("/").unwrap();
@@ -249,7 +282,8 @@ fn overflow_names_the_headroom_that_does() {
     let steep = |rows: u16, cols: usize| -> Vec<f32> {
         (0..rows).flat_map(|row| vec![0.3 + f32::from(row) / 20.0; cols]).collect()
     };
-    let rows = FloatDelta::LowRank { rank: 1, lora_a: vec![1.0; 64], lora_b: steep(96, 1), scaling: 1.0 };
+    let rows =
+        FloatDelta::LowRank { rank: 1, lora_a: vec![1.0; 64], lora_b: steep(96, 1), scaling: 1.0 };
     let sparse = FloatDelta::Sparse { entries: vec![(0, 0, 1.0), (95, 63, -9.0)] };
     for (what, deltas) in [
         ("low rank", vec![(up, rows)]),
@@ -306,13 +340,16 @@ fn delta_beyond_any_headroom_is_refused_without_naming_one() {
         let tree = memory([("model.layers.1.mlp.up_proj.weight", low_rank(96, 64, size))]);
         let mut runtime = Runtime::builder().base(made.base()).adapter_tree(tree).open().unwrap();
         let error = refused(&mut runtime, "good/bad");
-        assert!(matches!(error, Error::Overflow { needed, .. } if needed > f64::from(MAX_HEADROOM)), "{error:?}");
+        assert!(
+            matches!(error, Error::Overflow { needed, .. } if needed > f64::from(MAX_HEADROOM)),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("no headroom holds it"), "{error}");
     }
 }
 
-/// With no room to keep anything, only the deltas that are applied stay, and those are what is subtracted, whatever has
-/// become of the files.
+/// With no room to keep anything, only the deltas that are applied stay, and those are what is
+/// subtracted, whatever has become of the files.
 #[test]
 fn adapters_replaced_while_applied_are_subtracted_as_they_were_added() {
     let made = Made::new();
@@ -331,7 +368,10 @@ fn adapters_replaced_while_applied_are_subtracted_as_they_were_added() {
 
     // The new files are another content: this runtime refuses them, one opened now serves them.
     let changed = refused(&mut runtime, "fr/alice");
-    assert!(matches!(&changed, Error::Tree(defect) if matches!(**defect, TreeDefect::Changed { .. })), "{changed}");
+    assert!(
+        matches!(&changed, Error::Tree(defect) if matches!(**defect, TreeDefect::Changed { .. })),
+        "{changed}"
+    );
     assert_eq!(state(&runtime), root);
     let mut fresh = made.builder().open().unwrap();
     fresh.switch_to("fr/alice").unwrap();
@@ -340,7 +380,10 @@ fn adapters_replaced_while_applied_are_subtracted_as_they_were_added() {
     // Without the files there is still a way back.
     std::fs::remove_dir_all(made.node("fr")).unwrap();
     let gone = refused(&mut runtime, "fr/bob");
-    assert!(matches!(&gone, Error::Tree(defect) if matches!(**defect, TreeDefect::Gone { .. })), "{gone}");
+    assert!(
+        matches!(&gone, Error::Tree(defect) if matches!(**defect, TreeDefect::Gone { .. })),
+        "{gone}"
+    );
     runtime.switch_to("/").unwrap();
     assert_eq!(state(&runtime), root);
 }

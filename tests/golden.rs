@@ -1,9 +1,11 @@
-//! A model that is merged a little wrongly still talks: with q and k rows permuted, a scaling lost, a level of the path
-//! left out, it answers in French all the same. So every node of the tree of real adapters is held against what two
-//! independent float implementations computed there: logits, greedy tokens, corners of the merged weights.
+//! A model that is merged a little wrongly still talks: with q and k rows permuted, a scaling lost,
+//! a level of the path left out, it answers in French all the same. So every node of the tree of
+//! real adapters is held against what two independent float implementations computed there: logits,
+//! greedy tokens, corners of the merged weights.
 //!
-//! The yardstick is the shift: how far the node's adapters move the logits of the prompt from the base's. A node may be
-//! off by 0.5 % of its own shift, the base by 0.5 % of the smallest shift that any node makes at that prompt.
+//! The yardstick is the shift: how far the node's adapters move the logits of the prompt from the
+//! base's. A node may be off by 0.5 % of its own shift, the base by 0.5 % of the smallest shift
+//! that any node makes at that prompt.
 
 mod common;
 
@@ -22,10 +24,13 @@ const CORNER: usize = 64;
 
 /// Goldens and a runtime on the real base for each kind of device, if base and device are there.
 fn open() -> impl Iterator<Item = (Golden, Runtime)> {
-    let devices = smollm2_base().into_iter().flat_map(|base| devices().into_iter().map(move |d| (base.clone(), d)));
+    let devices = smollm2_base()
+        .into_iter()
+        .flat_map(|base| devices().into_iter().map(move |d| (base.clone(), d)));
     devices.map(|(base, device)| {
         let golden = Golden::load();
-        let runtime = Runtime::builder().base(base).tree(&golden.tree).device(device).open().unwrap();
+        let runtime =
+            Runtime::builder().base(base).tree(&golden.tree).device(device).open().unwrap();
         (golden, runtime)
     })
 }
@@ -38,8 +43,13 @@ fn devices() -> Vec<DeviceChoice> {
     vec![DeviceChoice::Cpu]
 }
 
-/// Switches to every golden node, leaves first, so that the walk goes down, across and up, and then to the root.
-fn walk(golden: &Golden, runtime: &mut Runtime, mut visit: impl FnMut(&Runtime, &str, &GoldenNode)) {
+/// Switches to every golden node, leaves first, so that the walk goes down, across and up, and then
+/// to the root.
+fn walk(
+    golden: &Golden,
+    runtime: &mut Runtime,
+    mut visit: impl FnMut(&Runtime, &str, &GoldenNode),
+) {
     for (name, node) in golden.nodes.iter().rev() {
         runtime.switch_to(if name == "base" { "/" } else { name }).unwrap();
         visit(runtime, name, node);
@@ -63,7 +73,12 @@ fn best(logits: &[f32]) -> usize {
 fn prompts_become_the_golden_tokens() {
     for (golden, runtime) in open().take(1) {
         for prompt in golden.nodes.values().flat_map(|node| &node.prompts) {
-            assert_eq!(runtime.encode(&prompt.text.as_str().into()).unwrap(), prompt.ids, "{:?}", prompt.text);
+            assert_eq!(
+                runtime.encode(&prompt.text.as_str().into()).unwrap(),
+                prompt.ids,
+                "{:?}",
+                prompt.text
+            );
         }
     }
 }
@@ -72,8 +87,12 @@ fn prompts_become_the_golden_tokens() {
 fn logits_are_the_golden_ones_at_every_node() {
     for (golden, mut runtime) in open() {
         let base_prompts = &golden.nodes["base"].prompts;
-        // The base's answer to a prompt; the goldens lack some, and then this base gives it, which is itself tested below.
-        let base_logits = |prompt: &GoldenPrompt| match base_prompts.iter().position(|known| known.ids == prompt.ids) {
+        // The base's answer to a prompt; the goldens lack some, and then this base gives it, which
+        // is itself tested below.
+        let base_logits = |prompt: &GoldenPrompt| match base_prompts
+            .iter()
+            .position(|known| known.ids == prompt.ids)
+        {
             Some(index) => golden.logits("base", index),
             None => runtime.score(&tokens(prompt)).unwrap().logits,
         };
@@ -92,11 +111,16 @@ fn logits_are_the_golden_ones_at_every_node() {
         let mut largest = (0.0, String::new());
         walk(&golden, &mut runtime, |runtime, name, node| {
             for (index, prompt) in node.prompts.iter().enumerate() {
-                let (expected, found) = (golden.logits(name, index), runtime.score(&tokens(prompt)).unwrap().logits);
+                let (expected, found) =
+                    (golden.logits(name, index), runtime.score(&tokens(prompt)).unwrap().logits);
                 let shift = shifts[&(name.to_owned(), index)];
                 let share = distance(&found, &expected) / shift;
                 println!("{name:<28} prompt {index}: {share:.6} of a shift of {shift:.1}");
-                assert!(share <= SHARE_OF_SHIFT, "{name} {:?}: off by {share} of the shift", prompt.text);
+                assert!(
+                    share <= SHARE_OF_SHIFT,
+                    "{name} {:?}: off by {share} of the shift",
+                    prompt.text
+                );
                 if prompt.greedy_top2_margins[0] > NEAR_TIE {
                     assert_eq!(best(&found), best(&expected), "{name} {:?}", prompt.text);
                 }
@@ -116,15 +140,34 @@ fn greedy_continuations_are_golden_up_to_the_first_near_tie() {
             for prompt in &node.prompts {
                 let length = prompt.greedy_ids.len();
                 // The goldens do not stop at the end of a text.
-                let options = GenerateOptions { max_tokens: length, ignore_eos: true, ..GenerateOptions::default() };
+                let options = GenerateOptions {
+                    max_tokens: length,
+                    ignore_eos: true,
+                    ..GenerateOptions::default()
+                };
                 let found = runtime
-                    .generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| ControlFlow::Continue(()))
+                    .generate(&Prompt::Tokens(prompt.ids.clone()), &options, |_| {
+                        ControlFlow::Continue(())
+                    })
                     .unwrap()
                     .token_ids;
-                let sure = prompt.greedy_top2_margins.iter().position(|margin| *margin <= NEAR_TIE).unwrap_or(length);
-                let equal = found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
-                println!("{name:<28} {:?}: {equal} of {length} equal, {sure} before the first near-tie", prompt.text);
-                assert!(equal >= sure, "{name} {:?}: {found:?}, golden {:?}", prompt.text, prompt.greedy_ids);
+                let sure = prompt
+                    .greedy_top2_margins
+                    .iter()
+                    .position(|margin| *margin <= NEAR_TIE)
+                    .unwrap_or(length);
+                let equal =
+                    found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
+                println!(
+                    "{name:<28} {:?}: {equal} of {length} equal, {sure} before the first near-tie",
+                    prompt.text
+                );
+                assert!(
+                    equal >= sure,
+                    "{name} {:?}: {found:?}, golden {:?}",
+                    prompt.text,
+                    prompt.greedy_ids
+                );
             }
         });
     }
@@ -136,15 +179,22 @@ fn corners_of_merged_weights_lie_within_their_rounding() {
         let mut largest = 0_f64;
         walk(&golden, &mut runtime, |runtime, name, node| {
             for tensor in node.tensors.keys() {
-                let (live, expected) = (runtime.matrix(&WeightName::new(tensor)).unwrap(), golden.corner(name, tensor));
-                // Half a step for the base and for every delta; factors are rounded far finer, so a tenth more is ample.
+                let (live, expected) = (
+                    runtime.matrix(&WeightName::new(tensor)).unwrap(),
+                    golden.corner(name, tensor),
+                );
+                // Half a step for the base and for every delta; factors are rounded far finer, so a
+                // tenth more is ample.
                 #[allow(clippy::cast_precision_loss, reason = "a short path")]
                 let allowed = 0.55 * (1 + node.path.len()) as f64;
                 for (at, expected) in expected.iter().enumerate() {
                     let (i, j) = (at / CORNER, at % CORNER);
                     let step = f64::from(live.steps()[i]);
                     let off = (f64::from(live.row(i)[j]) * step - expected).abs() / step;
-                    assert!(off <= allowed, "{name} {tensor} [{i}, {j}]: {off} steps off, {allowed} allowed");
+                    assert!(
+                        off <= allowed,
+                        "{name} {tensor} [{i}, {j}]: {off} steps off, {allowed} allowed"
+                    );
                     largest = largest.max(off);
                 }
             }

@@ -1,6 +1,7 @@
-//! An adapter read with a wrong scaling still answers, only a little differently: rank_pattern dropped, alpha taken
-//! from the wrong pattern, rsLoRA ignored, bf16 read as f16. Nobody sees it in the text. So the deltas of real adapters
-//! are held against a float64 sum computed elsewhere, and every pattern of the real tree has to land on its modules.
+//! An adapter read with a wrong scaling still answers, only a little differently: rank_pattern
+//! dropped, alpha taken from the wrong pattern, rsLoRA ignored, bf16 read as f16. Nobody sees it in
+//! the text. So the deltas of real adapters are held against a float64 sum computed elsewhere, and
+//! every pattern of the real tree has to land on its modules.
 
 mod common;
 
@@ -25,7 +26,12 @@ fn own_shapes(adapter: &PeftAdapter) -> BaseShapes {
         .header()
         .targets()
         .iter()
-        .map(|target| (target.weight.clone(), WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() }))
+        .map(|target| {
+            (
+                target.weight.clone(),
+                WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() },
+            )
+        })
         .collect();
     BaseShapes::new("made", weights.iter().map(|(name, info)| (name, info)))
 }
@@ -55,16 +61,25 @@ fn deltas_of_real_adapters_equal_the_float64_sum_of_the_path() {
                 let adapter = open(&tree, step);
                 let deltas = adapter.deltas(&own_shapes(&adapter)).unwrap();
                 if let Some(delta) = deltas.get(&WeightName::new(tensor)) {
-                    sum.iter_mut().zip(product(delta, rows, cols)).for_each(|(sum, value)| *sum += value);
+                    sum.iter_mut()
+                        .zip(product(delta, rows, cols))
+                        .for_each(|(sum, value)| *sum += value);
                 }
             }
             let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
-            assert!((norm - expected.fro_delta).abs() < 1e-9, "{name} {tensor}: {norm} {}", expected.fro_delta);
+            assert!(
+                (norm - expected.fro_delta).abs() < 1e-9,
+                "{name} {tensor}: {norm} {}",
+                expected.fro_delta
+            );
             let (base, merged) = (golden.corner("base", tensor), golden.corner(name, tensor));
             for i in 0..CORNER {
                 for j in 0..CORNER {
                     let (at, here) = (i * CORNER + j, sum[i * cols + j]);
-                    assert!((merged[at] - base[at] - here).abs() < 1e-12, "{name} {tensor} [{i}, {j}]");
+                    assert!(
+                        (merged[at] - base[at] - here).abs() < 1e-12,
+                        "{name} {tensor} [{i}, {j}]"
+                    );
                 }
             }
         }

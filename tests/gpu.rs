@@ -1,7 +1,8 @@
-//! A switch that is exact on the CPU drifts on a GPU whose compiler fuses, reorders or flushes what it likes; and a driver
-//! resets in the middle of the day. So everything the CPU promises is asked of the GPU too, bit for bit where bits are
-//! promised, on software Vulkan where there is no other: the same fingerprints at every node after any walk, the golden
-//! logits, and no answer from weights that nobody vouches for.
+//! A switch that is exact on the CPU drifts on a GPU whose compiler fuses, reorders or flushes what
+//! it likes; and a driver resets in the middle of the day. So everything the CPU promises is asked
+//! of the GPU too, bit for bit where bits are promised, on software Vulkan where there is no other:
+//! the same fingerprints at every node after any walk, the golden logits, and no answer from
+//! weights that nobody vouches for.
 #![cfg(feature = "gpu")]
 
 mod common;
@@ -34,7 +35,8 @@ fn there_is_a_gpu() -> bool {
 fn made_runtime(dir: &std::path::Path, device: DeviceChoice) -> (Runtime, AdapterTree) {
     let base = made::base(dir, &made::odd_model());
     let tree = made::tree(&mut StdRng::seed_from_u64(7), &base, 16, SIZE);
-    let builder = Runtime::builder().base(dir).adapter_tree(tree.clone()).headroom(HEADROOM).device(device);
+    let builder =
+        Runtime::builder().base(dir).adapter_tree(tree.clone()).headroom(HEADROOM).device(device);
     (builder.open().unwrap(), tree)
 }
 
@@ -63,7 +65,8 @@ fn the_smallest_gpu_there_can_be_has_the_same_bits() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let options = GpuOptions { minimal: true, max_binding_bytes: Some(20 << 10), ..GpuOptions::default() };
+    let options =
+        GpuOptions { minimal: true, max_binding_bytes: Some(20 << 10), ..GpuOptions::default() };
     let (mut runtime, _) = made_runtime(dir.path(), gpu(options));
     let report = runtime.verify(300, 1, 5, |_| ()).unwrap();
     assert!(report.is_clean(), "{report:?}");
@@ -79,7 +82,12 @@ fn a_store_gives_the_gpu_the_bits_that_a_tree_in_memory_gives_the_cpu() {
     let lattice = base_lattice(cpu.base(), HEADROOM, |_, _| ()).unwrap();
     let path = dir.path().join("store");
     Store::import(&path, &tree, cpu.base(), &lattice, ImportOptions::default(), |_, _| ()).unwrap();
-    let mut here = Runtime::builder().base(dir.path()).tree(&path).device(gpu(GpuOptions::default())).open().unwrap();
+    let mut here = Runtime::builder()
+        .base(dir.path())
+        .tree(&path)
+        .device(gpu(GpuOptions::default()))
+        .open()
+        .unwrap();
     for node in tree.nodes() {
         let name = tree.name(node);
         cpu.switch_to(name).unwrap();
@@ -93,14 +101,26 @@ fn a_store_gives_the_gpu_the_bits_that_a_tree_in_memory_gives_the_cpu() {
 fn a_walk_over_the_real_tree_leaves_no_trace_and_little_memory() {
     let Some(base) = smollm2_base().filter(|_| there_is_a_gpu()) else { return };
     let options = GpuOptions { count_peak: true, ..GpuOptions::default() };
-    let mut runtime = Runtime::builder().base(base).tree(Golden::load().tree).device(gpu(options)).open().unwrap();
+    let mut runtime = Runtime::builder()
+        .base(base)
+        .tree(Golden::load().tree)
+        .device(gpu(options))
+        .open()
+        .unwrap();
     let report = runtime.verify(REAL_SWITCHES, 1, 1, |_| ()).unwrap();
     let weights = runtime.resident_parameters() as f64;
     let peak = runtime.gpu().unwrap().peak_bytes().expect("Vulkan's allocator counts") as f64;
     // Deltas on their way are there twice, and gathered in two buffers of 8 MiB.
     let deltas = 2.0 * runtime.device_cache_stats().bytes as f64 + f64::from(16 << 20);
-    println!("at most {:.3} bytes a weight, {:.3} without deltas", peak / weights, (peak - deltas) / weights);
-    assert!((peak - deltas) / weights <= 2.1, "{peak} bytes, {deltas} of them deltas, for {weights} weights");
+    println!(
+        "at most {:.3} bytes a weight, {:.3} without deltas",
+        peak / weights,
+        (peak - deltas) / weights
+    );
+    assert!(
+        (peak - deltas) / weights <= 2.1,
+        "{peak} bytes, {deltas} of them deltas, for {weights} weights"
+    );
     println!("{report:?}");
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(report.nodes_visited, runtime.held_versions());
@@ -116,7 +136,8 @@ fn relative_distance(a: &[f32], b: &[f32]) -> f64 {
 fn logits_of_the_real_model_are_the_cpus() {
     let Some(base) = smollm2_base().filter(|_| there_is_a_gpu()) else { return };
     let golden = Golden::load();
-    let open = |device| Runtime::builder().base(&base).tree(&golden.tree).device(device).open().unwrap();
+    let open =
+        |device| Runtime::builder().base(&base).tree(&golden.tree).device(device).open().unwrap();
     let (mut here, mut there) = (open(DeviceChoice::Cpu), open(gpu(GpuOptions::default())));
     let mut largest = 0_f64;
     for (name, node) in &golden.nodes {
@@ -124,8 +145,8 @@ fn logits_of_the_real_model_are_the_cpus() {
         here.switch_to(name).unwrap();
         there.switch_to(name).unwrap();
         for prompt in &node.prompts {
-            let [a, b] =
-                [&here, &there].map(|runtime| runtime.score(&Prompt::Tokens(prompt.ids.clone())).unwrap().logits);
+            let [a, b] = [&here, &there]
+                .map(|runtime| runtime.score(&Prompt::Tokens(prompt.ids.clone())).unwrap().logits);
             let off = relative_distance(&a, &b);
             assert!(off <= 1e-3, "{name} {:?}: {off}", prompt.text);
             largest = largest.max(off);
@@ -144,9 +165,11 @@ fn a_small_budget_costs_uploads_and_no_bit() {
     let dir = tempfile::tempdir().unwrap();
     let base = made::base(dir.path(), &made::odd_model());
     let tree = made::tree(&mut StdRng::seed_from_u64(7), &base, 16, SIZE);
-    let builder = || Runtime::builder().base(dir.path()).adapter_tree(tree.clone()).headroom(HEADROOM);
+    let builder =
+        || Runtime::builder().base(dir.path()).adapter_tree(tree.clone()).headroom(HEADROOM);
     let mut cpu = builder().open().unwrap();
-    let mut small = builder().device(gpu(GpuOptions::default())).device_delta_budget_bytes(0).open().unwrap();
+    let mut small =
+        builder().device(gpu(GpuOptions::default())).device_delta_budget_bytes(0).open().unwrap();
     let nodes: Vec<NodeId> = tree.nodes().collect();
     let mut rng = StdRng::seed_from_u64(2);
     let mut uploads = 0;
@@ -169,7 +192,11 @@ fn a_small_budget_costs_uploads_and_no_bit() {
     assert_eq!(large.device_cache_stats().misses, misses, "everything was there");
     let nodes_there = tree.depth(leaf) as u64;
     large.measure_uploading_switch(tree.name(leaf), "/", 4).unwrap().unwrap();
-    assert_eq!(large.device_cache_stats().misses, misses + 2 * nodes_there, "two of four switches enter them");
+    assert_eq!(
+        large.device_cache_stats().misses,
+        misses + 2 * nodes_there,
+        "two of four switches enter them"
+    );
     large.switch_to(tree.name(leaf)).unwrap();
     cpu.switch_to(tree.name(leaf)).unwrap();
     assert_eq!(large.fingerprint().unwrap(), cpu.fingerprint().unwrap());
@@ -190,9 +217,11 @@ fn text_on_the_gpu_is_that_on_the_cpu() {
         let (a, b) = (here.score(&prompt).unwrap().logits, there.score(&prompt).unwrap().logits);
         let off = relative_distance(&a, &b);
         assert!(off <= 1e-4, "{}: {off}", tree.name(node));
-        let options = GenerateOptions { max_tokens: 20, ignore_eos: true, ..GenerateOptions::default() };
-        let [a, b] = [&here, &there]
-            .map(|runtime| runtime.generate(&prompt, &options, |_| ControlFlow::Continue(())).unwrap().token_ids);
+        let options =
+            GenerateOptions { max_tokens: 20, ignore_eos: true, ..GenerateOptions::default() };
+        let [a, b] = [&here, &there].map(|runtime| {
+            runtime.generate(&prompt, &options, |_| ControlFlow::Continue(())).unwrap().token_ids
+        });
         assert_eq!(a, b, "{}", tree.name(node));
     }
 }
@@ -223,9 +252,11 @@ fn a_lost_gpu_serves_nobody_until_the_weights_are_loaded_anew() {
     failed(runtime.fingerprint().map(drop));
     failed(
         runtime
-            .generate(&prompt, &GenerateOptions { max_tokens: 3, ..GenerateOptions::default() }, |_| {
-                ControlFlow::Continue(())
-            })
+            .generate(
+                &prompt,
+                &GenerateOptions { max_tokens: 3, ..GenerateOptions::default() },
+                |_| ControlFlow::Continue(()),
+            )
             .map(drop),
     );
     failed(runtime.prefetch(tree.name(leaf)));
@@ -237,7 +268,8 @@ fn a_lost_gpu_serves_nobody_until_the_weights_are_loaded_anew() {
     assert_eq!(runtime.score(&prompt).unwrap(), scores);
 }
 
-/// Whatever fails, wherever: either nothing has changed, or nothing is served until the weights are loaded anew.
+/// Whatever fails, wherever: either nothing has changed, or nothing is served until the weights are
+/// loaded anew.
 #[test]
 fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
     if !there_is_a_gpu() {
@@ -247,7 +279,8 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
     let (_, tree) = made_runtime(dir.path(), DeviceChoice::Cpu);
     // No delta stays on the GPU, so every switch uploads.
     let builder = Runtime::builder().base(dir.path()).adapter_tree(tree.clone()).headroom(HEADROOM);
-    let mut runtime = builder.device(gpu(GpuOptions::default())).device_delta_budget_bytes(0).open().unwrap();
+    let mut runtime =
+        builder.device(gpu(GpuOptions::default())).device_delta_budget_bytes(0).open().unwrap();
     let leaf = tree.leaves().max_by_key(|&leaf| tree.depth(leaf)).unwrap();
     let other = tree.leaves().find(|&other| other != leaf).unwrap();
     let fingerprint = |node| {
@@ -263,7 +296,10 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
         runtime.gpu().unwrap().fail_after(after);
         let switched = runtime.switch_to(tree.name(other));
         runtime.gpu().unwrap().fail_after(u64::MAX);
-        assert!(after > 1 || switched.is_ok(), "the upload is tried again when there is more room: {switched:?}");
+        assert!(
+            after > 1 || switched.is_ok(),
+            "the upload is tried again when there is more room: {switched:?}"
+        );
         let served = runtime.fingerprint();
         match (switched, served) {
             (Ok(_), served) => {
@@ -271,19 +307,28 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
                 done += 1;
             }
             (Err(Error::DeviceMemory { .. }), Ok(served)) => {
-                assert_eq!((served, runtime.current()), (at_leaf, tree.name(leaf)), "after {after}");
+                assert_eq!(
+                    (served, runtime.current()),
+                    (at_leaf, tree.name(leaf)),
+                    "after {after}"
+                );
                 unchanged += 1;
             }
             (Err(_), Err(Error::DeviceFailed { .. } | Error::Unusable)) => {
                 let answer = runtime.score(&Prompt::Tokens(vec![1, 2]));
-                assert!(answer.is_err(), "after {after}: an answer from weights that nobody vouches for");
+                assert!(
+                    answer.is_err(),
+                    "after {after}: an answer from weights that nobody vouches for"
+                );
                 runtime.restore().unwrap();
                 broken += 1;
             }
             (switched, served) => panic!("after {after}: {switched:?}, then {served:?}"),
         }
     }
-    println!("{done} switches got through, {unchanged} failures changed nothing, {broken} needed a restore");
+    println!(
+        "{done} switches got through, {unchanged} failures changed nothing, {broken} needed a restore"
+    );
     assert!(done > 0 && unchanged > 0 && broken > 0);
 }
 
@@ -297,7 +342,8 @@ fn a_generation_that_breaks_off_leaves_nothing_behind() {
     let (mut runtime, _) = made_runtime(dir.path(), gpu(GpuOptions::default()));
     let prompt = Prompt::Tokens(vec![3, 1, 4]);
     let options = GenerateOptions { max_tokens: 2, ignore_eos: true, ..GenerateOptions::default() };
-    let expected = runtime.generate(&prompt, &options, |_| ControlFlow::Continue(())).unwrap().token_ids;
+    let expected =
+        runtime.generate(&prompt, &options, |_| ControlFlow::Continue(())).unwrap().token_ids;
     let before = runtime.gpu().unwrap().allocated_bytes();
     let mut failures = 0;
     for after in 1.. {
@@ -308,7 +354,11 @@ fn a_generation_that_breaks_off_leaves_nothing_behind() {
                 break;
             }
             Err(Error::DeviceMemory { .. }) => {
-                assert_eq!(runtime.gpu().unwrap().allocated_bytes(), before, "after {after}: memory is held");
+                assert_eq!(
+                    runtime.gpu().unwrap().allocated_bytes(),
+                    before,
+                    "after {after}: memory is held"
+                );
                 failures += 1;
             }
             Err(Error::DeviceFailed { .. }) => {
@@ -332,7 +382,12 @@ fn a_gpu_that_is_not_there_is_refused_with_what_is() {
     for choice in ["gpu:99", "gpu:no such card"] {
         let dir = tempfile::tempdir().unwrap();
         made::base(dir.path(), &made::odd_model());
-        let error = Runtime::builder().base(dir.path()).device(choice.parse().unwrap()).open().map(drop).unwrap_err();
+        let error = Runtime::builder()
+            .base(dir.path())
+            .device(choice.parse().unwrap())
+            .open()
+            .map(drop)
+            .unwrap_err();
         assert!(matches!(error, Error::NoSuchDevice { .. }), "{error}");
     }
     for wrong in ["", "tpu", "cpu:1", "auto:gpu"] {

@@ -1,7 +1,8 @@
-//! Adapters come from strangers. Elsewhere, a loader that kept only the config keys it knew lost `rank_pattern` and
-//! answered with the wrong scaling; a PiSSA adapter on the stock base gave fluent nonsense; a NaN in one factor turned
-//! every later user's model to NaN; a tensor that fitted no module was skipped with a warning nobody read; a pickle ran
-//! code. Here each of them is refused, by name, before a weight is touched.
+//! Adapters come from strangers. Elsewhere, a loader that kept only the config keys it knew lost
+//! `rank_pattern` and answered with the wrong scaling; a PiSSA adapter on the stock base gave
+//! fluent nonsense; a NaN in one factor turned every later user's model to NaN; a tensor that
+//! fitted no module was skipped with a warning nobody read; a pickle ran code. Here each of them is
+//! refused, by name, before a weight is touched.
 
 use std::path::Path;
 
@@ -55,7 +56,11 @@ type Tensors = Vec<(String, [usize; 2], Vec<f32>)>;
 fn open_changed(change: impl FnOnce(&mut Tensors)) -> pleach::Result<PeftAdapter> {
     let mut tensors = made().tensors();
     change(&mut tensors);
-    PeftAdapter::from_bytes(&made().config_bytes(), serialize(&tensors, Dtype::F32), &Limits::default())
+    PeftAdapter::from_bytes(
+        &made().config_bytes(),
+        serialize(&tensors, Dtype::F32),
+        &Limits::default(),
+    )
 }
 
 #[test]
@@ -106,7 +111,10 @@ fn unknown_keys_with_a_value_are_refused() {
 fn other_methods_are_refused_by_their_name() {
     for name in ["LOHA", "LOKR", "IA3", "VERA", "ADALORA", "PROMPT_TUNING", "OFT", "lora"] {
         let found = refused_with(json!({"peft_type": name}));
-        assert!(matches!(&found, AdapterDefect::PeftType { found } if found.contains(name)), "{found:?}");
+        assert!(
+            matches!(&found, AdapterDefect::PeftType { found } if found.contains(name)),
+            "{found:?}"
+        );
     }
     let found = defect(PeftAdapter::from_bytes(b"{}", made().tensor_bytes(), &Limits::default()));
     assert!(matches!(found, AdapterDefect::PeftType { .. }));
@@ -128,14 +136,23 @@ fn values_of_the_wrong_type_are_refused() {
         ("layers_to_transform", json!("0")),
     ] {
         let found = refused_with(json!({key: value}));
-        assert!(matches!(&found, AdapterDefect::ConfigValue { key: named, .. } if named == key), "{key}: {found:?}");
+        assert!(
+            matches!(&found, AdapterDefect::ConfigValue { key: named, .. } if named == key),
+            "{key}: {found:?}"
+        );
     }
 }
 
 #[test]
 fn config_that_is_no_object_is_refused() {
-    for text in ["", "[]", "{", "null", "{\"r\": NaN}", "{\"peft_type\": \"LORA\", \"lora_alpha\": 1e999}"] {
-        let found = defect(PeftAdapter::from_bytes(text.as_bytes(), made().tensor_bytes(), &Limits::default()));
+    for text in
+        ["", "[]", "{", "null", "{\"r\": NaN}", "{\"peft_type\": \"LORA\", \"lora_alpha\": 1e999}"]
+    {
+        let found = defect(PeftAdapter::from_bytes(
+            text.as_bytes(),
+            made().tensor_bytes(),
+            &Limits::default(),
+        ));
         assert!(matches!(found, AdapterDefect::ConfigNotJson { .. }), "{text}: {found:?}");
     }
 }
@@ -143,7 +160,10 @@ fn config_that_is_no_object_is_refused() {
 #[test]
 fn rank_zero_is_refused() {
     assert!(matches!(refused_with(json!({"r": 0})), AdapterDefect::RankZero { .. }));
-    assert!(matches!(refused_with(json!({"rank_pattern": {"q_proj": 0}})), AdapterDefect::RankZero { .. }));
+    assert!(matches!(
+        refused_with(json!({"rank_pattern": {"q_proj": 0}})),
+        AdapterDefect::RankZero { .. }
+    ));
     let found = defect(open_changed(|tensors| {
         for (tensor, shape) in tensors.iter_mut().zip([[0, 5], [6, 0]]) {
             (tensor.1, tensor.2) = (shape, Vec::new());
@@ -155,9 +175,16 @@ fn rank_zero_is_refused() {
 #[test]
 fn ranks_that_disagree_are_refused() {
     let found = refused_with(json!({"r": 3}));
-    assert!(matches!(found, AdapterDefect::RankMismatch { lora_a: 2, lora_b: 2, config: 3, .. }), "{found:?}");
-    let found = defect(open_changed(|tensors| (tensors[1].1, tensors[1].2) = ([6, 1], vec![0.0; 6])));
-    assert!(matches!(found, AdapterDefect::RankMismatch { lora_a: 2, lora_b: 1, config: 2, .. }), "{found:?}");
+    assert!(
+        matches!(found, AdapterDefect::RankMismatch { lora_a: 2, lora_b: 2, config: 3, .. }),
+        "{found:?}"
+    );
+    let found =
+        defect(open_changed(|tensors| (tensors[1].1, tensors[1].2) = ([6, 1], vec![0.0; 6])));
+    assert!(
+        matches!(found, AdapterDefect::RankMismatch { lora_a: 2, lora_b: 1, config: 2, .. }),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -180,7 +207,10 @@ fn tensors_that_are_no_factors_are_refused_with_what_they_are() {
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "lora_bias"),
         ("base_model.model.model.layers.0.self_attn.q_proj.bias", "bias"),
         ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", "copy of the base"),
-        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable_token_indices"),
+        (
+            "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+            "trainable_token_indices",
+        ),
         ("base_model.model.model.norm.weight", "whole weight"),
         ("base_model.model.model.layers.0.self_attn.q_proj.hada_w1_a", "LoHa"),
         ("lora_unet_down.lora_down.weight", "kohya"),
@@ -189,7 +219,10 @@ fn tensors_that_are_no_factors_are_refused_with_what_they_are() {
         (".lora_A.weight", "whole weight"),
     ] {
         let found = defect(open_changed(|tensors| tensors.push((key.into(), [1, 1], vec![0.0]))));
-        assert!(matches!(&found, AdapterDefect::TensorRefused { tensor, .. } if tensor == key), "{key}: {found:?}");
+        assert!(
+            matches!(&found, AdapterDefect::TensorRefused { tensor, .. } if tensor == key),
+            "{key}: {found:?}"
+        );
         assert!(found.to_string().contains(hint), "{found}");
     }
 }
@@ -199,7 +232,9 @@ fn one_weight_under_two_names_is_refused() {
     let found = defect(open_changed(|tensors| {
         let copies: Tensors = tensors[..2]
             .iter()
-            .map(|(key, shape, values)| (key.replace("base_model.model.", ""), *shape, values.clone()))
+            .map(|(key, shape, values)| {
+                (key.replace("base_model.model.", ""), *shape, values.clone())
+            })
             .collect();
         tensors.extend(copies);
     }));
@@ -237,7 +272,10 @@ fn patterns_that_match_nothing_are_refused() {
 fn patterns_that_never_end_are_refused() {
     for pattern in ["(a|a)*(?=b)x(.+)+y", "(?=(.+)+z)q_proj", "((.*)*)*(?!x)\\2z"] {
         let found = refused_with(json!({"alpha_pattern": {pattern: 2}}));
-        let named = matches!(found, AdapterDefect::PatternInvalid { .. } | AdapterDefect::PatternMatchesNothing { .. });
+        let named = matches!(
+            found,
+            AdapterDefect::PatternInvalid { .. } | AdapterDefect::PatternMatchesNothing { .. }
+        );
         assert!(named, "{pattern}: {found:?}");
     }
     for pattern in ["(", "a{99999}{99999}", "(?P<n>x)(?P=m)"] {
@@ -253,7 +291,10 @@ fn too_many_patterns_are_refused_untried() {
     let names: Vec<String> = (0..2_200_000).map(|index| index.to_string()).collect();
     for key in ["target_modules", "exclude_modules"] {
         let found = refused_with(json!({key: names}));
-        assert!(matches!(found, AdapterDefect::TooManyPatterns { modules: 2, .. }), "{key}: {found:?}");
+        assert!(
+            matches!(found, AdapterDefect::TooManyPatterns { modules: 2, .. }),
+            "{key}: {found:?}"
+        );
     }
     // As many as a config's bytes hold would take gigabytes, compiled.
     let many = |count: usize, text: &str| -> serde_json::Map<String, Value> {
@@ -265,10 +306,16 @@ fn too_many_patterns_are_refused_untried() {
             _ => many(20_001, "x").into(),
         };
         let found = refused_with(json!({key: patterns}));
-        assert!(matches!(&found, AdapterDefect::ConfigValue { key: found, .. } if found == key), "{key}: {found:?}");
+        assert!(
+            matches!(&found, AdapterDefect::ConfigValue { key: found, .. } if found == key),
+            "{key}: {found:?}"
+        );
     }
-    // As many as a mixture of experts has, each spelt as PEFT spells it; and some that grow when they are compiled.
-    let found = refused_with(json!({"alpha_pattern": many(20_000, r"model\.layers\.11\.mlp\.experts\.gate_proj")}));
+    // As many as a mixture of experts has, each spelt as PEFT spells it; and some that grow when
+    // they are compiled.
+    let found = refused_with(
+        json!({"alpha_pattern": many(20_000, r"model\.layers\.11\.mlp\.experts\.gate_proj")}),
+    );
     assert!(matches!(found, AdapterDefect::PatternMatchesNothing { .. }), "{found:?}");
     let found = refused_with(json!({"alpha_pattern": many(20_000, "a{900}")}));
     assert!(matches!(found, AdapterDefect::PatternInvalid { .. }), "{found:?}");
@@ -292,13 +339,17 @@ fn element_types_that_are_not_float_are_refused() {
     let view = safetensors::tensor::TensorView::new(Dtype::I8, vec![1, 4], &[0; 4]).unwrap();
     let file = safetensors::serialize([("x.lora_A.weight", view)], None).unwrap();
     let found = defect(PeftAdapter::from_bytes(&made().config_bytes(), file, &Limits::default()));
-    assert!(matches!(&found, AdapterDefect::TensorDtype { dtype, .. } if dtype == "I8"), "{found:?}");
+    assert!(
+        matches!(&found, AdapterDefect::TensorDtype { dtype, .. } if dtype == "I8"),
+        "{found:?}"
+    );
 }
 
 #[test]
 fn nan_and_infinity_are_refused_with_their_place() {
     for (value, tensor) in [(f32::NAN, 0), (f32::INFINITY, 1), (f32::NEG_INFINITY, 0)] {
-        let adapter = open_changed(|tensors| *tensors[tensor].2.last_mut().unwrap() = value).unwrap();
+        let adapter =
+            open_changed(|tensors| *tensors[tensor].2.last_mut().unwrap() = value).unwrap();
         let (key, shape, _) = &made().tensors()[tensor];
         match defect(adapter.deltas(&base(6))) {
             AdapterDefect::NotFinite { tensor, row, column, .. } => {
@@ -317,17 +368,24 @@ fn an_alpha_without_a_finite_scaling_is_refused() {
 
 #[test]
 fn an_adapter_for_another_base_is_refused_in_one_line() {
-    let adapter = PeftAdapter::from_bytes(&made().config_bytes(), made().tensor_bytes(), &Limits::default()).unwrap();
+    let adapter =
+        PeftAdapter::from_bytes(&made().config_bytes(), made().tensor_bytes(), &Limits::default())
+            .unwrap();
     let found = defect(adapter.deltas(&base(8))).to_string();
     assert_eq!(
         found,
         "it was trained for model.layers.0.self_attn.q_proj.weight of 6×5, but the base tiny-base has 8×5 (1 of 2 \
          weights differ); it was made for made/tiny"
     );
-    let other = TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.qq_proj", 6, 5)], 2, 1);
-    let adapter = PeftAdapter::from_bytes(&other.config_bytes(), other.tensor_bytes(), &Limits::default()).unwrap();
+    let other =
+        TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.qq_proj", 6, 5)], 2, 1);
+    let adapter =
+        PeftAdapter::from_bytes(&other.config_bytes(), other.tensor_bytes(), &Limits::default())
+            .unwrap();
     match defect(adapter.deltas(&base(6))) {
-        AdapterDefect::NotInBase { count: 1, total: 1, nearest, .. } => assert_eq!(nearest[0], format!("{Q}.weight")),
+        AdapterDefect::NotInBase { count: 1, total: 1, nearest, .. } => {
+            assert_eq!(nearest[0], format!("{Q}.weight"))
+        }
         found => panic!("{found:?}"),
     }
 }
@@ -337,23 +395,38 @@ fn limits_hold_at_their_edge() {
     let (config, tensors) = (made().config_bytes(), made().tensor_bytes());
     let dir = tempfile::tempdir().unwrap();
     made().write(dir.path()).unwrap();
-    let exact = Limits { file_bytes: tensors.len() as u64, config_bytes: config.len() as u64, rank: 2, tensors: 4 };
+    let exact = Limits {
+        file_bytes: tensors.len() as u64,
+        config_bytes: config.len() as u64,
+        rank: 2,
+        tensors: 4,
+    };
     PeftAdapter::open(dir.path(), &exact).unwrap();
     PeftHeader::open(dir.path(), &exact).unwrap();
     let below = |limits: Limits| {
         let whole = PeftAdapter::open(dir.path(), &limits).unwrap_err();
-        assert_eq!(whole.to_string(), PeftHeader::open(dir.path(), &limits).unwrap_err().to_string());
+        assert_eq!(
+            whole.to_string(),
+            PeftHeader::open(dir.path(), &limits).unwrap_err().to_string()
+        );
         whole
     };
-    for limits in
-        [Limits { file_bytes: exact.file_bytes - 1, ..exact }, Limits { config_bytes: exact.config_bytes - 1, ..exact }]
-    {
+    for limits in [
+        Limits { file_bytes: exact.file_bytes - 1, ..exact },
+        Limits { config_bytes: exact.config_bytes - 1, ..exact },
+    ] {
         let found = below(limits);
         assert!(matches!(found, Error::FileTooLarge { .. }), "{found:?}");
     }
     let below = |limits: Limits| defect::<()>(Err(below(limits)));
-    assert!(matches!(below(Limits { rank: 1, ..exact }), AdapterDefect::RankTooLarge { rank: 2, limit: 1, .. }));
-    assert!(matches!(below(Limits { tensors: 3, ..exact }), AdapterDefect::TooManyTensors { found: 4, limit: 3 }));
+    assert!(matches!(
+        below(Limits { rank: 1, ..exact }),
+        AdapterDefect::RankTooLarge { rank: 2, limit: 1, .. }
+    ));
+    assert!(matches!(
+        below(Limits { tensors: 3, ..exact }),
+        AdapterDefect::TooManyTensors { found: 4, limit: 3 }
+    ));
 }
 
 #[test]
@@ -362,14 +435,20 @@ fn pickles_and_missing_files_are_named() {
     let open = |dir: &Path| PeftAdapter::open(dir, &Limits::default());
     std::fs::write(dir.path().join("adapter_config.json"), made().config_bytes()).unwrap();
     let found = defect(open(dir.path()));
-    assert!(matches!(found, AdapterDefect::MissingFile { file: "adapter_model.safetensors" }), "{found:?}");
+    assert!(
+        matches!(found, AdapterDefect::MissingFile { file: "adapter_model.safetensors" }),
+        "{found:?}"
+    );
     std::fs::write(dir.path().join("adapter_model.bin"), b"\x80\x04").unwrap();
     assert!(matches!(defect(open(dir.path())), AdapterDefect::Pickle));
     std::fs::write(dir.path().join("adapter_model.safetensors"), made().tensor_bytes()).unwrap();
     open(dir.path()).unwrap();
     std::fs::remove_file(dir.path().join("adapter_config.json")).unwrap();
     let found = defect(open(dir.path()));
-    assert!(matches!(found, AdapterDefect::MissingFile { file: "adapter_config.json" }), "{found:?}");
+    assert!(
+        matches!(found, AdapterDefect::MissingFile { file: "adapter_config.json" }),
+        "{found:?}"
+    );
     assert!(matches!(open(&dir.path().join("nowhere")), Err(Error::Io { .. })));
 }
 

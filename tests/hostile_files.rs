@@ -1,6 +1,7 @@
-//! A base comes from strangers. Readers of both formats were crashed elsewhere by one wrong length in a header
-//! (CVE-2025-53630, CVE-2026-27940, CVE-2024-21802): a sum that wrapped, a copy past the end. Here every cut of a small
-//! file and every flipped byte of its header is opened and read to the end: it works or it is an error.
+//! A base comes from strangers. Readers of both formats were crashed elsewhere by one wrong length
+//! in a header (CVE-2025-53630, CVE-2026-27940, CVE-2024-21802): a sum that wrapped, a copy past
+//! the end. Here every cut of a small file and every flipped byte of its header is opened and read
+//! to the end: it works or it is an error.
 
 use std::path::Path;
 
@@ -10,13 +11,23 @@ use pleach::file::gguf::GgufFile;
 use pleach::file::safetensors::SafeTensorsFile;
 use pleach::model::chat::ChatTemplate;
 use pleach::model::tokenizer::Tokenizer;
-use pleach::testing::{TinyModel, read_gguf_bytes, read_safetensors_bytes, tiny_gguf, tiny_hf_model};
+use pleach::testing::{
+    TinyModel, read_gguf_bytes, read_safetensors_bytes, tiny_gguf, tiny_hf_model,
+};
 
 /// Patterns that flip one bit, the sign, or all of a byte.
 const FLIPS: [u8; 3] = [0x01, 0x80, 0xff];
 
 fn tiny() -> TinyModel {
-    TinyModel { hidden: 32, intermediate: 32, heads: 2, kv_heads: 1, layers: 1, vocab: 264, ..TinyModel::default() }
+    TinyModel {
+        hidden: 32,
+        intermediate: 32,
+        heads: 2,
+        kv_heads: 1,
+        layers: 1,
+        vocab: 264,
+        ..TinyModel::default()
+    }
 }
 
 fn gguf_bytes(dir: &Path, dtype: GgmlDType) -> Vec<u8> {

@@ -1,7 +1,8 @@
-//! A store is published to by many hands, all day. Registries that let a name become a path have written wherever a name
-//! pointed; those that read an upload file by file have served one user's weights under another's config. Here a name is
-//! checked before anything is written, an adapter is read as one version or not at all, and what was made for another base
-//! or by another version of this program is refused by name.
+//! A store is published to by many hands, all day. Registries that let a name become a path have
+//! written wherever a name pointed; those that read an upload file by file have served one user's
+//! weights under another's config. Here a name is checked before anything is written, an adapter is
+//! read as one version or not at all, and what was made for another base or by another version of
+//! this program is refused by name.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,15 +42,24 @@ impl Made {
     fn import(&self) -> pleach::Result<Store> {
         let tree = AdapterTree::open(&self.at("tree"))?;
         let lattice = base_lattice(&self.base, 4.0, |_, _| ())?;
-        Store::import(&self.at("store"), &tree, &self.base, &lattice, ImportOptions::default(), |_, _| ())?;
+        Store::import(
+            &self.at("store"),
+            &tree,
+            &self.base,
+            &lattice,
+            ImportOptions::default(),
+            |_, _| (),
+        )?;
         Store::open(&self.at("store"))
     }
 
     /// The error of an import, which leaves nothing behind.
     fn refused(&self) -> Error {
         let error = self.import().unwrap_err();
-        let entries = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let left: Vec<_> = entries.filter(|name| name.to_string_lossy().contains("store")).collect();
+        let entries =
+            std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> =
+            entries.filter(|name| name.to_string_lossy().contains("store")).collect();
         assert!(left.is_empty(), "{left:?}");
         error
     }
@@ -58,9 +68,10 @@ impl Made {
     fn refused_entries(&self) -> Vec<(String, Error)> {
         match self.refused() {
             Error::Store { defect, .. } => match *defect {
-                StoreDefect::Refused { refused } => {
-                    refused.into_iter().map(|entry| (entry.name, Arc::into_inner(entry.reason).unwrap())).collect()
-                }
+                StoreDefect::Refused { refused } => refused
+                    .into_iter()
+                    .map(|entry| (entry.name, Arc::into_inner(entry.reason).unwrap()))
+                    .collect(),
                 other => panic!("{other}"),
             },
             other => panic!("{other}"),
@@ -115,10 +126,20 @@ const PARTS: &[&str] = &[
 
 /// The parts at four places, and names that are wrong as a whole.
 fn hostile_names() -> BTreeSet<String> {
-    let placed = PARTS
-        .iter()
-        .flat_map(|part| [part.to_string(), format!("fr/{part}"), format!("{part}/alice"), format!("fr/{part}/alice")]);
-    let whole = ["x".repeat(129), format!("fr/{}", "x".repeat(129)), vec!["d"; 65].join("/"), "fr//alice".to_owned()];
+    let placed = PARTS.iter().flat_map(|part| {
+        [
+            part.to_string(),
+            format!("fr/{part}"),
+            format!("{part}/alice"),
+            format!("fr/{part}/alice"),
+        ]
+    });
+    let whole = [
+        "x".repeat(129),
+        format!("fr/{}", "x".repeat(129)),
+        vec!["d"; 65].join("/"),
+        "fr//alice".to_owned(),
+    ];
     placed.chain(whole).collect()
 }
 
@@ -126,7 +147,8 @@ fn hostile_names() -> BTreeSet<String> {
 fn two_hundred_hostile_names_are_refused_by_publish_and_move() {
     let made = Made::new();
     let store = made.import().unwrap();
-    let content = store.compile_adapter(&made.at("tree/fr"), None, &Limits::default(), false).unwrap();
+    let content =
+        store.compile_adapter(&made.at("tree/fr"), None, &Limits::default(), false).unwrap();
     let before = (store.stats().unwrap(), store.list("", None, 100).unwrap());
     let names = hostile_names();
     assert!(names.len() >= 200, "{}", names.len());
@@ -151,7 +173,10 @@ fn two_hundred_hostile_names_are_refused_by_publish_and_move() {
     for root in ["", "/", "///"] {
         let refused = defect(store.publish(root, content.clone(), Details::default()));
         assert!(matches!(refused, StoreDefect::Root { .. }), "{refused}");
-        assert!(matches!(store.move_to("fr/alice", root, None), Err(Error::Tree(_) | Error::Store { .. })));
+        assert!(matches!(
+            store.move_to("fr/alice", root, None),
+            Err(Error::Tree(_) | Error::Store { .. })
+        ));
     }
     assert_eq!((store.stats().unwrap(), store.list("", None, 100).unwrap()), before);
 }
@@ -162,8 +187,15 @@ fn names_that_platforms_give_are_published_and_found_in_either_encoding() {
     let made = Made::new();
     let store = made.import().unwrap();
     let content = || store.compile(&Default::default()).unwrap();
-    for name in ["alice smith", "fr/alice@example.org", "user:42", "a+b=c,d (2)", "médecine/Zoë", "東京dev", "москва"]
-    {
+    for name in [
+        "alice smith",
+        "fr/alice@example.org",
+        "user:42",
+        "a+b=c,d (2)",
+        "médecine/Zoë",
+        "東京dev",
+        "москва",
+    ] {
         store.publish(name, content(), Details::default()).unwrap();
         assert_eq!(store.get(name).unwrap().name, name);
     }
@@ -176,7 +208,10 @@ fn names_that_platforms_give_are_published_and_found_in_either_encoding() {
     let again = defect(store.publish("de\u{301}ja\u{300}", content(), Details::default()));
     assert!(matches!(again, StoreDefect::NodeExists { .. }), "{again}");
     let folder = std::fs::read_dir(store.folder()).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "reserve", "segments"].map(Into::into).into());
+    assert_eq!(
+        folder.collect::<BTreeSet<_>>(),
+        ["catalogue.db", "reserve", "segments"].map(Into::into).into()
+    );
 }
 
 #[test]
@@ -187,7 +222,10 @@ fn absolute_name_is_a_name_inside_the_store() {
     store.publish("/etc/passwd", content, Details::default()).unwrap();
     assert_eq!(store.get("etc/passwd").unwrap().name, "etc/passwd");
     let folder = std::fs::read_dir(store.folder()).unwrap().map(|entry| entry.unwrap().file_name());
-    assert_eq!(folder.collect::<BTreeSet<_>>(), ["catalogue.db", "reserve", "segments"].map(Into::into).into());
+    assert_eq!(
+        folder.collect::<BTreeSet<_>>(),
+        ["catalogue.db", "reserve", "segments"].map(Into::into).into()
+    );
 }
 
 #[cfg(unix)]
@@ -197,12 +235,16 @@ fn links_out_of_the_tree_are_not_imported() {
     let made = Made::new();
     adapter(&made.at("secret"), 3);
     symlink(made.at("secret"), made.at("tree/fr/eve")).unwrap();
-    assert!(matches!(made.refused_entry(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. })));
+    assert!(
+        matches!(made.refused_entry(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. }))
+    );
     std::fs::remove_file(made.at("tree/fr/eve")).unwrap();
     let tensors = made.at("tree/fr/alice/adapter_model.safetensors");
     std::fs::remove_file(&tensors).unwrap();
     symlink(made.at("secret/adapter_model.safetensors"), &tensors).unwrap();
-    assert!(matches!(made.refused_entry(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. })));
+    assert!(
+        matches!(made.refused_entry(), Error::Tree(defect) if matches!(*defect, TreeDefect::OutsideRoot { .. }))
+    );
 }
 
 #[test]
@@ -212,12 +254,21 @@ fn another_base_is_refused() {
     let other = base(&made.at("other"), 9);
     for refused in [
         store.check_base(&other),
-        store.compile_adapter(&made.at("tree/fr"), Some(&other), &Limits::default(), false).map(drop),
+        store
+            .compile_adapter(&made.at("tree/fr"), Some(&other), &Limits::default(), false)
+            .map(drop),
     ] {
         let text = defect(refused).to_string();
-        assert!(text.contains(made.base.content_hash()) && text.contains(other.content_hash()), "{text}");
+        assert!(
+            text.contains(made.base.content_hash()) && text.contains(other.content_hash()),
+            "{text}"
+        );
     }
-    std::fs::write(made.at("tree/tree.toml"), format!("[base]\nblake3 = {:?}", other.content_hash())).unwrap();
+    std::fs::write(
+        made.at("tree/tree.toml"),
+        format!("[base]\nblake3 = {:?}", other.content_hash()),
+    )
+    .unwrap();
     std::fs::remove_dir_all(store.folder()).unwrap();
     assert!(matches!(made.refused(), Error::WrongBase { .. }));
     let narrow = made.at("narrow");
@@ -226,9 +277,14 @@ fn another_base_is_refused() {
     let made = Made { base: BaseModel::open(&narrow).unwrap(), ..made };
     // The child of what is refused is refused with it: under the root it would be another model.
     let found = made.refused_entries();
-    let [(fr, Error::Adapter { defect, .. }), (alice, Error::Tree(below))] = &found[..] else { panic!("{found:?}") };
+    let [(fr, Error::Adapter { defect, .. }), (alice, Error::Tree(below))] = &found[..] else {
+        panic!("{found:?}")
+    };
     assert!(fr == "fr" && matches!(**defect, AdapterDefect::ShapeMismatch { .. }), "{defect}");
-    assert!(alice == "fr/alice" && matches!(&**below, TreeDefect::BelowRefused { parent, .. } if parent == "fr"));
+    assert!(
+        alice == "fr/alice"
+            && matches!(&**below, TreeDefect::BelowRefused { parent, .. } if parent == "fr")
+    );
 }
 
 #[test]
@@ -251,7 +307,10 @@ fn segment_of_another_version_or_store_is_refused() {
         defect(opened())
     };
     let later = with_header(8, 2);
-    assert!(matches!(later, StoreDefect::FormatVersion { part: "a segment", expected: 1, found: 2 }), "{later}");
+    assert!(
+        matches!(later, StoreDefect::FormatVersion { part: "a segment", expected: 1, found: 2 }),
+        "{later}"
+    );
     assert!(later.to_string().contains("use the program that wrote it"), "{later}");
     for (at, byte) in [(0, b'X'), (12, 9), (16, !whole[16])] {
         let damaged = with_header(at, byte);
@@ -268,25 +327,37 @@ fn oversized_headers_are_refused_before_they_are_read() {
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         std::fs::write(&tensors, &bytes).unwrap();
         match made.refused_entry() {
-            Error::SafeTensors { path, defect: SafeTensorsDefect::HeaderTooLarge { bytes, .. } } => {
-                assert!(bytes == length && path.ends_with("fr/alice/adapter_model.safetensors"), "{}", path.display());
+            Error::SafeTensors {
+                path,
+                defect: SafeTensorsDefect::HeaderTooLarge { bytes, .. },
+            } => {
+                assert!(
+                    bytes == length && path.ends_with("fr/alice/adapter_model.safetensors"),
+                    "{}",
+                    path.display()
+                );
             }
             error => panic!("{error}"),
         }
     }
-    std::fs::write(made.at("tree/fr/alice/adapter_config.json"), vec![b' '; (1 << 20) + 1]).unwrap();
+    std::fs::write(made.at("tree/fr/alice/adapter_config.json"), vec![b' '; (1 << 20) + 1])
+        .unwrap();
     assert!(matches!(made.refused_entry(), Error::FileTooLarge { .. }));
 }
 
-/// A thread moves whole versions of a folder into place. A reader gets one of them, or is told that it came in between.
+/// A thread moves whole versions of a folder into place. A reader gets one of them, or is told that
+/// it came in between.
 #[test]
 fn adapter_replaced_while_it_is_read_is_one_version_or_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     // Both versions fit each other's config: a mixture would pass every other check.
-    let versions = [1_u32, 2].map(|k| TinyAdapter { alpha: f64::from(k), ..made_adapter(k.into()) });
+    let versions =
+        [1_u32, 2].map(|k| TinyAdapter { alpha: f64::from(k), ..made_adapter(k.into()) });
     let hashes = versions.each_ref().map(|version| {
-        PeftAdapter::from_bytes(&version.config_bytes(), version.tensor_bytes(), &Limits::default()).unwrap().hash()
+        PeftAdapter::from_bytes(&version.config_bytes(), version.tensor_bytes(), &Limits::default())
+            .unwrap()
+            .hash()
     });
     versions[0].write(&at("adapter")).unwrap();
     let done = AtomicBool::new(false);
@@ -313,9 +384,14 @@ fn adapter_replaced_while_it_is_read_is_one_version_or_an_error() {
                     let Some(version) = version else { break };
                     seen[version] += 1;
                 }
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => between += 1,
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    between += 1
+                }
                 Err(Error::Adapter { defect, .. })
-                    if matches!(*defect, AdapterDefect::Changed { .. } | AdapterDefect::MissingFile { .. }) =>
+                    if matches!(
+                        *defect,
+                        AdapterDefect::Changed { .. } | AdapterDefect::MissingFile { .. }
+                    ) =>
                 {
                     between += 1;
                 }
@@ -324,5 +400,8 @@ fn adapter_replaced_while_it_is_read_is_one_version_or_an_error() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(seen.iter().all(|count| *count >= 300), "a mixture, or another error: {seen:?}, {between} in between");
+    assert!(
+        seen.iter().all(|count| *count >= 300),
+        "a mixture, or another error: {seen:?}, {between} in between"
+    );
 }

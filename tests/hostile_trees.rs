@@ -1,7 +1,8 @@
-//! A tree of a million users' adapters is written by many hands. Servers that built a path from an adapter's name have
-//! served files from anywhere on the disk, through `..` and through links; a link to a folder above has sent scanners
-//! round and round; and one bad entry of a million has taken the others down with it. Here a name is an id, every file is
-//! inside the tree's folder, and what is no node is left out with what is wrong about it.
+//! A tree of a million users' adapters is written by many hands. Servers that built a path from an
+//! adapter's name have served files from anywhere on the disk, through `..` and through links; a
+//! link to a folder above has sent scanners round and round; and one bad entry of a million has
+//! taken the others down with it. Here a name is an id, every file is inside the tree's folder, and
+//! what is no node is left out with what is wrong about it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -68,7 +69,17 @@ fn memory() -> NodeSource {
 
 #[test]
 fn folders_nest_as_the_tree_does() {
-    let dir = folder(&["fr", "fr/plain/alice", "de/deep/bob", ".git/hooks", "fr/checkpoint-500", "fr/__pycache__"], "");
+    let dir = folder(
+        &[
+            "fr",
+            "fr/plain/alice",
+            "de/deep/bob",
+            ".git/hooks",
+            "fr/checkpoint-500",
+            "fr/__pycache__",
+        ],
+        "",
+    );
     std::fs::remove_file(dir.path().join(".git/hooks/adapter_config.json")).unwrap();
     let tree = AdapterTree::open(dir.path()).unwrap();
     assert_eq!(names(&tree), ["de/deep/bob", "fr", "fr/plain/alice"]);
@@ -102,7 +113,10 @@ fn tree_toml_adds_what_folders_cannot_say() {
     let medical = tree.node("fr/medical").unwrap();
     assert_eq!((tree.label(medical), tree.level_name(2)), (Some("Médecine"), Some("task")));
     assert_eq!(tree.parent(tree.node("fr/alice").unwrap()), Some(medical));
-    assert_eq!((tree.tree_name(), tree.base().unwrap().name.as_deref()), (Some("clinic"), Some("tiny")));
+    assert_eq!(
+        (tree.tree_name(), tree.base().unwrap().name.as_deref()),
+        (Some("clinic"), Some("tiny"))
+    );
     assert!(tree.base().unwrap().blake3.as_ref().unwrap().starts_with("abcdef"));
 }
 
@@ -154,12 +168,17 @@ fn hostile_names_are_refused() {
         ("fr/.eve", "hidden"),
     ] {
         let (name, defect) = one_left_out(&self::folder(&["fr", folder], ""), &["fr"]);
-        assert!(name == folder && matches!(defect, TreeDefect::InvalidName { .. }), "{folder}: {defect}");
+        assert!(
+            name == folder && matches!(defect, TreeDefect::InvalidName { .. }),
+            "{folder}: {defect}"
+        );
         assert!(defect.to_string().contains(problem), "{defect}");
     }
     // Its folder is not a node under its own name for that.
     let dir = self::folder(&["fr", "de"], "[nodes.\"../x\"]\nadapter = \"fr\"");
-    assert!(matches!(one_left_out(&dir, &["de"]), (name, TreeDefect::InvalidName { .. }) if name == "../x"));
+    assert!(
+        matches!(one_left_out(&dir, &["de"]), (name, TreeDefect::InvalidName { .. }) if name == "../x")
+    );
 }
 
 #[test]
@@ -181,17 +200,22 @@ fn links_that_leave_the_folder_are_refused() {
     let dir = folder(&["fr"], "");
     symlink(outside.path().join("secret"), dir.path().join("fr/eve")).unwrap();
     let found = one_left_out(&dir, &["fr"]);
-    assert!(matches!(&found, (name, TreeDefect::OutsideRoot { node, .. }) if name == node && node == "fr/eve"));
+    assert!(
+        matches!(&found, (name, TreeDefect::OutsideRoot { node, .. }) if name == node && node == "fr/eve")
+    );
 
     let dir = folder(&["fr"], "[nodes.x]\nadapter = \".store/x\"");
     std::fs::create_dir(dir.path().join(".store")).unwrap();
     symlink(outside.path().join("secret"), dir.path().join(".store/x")).unwrap();
-    assert!(matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::OutsideRoot { .. }) if name == "x"));
+    assert!(
+        matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::OutsideRoot { .. }) if name == "x")
+    );
 
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         let dir = folder(&["de", "fr"], "");
         std::fs::remove_file(dir.path().join("fr").join(file)).unwrap();
-        symlink(outside.path().join("secret").join(file), dir.path().join("fr").join(file)).unwrap();
+        symlink(outside.path().join("secret").join(file), dir.path().join("fr").join(file))
+            .unwrap();
         assert!(
             matches!(one_left_out(&dir, &["de"]), (name, TreeDefect::OutsideRoot { .. }) if name == "fr"),
             "{file}"
@@ -211,17 +235,23 @@ fn links_that_go_round_are_refused() {
     use std::os::unix::fs::symlink;
     let dir = folder(&["fr/a"], "");
     symlink(dir.path(), dir.path().join("fr/a/top")).unwrap();
-    assert!(matches!(one_left_out(&dir, &["fr/a"]), (name, TreeDefect::LinkCycle { .. }) if name == "fr/a/top"));
+    assert!(
+        matches!(one_left_out(&dir, &["fr/a"]), (name, TreeDefect::LinkCycle { .. }) if name == "fr/a/top")
+    );
 
     let dir = folder(&["fr"], "");
     symlink("self", dir.path().join("fr/self")).unwrap();
-    assert!(matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::LinkCycle { .. }) if name == "fr/self"));
+    assert!(
+        matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::LinkCycle { .. }) if name == "fr/self")
+    );
 
     // The folder is the node, and the link is not, whichever comes first.
     for link in ["fr/bob", "fr/aaron", "aa"] {
         let dir = folder(&["fr/alice"], "");
         symlink(dir.path().join("fr/alice"), dir.path().join(link)).unwrap();
-        assert!(matches!(one_left_out(&dir, &["fr/alice"]), (name, TreeDefect::FolderTwice { .. }) if name == link));
+        assert!(
+            matches!(one_left_out(&dir, &["fr/alice"]), (name, TreeDefect::FolderTwice { .. }) if name == link)
+        );
     }
 
     let dir = folder(&["a", "b"], "");
@@ -232,7 +262,9 @@ fn links_that_go_round_are_refused() {
 
     let dir = folder(&["fr"], "");
     symlink("nowhere", dir.path().join("fr/gone")).unwrap();
-    assert!(matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::DanglingLink { .. }) if name == "fr/gone"));
+    assert!(
+        matches!(one_left_out(&dir, &["fr"]), (name, TreeDefect::DanglingLink { .. }) if name == "fr/gone")
+    );
 }
 
 #[test]
@@ -242,7 +274,9 @@ fn two_nodes_of_one_name_are_refused() {
     // Neither is served, since nobody knows which is meant; nor is what hangs below.
     let dir = folder(&["de", "fr", "fr/alice", "store"], "[nodes.fr]\nadapter = \"store\"");
     let found = left_out(&dir, &["de"]);
-    let [(fr, Error::Tree(doubled)), (alice, Error::Tree(below))] = &found[..] else { panic!("{found:?}") };
+    let [(fr, Error::Tree(doubled)), (alice, Error::Tree(below))] = &found[..] else {
+        panic!("{found:?}")
+    };
     assert!(fr == "fr" && matches!(**doubled, TreeDefect::DuplicateNode { .. }), "{doubled}");
     assert!(alice == "fr/alice" && matches!(**below, TreeDefect::BelowRefused { .. }), "{below}");
     let found = refused(&["fr"], "[nodes.fr]\nlabel = \"x\"\n[nodes.fr]\nlabel = \"y\"");
@@ -251,8 +285,10 @@ fn two_nodes_of_one_name_are_refused() {
 
 #[test]
 fn cycles_of_parents_are_refused() {
-    let found =
-        refused(&["a", "b", "c"], "[nodes.a]\nparent = \"b\"\n[nodes.b]\nparent = \"a\"\n[nodes.c]\nparent = \"a\"");
+    let found = refused(
+        &["a", "b", "c"],
+        "[nodes.a]\nparent = \"b\"\n[nodes.b]\nparent = \"a\"\n[nodes.c]\nparent = \"a\"",
+    );
     match found {
         TreeDefect::ParentCycle { nodes } => assert_eq!(nodes, ["a", "b", "a"]),
         other => panic!("{other:?}"),
@@ -265,10 +301,16 @@ fn cycles_of_parents_are_refused() {
 fn unknown_parents_and_nodes_are_refused_with_a_suggestion() {
     let dir = folder(&["fr", "fr/alice"], "[nodes.\"fr/alice\"]\nparent = \"fry\"");
     let (_, found) = one_left_out(&dir, &["fr"]);
-    assert!(matches!(&found, TreeDefect::UnknownParent { nearest, .. } if nearest == &["fr"]), "{found:?}");
+    assert!(
+        matches!(&found, TreeDefect::UnknownParent { nearest, .. } if nearest == &["fr"]),
+        "{found:?}"
+    );
     let dir = folder(&["fr", "fr/alice"], "[nodes.\"fr/alise\"]\nlabel = \"x\"");
     let (_, found) = one_left_out(&dir, &["fr", "fr/alice"]);
-    assert!(matches!(&found, TreeDefect::NodeWithoutFiles { nearest, .. } if nearest[0] == "fr/alice"), "{found:?}");
+    assert!(
+        matches!(&found, TreeDefect::NodeWithoutFiles { nearest, .. } if nearest[0] == "fr/alice"),
+        "{found:?}"
+    );
 }
 
 #[test]

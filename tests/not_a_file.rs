@@ -1,6 +1,7 @@
-//! A named pipe under a file's name stops whoever opens it until somebody writes, which may be never; `/dev/zero` has no end
-//! and filled 2 GiB. An upload folder may hold either. Here whatever is wanted as a file is looked at before it is opened,
-//! and all but a regular file is refused by what it is.
+//! A named pipe under a file's name stops whoever opens it until somebody writes, which may be
+//! never; `/dev/zero` has no end and filled 2 GiB. An upload folder may hold either. Here whatever
+//! is wanted as a file is looked at before it is opened, and all but a regular file is refused by
+//! what it is.
 
 #![cfg(unix)]
 
@@ -60,21 +61,32 @@ fn whatever_is_no_file_is_refused_by_what_it_is() {
         let file = path.join(name);
         assert_eq!(refused(move || read_limited(&file, 1 << 30)), (path.join(name), kind));
         let file = path.join(name);
-        assert_eq!(refused(move || pleach::file::gguf::GgufFile::open_mapped(&file)), (path.join(name), kind));
+        assert_eq!(
+            refused(move || pleach::file::gguf::GgufFile::open_mapped(&file)),
+            (path.join(name), kind)
+        );
     }
     let error = read_limited(&path.join("pipe"), 9).unwrap_err().to_string();
-    assert!(error.ends_with("pipe: not a regular file: a named pipe; put the file itself there"), "{error}");
+    assert!(
+        error.ends_with("pipe: not a regular file: a named pipe; put the file itself there"),
+        "{error}"
+    );
 }
 
 #[test]
 fn pipes_in_an_adapter_a_base_a_tree_or_for_a_tokenizer_stop_nobody() {
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         let (_dir, path) = folder();
-        TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.q_proj", 8, 8)], 1, 1).write(&path).unwrap();
+        TinyAdapter::new(vec![TinyModule::linear("model.layers.0.self_attn.q_proj", 8, 8)], 1, 1)
+            .write(&path)
+            .unwrap();
         std::fs::remove_file(path.join(file)).unwrap();
         pipe(&path.join(file));
         let at = path.clone();
-        assert_eq!(refused(move || PeftAdapter::open(&at, &Limits::default())), (path.join(file), "a named pipe"));
+        assert_eq!(
+            refused(move || PeftAdapter::open(&at, &Limits::default())),
+            (path.join(file), "a named pipe")
+        );
         let at = path.clone();
         assert_eq!(refused(move || PeftHeader::open(&at, &Limits::default())).1, "a named pipe");
     }
@@ -99,7 +111,8 @@ fn pipes_in_an_adapter_a_base_a_tree_or_for_a_tokenizer_stop_nobody() {
     assert_eq!(refused(move || Tokenizer::for_base(&base, Some(&at))).1, "a named pipe");
 }
 
-/// Nobody takes the name between the look and the opening: what is opened is looked at again, and opening does not wait.
+/// Nobody takes the name between the look and the opening: what is opened is looked at again, and
+/// opening does not wait.
 #[test]
 fn pipe_that_takes_a_files_place_meanwhile_stops_nobody() {
     let (_dir, path) = folder();
@@ -124,7 +137,9 @@ fn pipe_that_takes_a_files_place_meanwhile_stops_nobody() {
         symlink(name, path.join("next")).unwrap();
         std::fs::rename(path.join("next"), path.join("it")).unwrap();
         match told.recv_timeout(Duration::ZERO) {
-            Err(mpsc::RecvTimeoutError::Timeout) => assert!(start.elapsed() < Duration::from_secs(120), "it waits"),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                assert!(start.elapsed() < Duration::from_secs(120), "it waits")
+            }
             result => return result.unwrap(),
         }
     }

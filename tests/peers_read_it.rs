@@ -1,8 +1,12 @@
-//! Files that llama.cpp and transformers read were refused here, or read otherwise than there: a model in parts, a name
-//! without a suffix, a list in a number's place, a scaling of positions without its type. Each is read as they read it, and
-//! what is still refused is called by its name.
+//! Files that llama.cpp and transformers read were refused here, or read otherwise than there: a
+//! model in parts, a name without a suffix, a list in a number's place, a scaling of positions
+//! without its type. Each is read as they read it, and what is still refused is called by its name.
 
-#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "made values are small")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "made values are small"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -38,8 +42,10 @@ impl Parts {
     }
 
     fn write(&self, path: &Path) {
-        let metadata: Vec<_> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-        let tensors: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let metadata: Vec<_> =
+            self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let tensors: Vec<_> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
     }
 
@@ -47,7 +53,8 @@ impl Parts {
     fn open_with(mut self, metadata: &[(&str, Value)]) -> pleach::Result<BaseModel> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("base.gguf");
-        self.metadata.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        self.metadata
+            .extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         self.write(&path);
         BaseModel::open(&path)
     }
@@ -126,7 +133,10 @@ fn model_in_parts_is_one_model() {
     }
     let renamed = dir.path().join("renamed.gguf");
     std::fs::copy(&paths[0], &renamed).unwrap();
-    assert!(matches!(gguf_defect(BaseModel::open(&renamed)), GgufDefect::PartName { part: 1, count: 3 }));
+    assert!(matches!(
+        gguf_defect(BaseModel::open(&renamed)),
+        GgufDefect::PartName { part: 1, count: 3 }
+    ));
     let third = std::fs::read(&paths[2]).unwrap();
     std::fs::copy(&paths[1], &paths[2]).unwrap();
     match gguf_defect(BaseModel::open(&paths[0])) {
@@ -139,7 +149,9 @@ fn model_in_parts_is_one_model() {
         other => panic!("{other}"),
     }
     std::fs::write(&paths[2], &third[..third.len() / 2]).unwrap();
-    assert!(matches!(BaseModel::open(&paths[0]), Err(Error::Gguf { path, .. }) if path == paths[2]));
+    assert!(
+        matches!(BaseModel::open(&paths[0]), Err(Error::Gguf { path, .. }) if path == paths[2])
+    );
 }
 
 #[test]
@@ -176,8 +188,11 @@ fn iq4_nl_is_read() {
     let plain = all(&BaseModel::open(&path).unwrap());
     let mut bytes = std::fs::read(&path).unwrap();
     let content = Content::read(&mut File::open(&path).unwrap()).unwrap();
-    for (name, _) in content.tensor_infos.iter().filter(|(_, info)| info.ggml_dtype == GgmlDType::Q4_0) {
-        let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap() + name.len();
+    for (name, _) in
+        content.tensor_infos.iter().filter(|(_, info)| info.ggml_dtype == GgmlDType::Q4_0)
+    {
+        let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap()
+            + name.len();
         // Number of dimensions, two of them, then the type.
         assert_eq!(bytes[at + 20..at + 24], 2u32.to_le_bytes());
         bytes[at + 20] = 20;
@@ -185,8 +200,10 @@ fn iq4_nl_is_read() {
     let path = dir.path().join("iq4_nl.gguf");
     std::fs::write(&path, bytes).unwrap();
     let base = BaseModel::open(&path).unwrap();
-    let table =
-        [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+    let table = [
+        -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0,
+        69.0, 89.0, 113.0,
+    ];
     for (name, values) in all(&base) {
         let info = base.weight(&WeightName::new(&name)).unwrap();
         if info.shape.len() == 1 {
@@ -195,9 +212,12 @@ fn iq4_nl_is_read() {
         assert_eq!(info.dtype, "IQ4_NL");
         for (found, linear) in values.chunks(32).zip(plain[&name].chunks(32)) {
             // Q4_0's largest value is −8 scales.
-            let scale = linear.iter().fold(0.0f32, |max, v| if v.abs() > max.abs() { *v } else { max }) / -8.0;
+            let scale =
+                linear.iter().fold(0.0f32, |max, v| if v.abs() > max.abs() { *v } else { max })
+                    / -8.0;
             assert_ne!(scale, 0.0);
-            let expected = linear.iter().map(|value| scale * table[(value / scale + 8.0).round() as usize]);
+            let expected =
+                linear.iter().map(|value| scale * table[(value / scale + 8.0).round() as usize]);
             assert!(expected.eq(found.iter().copied()), "{name}");
         }
     }
@@ -206,7 +226,8 @@ fn iq4_nl_is_read() {
 #[test]
 fn lists_of_one_value_for_all_layers_are_that_value() {
     let parts = || Parts::of(&TinyModel::default(), GgmlDType::Q8_0);
-    let list = |values: &[u32]| Value::Array(values.iter().map(|value| Value::U32(*value)).collect());
+    let list =
+        |values: &[u32]| Value::Array(values.iter().map(|value| Value::U32(*value)).collect());
     let plain = parts().open_with(&[]).unwrap();
     let base = parts()
         .open_with(&[
@@ -226,7 +247,8 @@ fn lists_of_one_value_for_all_layers_are_that_value() {
     }
 }
 
-/// llama.cpp: no type is linear, zero is none, `none` scales nothing, and both the factor and the divisors count.
+/// llama.cpp: no type is linear, zero is none, `none` scales nothing, and both the factor and the
+/// divisors count.
 #[test]
 fn rope_factor_counts_without_a_type_and_beside_divisors() {
     let parts = |divisors: Option<Vec<f32>>| {
@@ -253,10 +275,15 @@ fn rope_factor_counts_without_a_type_and_beside_divisors() {
         (vec![old.clone()], RopeScaling::Linear { factor: 2.0 }),
         (vec![old, kind("linear")], RopeScaling::Linear { factor: 2.0 }),
     ] {
-        assert_eq!(parts(None).open_with(&metadata).unwrap().config().rope_scaling, expected, "{metadata:?}");
+        assert_eq!(
+            parts(None).open_with(&metadata).unwrap().config().rope_scaling,
+            expected,
+            "{metadata:?}"
+        );
     }
     let divisors: Vec<f32> = (1..=8).map(|i| i as f32).collect();
-    let scaled = |by: f32| RopeScaling::Factors(divisors.iter().map(|divisor| divisor * by).collect());
+    let scaled =
+        |by: f32| RopeScaling::Factors(divisors.iter().map(|divisor| divisor * by).collect());
     for (metadata, expected) in [
         (vec![], scaled(1.0)),
         (vec![factor(4.0)], scaled(4.0)),
@@ -268,7 +295,10 @@ fn rope_factor_counts_without_a_type_and_beside_divisors() {
     }
     for (metadata, key) in [
         (vec![factor(4.0), kind("yarn")], "llama.rope.scaling.type"),
-        (vec![("llama.rope.scaling.attn_factor", Value::F32(1.2))], "llama.rope.scaling.attn_factor"),
+        (
+            vec![("llama.rope.scaling.attn_factor", Value::F32(1.2))],
+            "llama.rope.scaling.attn_factor",
+        ),
     ] {
         for divisors in [None, Some(divisors.clone())] {
             match config_defect(parts(divisors).open_with(&metadata)) {
@@ -304,9 +334,16 @@ fn index_may_name_more_than_there_is_and_files_in_folders_below() {
     write(&below);
     let base = BaseModel::open(dir.path()).unwrap();
     assert_eq!(all(&base), plain);
-    let line =
-        |name: &str| format!("{name} {}\n", blake3::hash(&std::fs::read(dir.path().join(name)).unwrap()).to_hex());
-    assert_eq!(base.content_hash(), blake3::hash((line(&first) + &line(&below)).as_bytes()).to_hex().as_str());
+    let line = |name: &str| {
+        format!(
+            "{name} {}\n",
+            blake3::hash(&std::fs::read(dir.path().join(name)).unwrap()).to_hex()
+        )
+    };
+    assert_eq!(
+        base.content_hash(),
+        blake3::hash((line(&first) + &line(&below)).as_bytes()).to_hex().as_str()
+    );
 
     write(&second);
     match config_defect(BaseModel::open(dir.path())) {
@@ -315,9 +352,17 @@ fn index_may_name_more_than_there_is_and_files_in_folders_below() {
         }
         other => panic!("{other}"),
     }
-    for name in ["../part/x.safetensors", "/x.safetensors", "part/../x.safetensors", "./x.safetensors", "part/x.bin"] {
+    for name in [
+        "../part/x.safetensors",
+        "/x.safetensors",
+        "part/../x.safetensors",
+        "./x.safetensors",
+        "part/x.bin",
+    ] {
         write(name);
-        assert!(matches!(config_defect(BaseModel::open(dir.path())), ConfigDefect::ShardName { file } if file == name));
+        assert!(
+            matches!(config_defect(BaseModel::open(dir.path())), ConfigDefect::ShardName { file } if file == name)
+        );
     }
     #[cfg(unix)]
     {
@@ -325,7 +370,10 @@ fn index_may_name_more_than_there_is_and_files_in_folders_below() {
         std::fs::copy(dir.path().join(&below), outside.path().join(&second)).unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
         write(&format!("link/{second}"));
-        assert!(matches!(config_defect(BaseModel::open(dir.path())), ConfigDefect::ShardName { .. }));
+        assert!(matches!(
+            config_defect(BaseModel::open(dir.path())),
+            ConfigDefect::ShardName { .. }
+        ));
     }
 }
 
@@ -339,14 +387,21 @@ fn f64_weights_are_read_as_the_nearest_f32() {
     let wide = |value: &f32| f64::from(*value) * (1.0 + 1e-12);
     let bytes: Vec<(_, _, Vec<u8>)> = weights
         .iter()
-        .map(|(name, (shape, values))| (name, shape, values.iter().flat_map(|v| wide(v).to_le_bytes()).collect()))
+        .map(|(name, (shape, values))| {
+            (name, shape, values.iter().flat_map(|v| wide(v).to_le_bytes()).collect())
+        })
         .collect();
     let views = bytes.iter().map(|(name, shape, bytes)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F64, (*shape).clone(), bytes).unwrap())
+        (
+            name,
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F64, (*shape).clone(), bytes)
+                .unwrap(),
+        )
     });
     safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
     let base = BaseModel::open(dir.path()).unwrap();
-    let expected: BTreeMap<_, _> = weights.into_iter().map(|(name, (_, values))| (name, values)).collect();
+    let expected: BTreeMap<_, _> =
+        weights.into_iter().map(|(name, (_, values))| (name, values)).collect();
     assert_eq!(all(&base), expected);
     assert!(base.weights().all(|(_, info)| info.dtype == "F64"));
 }

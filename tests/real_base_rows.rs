@@ -1,6 +1,6 @@
-//! A GGUF file stores the q and k rows of a Llama interleaved. Read in the file's order the model still half works, so
-//! nobody notices until an adapter lands on the wrong rows. The golden corners of the real base, in Hugging Face order,
-//! cover a whole head of q.
+//! A GGUF file stores the q and k rows of a Llama interleaved. Read in the file's order the model
+//! still half works, so nobody notices until an adapter lands on the wrong rows. The golden corners
+//! of the real base, in Hugging Face order, cover a whole head of q.
 
 use std::path::Path;
 
@@ -16,7 +16,8 @@ fn real_base_gives_the_golden_corners_and_norms() {
     let Some(path) = smollm2_base() else { return };
     let base = BaseModel::open(&path).unwrap();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/smollm2");
-    let golden = SafeTensorsFile::read_owned(&fixtures.join("golden.safetensors"), GOLDEN_BYTES).unwrap();
+    let golden =
+        SafeTensorsFile::read_owned(&fixtures.join("golden.safetensors"), GOLDEN_BYTES).unwrap();
     let json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(fixtures.join("golden.json")).unwrap()).unwrap();
     for (weight, facts) in json["nodes"]["base"]["tensors"].as_object().unwrap() {
@@ -27,7 +28,13 @@ fn real_base_gives_the_golden_corners_and_norms() {
         let corner = golden.tensor_bytes(&format!("base|corner|{weight}")).unwrap();
         for (at, bytes) in corner.as_chunks::<8>().0.iter().enumerate() {
             let found = f64::from(values[at / 64 * info.cols() + at % 64]);
-            assert_eq!(found, f64::from_le_bytes(*bytes), "{weight} row {} column {}", at / 64, at % 64);
+            assert_eq!(
+                found,
+                f64::from_le_bytes(*bytes),
+                "{weight} row {} column {}",
+                at / 64,
+                at % 64
+            );
         }
         let norm = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         let expected = facts["fro_base"].as_f64().unwrap();

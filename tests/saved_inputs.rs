@@ -1,12 +1,15 @@
-//! A fuzzer's finding is lost unless it is run again on every change. Every saved input in `fuzz/corpus/TARGET/` goes
-//! through the target's own function here: those named `ok_…` must be read, all others refused, none may panic.
+//! A fuzzer's finding is lost unless it is run again on every change. Every saved input in
+//! `fuzz/corpus/TARGET/` goes through the target's own function here: those named `ok_…` must be
+//! read, all others refused, none may panic.
 
 use std::path::Path;
 
 use pleach::store::{read_catalogue_bytes, read_segment_bytes};
 use pleach::testing::adapter::read_adapter_bytes;
 use pleach::testing::tree::read_tree_toml_bytes;
-use pleach::testing::{read_chat_bytes, read_gguf_bytes, read_safetensors_bytes, read_tokenizer_bytes};
+use pleach::testing::{
+    read_chat_bytes, read_gguf_bytes, read_safetensors_bytes, read_tokenizer_bytes,
+};
 
 fn run(target: &str, read: impl Fn(Vec<u8>) -> pleach::Result<()>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);

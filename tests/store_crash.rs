@@ -1,6 +1,7 @@
-//! Disks fill up, come loose and fail to sync, and programs that never saw it happen lose what they had promised. Here
-//! every step to disk of a script of changes fails once, for a moment or for good: what was confirmed is there
-//! afterwards, what failed has not happened, and the next change works.
+//! Disks fill up, come loose and fail to sync, and programs that never saw it happen lose what they
+//! had promised. Here every step to disk of a script of changes fails once, for a moment or for
+//! good: what was confirmed is there afterwards, what failed has not happened, and the next change
+//! works.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -22,7 +23,12 @@ fn script() -> Vec<Op> {
         publish("fr/alice", 2),
         publish("fr/bob", 3),
         replace("fr/alice", 4),
-        Op::Batch(vec![publish("de", 5), publish("de/eva", 6), replace("fr/bob", 7), Op::Remove("de/eva".into())]),
+        Op::Batch(vec![
+            publish("de", 5),
+            publish("de/eva", 6),
+            replace("fr/bob", 7),
+            Op::Remove("de/eva".into()),
+        ]),
         Op::Move("fr".into(), "de/fr".into()),
         Op::Rollback("de/eva".into(), 6),
         Op::Compact,
@@ -52,7 +58,8 @@ fn kind(error: &Error) -> &'static str {
     }
 }
 
-/// Runs the script at `folder` until its end, errors or not; gives what the store may hold now and the errors.
+/// Runs the script at `folder` until its end, errors or not; gives what the store may hold now and
+/// the errors.
 fn run(folder: &Path, options: &StoreOptions) -> (Vec<Model>, Vec<Error>) {
     let mut errors = Vec::new();
     let mut store = match Store::create_with(folder, info(), lattice(), options) {
@@ -72,7 +79,8 @@ fn run(folder: &Path, options: &StoreOptions) -> (Vec<Model>, Vec<Error>) {
                 }
             };
         }
-        let allowed: Vec<_> = models.iter().filter(|(model, _)| model.allows(op)).cloned().collect();
+        let allowed: Vec<_> =
+            models.iter().filter(|(model, _)| model.allows(op)).cloned().collect();
         if allowed.is_empty() {
             continue;
         }
@@ -105,15 +113,22 @@ fn run(folder: &Path, options: &StoreOptions) -> (Vec<Model>, Vec<Error>) {
 fn fail_after(steps: i64, for_good: bool, kinds: &mut BTreeMap<&'static str, usize>) -> Result<()> {
     let folder = scratch();
     let place = folder.path().join("store");
-    let options =
-        StoreOptions { faults: Faults::after(steps, for_good), segment_bytes: 4096, ..StoreOptions::default() };
+    let options = StoreOptions {
+        faults: Faults::after(steps, for_good),
+        segment_bytes: 4096,
+        ..StoreOptions::default()
+    };
     let (models, errors) = run(&place, &options);
     for error in &errors {
         *kinds.entry(kind(error)).or_default() += 1;
     }
     if !Store::is_store(&place) {
         assert!(errors.len() == 1 && models[0] == Model::default(), "the store is gone");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "something was left behind"
+        );
         Store::create(&place, info(), lattice())?;
     }
     let store = Store::open(&place)?;
@@ -131,8 +146,11 @@ fn fail_after(steps: i64, for_good: bool, kinds: &mut BTreeMap<&'static str, usi
 #[test]
 fn a_failure_at_any_step_loses_nothing_and_leaves_nothing_half_done() {
     let folder = scratch();
-    let options =
-        StoreOptions { faults: Faults::after(i64::MAX, false), segment_bytes: 4096, ..StoreOptions::default() };
+    let options = StoreOptions {
+        faults: Faults::after(i64::MAX, false),
+        segment_bytes: 4096,
+        ..StoreOptions::default()
+    };
     let (models, errors) = run(&folder.path().join("store"), &options);
     assert!(models.len() == 1 && errors.is_empty(), "{errors:?}");
     let steps = i64::try_from(options.faults.steps()).unwrap();
@@ -150,13 +168,14 @@ fn a_failure_at_any_step_loses_nothing_and_leaves_nothing_half_done() {
     assert_eq!(kinds.keys().copied().collect::<Vec<_>>(), ["Io", "Unconfirmed"], "{told}");
 }
 
-/// A change that is refused may have made a segment already. Another process removes that and makes it anew: bytes
-/// that went to the old file would be gone.
+/// A change that is refused may have made a segment already. Another process removes that and makes
+/// it anew: bytes that went to the old file would be gone.
 #[test]
 fn a_segment_that_another_process_made_anew_is_the_one_written_to() {
     let folder = scratch();
     let options = StoreOptions { segment_bytes: 4096, ..StoreOptions::default() };
-    let store = Store::create_with(&folder.path().join("store"), info(), lattice(), &options).unwrap();
+    let store =
+        Store::create_with(&folder.path().join("store"), info(), lattice(), &options).unwrap();
     let mut seed = 0;
     let mut publish = |store: &Store| {
         seed += 1;

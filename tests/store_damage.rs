@@ -1,6 +1,7 @@
-//! Bits rot, and files are cut short by copies that never ended; a database that does not look answers from what is
-//! left. Here every byte of a small store is changed and every file is cut at every length: each question is answered
-//! rightly or refused with a typed error. Nothing is missing without a word, and no panic gets out.
+//! Bits rot, and files are cut short by copies that never ended; a database that does not look
+//! answers from what is left. Here every byte of a small store is changed and every file is cut at
+//! every length: each question is answered rightly or refused with a typed error. Nothing is
+//! missing without a word, and no panic gets out.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -44,7 +45,10 @@ fn ask(store: &Store) -> Vec<(String, Result<String>)> {
         ("len".to_owned(), store.len().map(|found| found.to_string())),
     ];
     for prefix in ["", "fr", "de/"] {
-        answers.push((format!("list {prefix}"), store.list(prefix, None, 100).map(|found| format!("{found:?}"))));
+        answers.push((
+            format!("list {prefix}"),
+            store.list(prefix, None, 100).map(|found| format!("{found:?}")),
+        ));
     }
     let after = store.list("", Some("fr"), 2).map(|found| format!("{found:?}"));
     answers.push(("list after".to_owned(), after));
@@ -56,24 +60,34 @@ fn ask(store: &Store) -> Vec<(String, Result<String>)> {
         };
         if name != "/" {
             answers.push((format!("get {name}"), got()));
-            answers.push((format!("path {name}"), store.path(name).map(|found| format!("{found:?}"))));
+            answers
+                .push((format!("path {name}"), store.path(name).map(|found| format!("{found:?}"))));
             let past = || -> Result<String> {
                 let past = store.history(name)?;
-                let seeds = past.iter().map(|past| seed_of(store, &past.version)).collect::<Result<Vec<_>>>()?;
+                let seeds = past
+                    .iter()
+                    .map(|past| seed_of(store, &past.version))
+                    .collect::<Result<Vec<_>>>()?;
                 Ok(format!("{seeds:?} {past:?}"))
             };
             answers.push((format!("history {name}"), past()));
         }
-        answers.push((format!("children {name}"), store.children(name, None, 9).map(|found| format!("{found:?}"))));
+        answers.push((
+            format!("children {name}"),
+            store.children(name, None, 9).map(|found| format!("{found:?}")),
+        ));
     }
     answers
 }
 
-/// An answer to hold others against: what was found, that there is no such node, or that it was refused.
+/// An answer to hold others against: what was found, that there is no such node, or that it was
+/// refused.
 fn told(answer: Result<String>) -> String {
     match answer {
         Ok(found) => found,
-        Err(Error::Tree(defect)) if matches!(*defect, TreeDefect::UnknownNode { .. }) => "unknown".into(),
+        Err(Error::Tree(defect)) if matches!(*defect, TreeDefect::UnknownNode { .. }) => {
+            "unknown".into()
+        }
         Err(Error::Store { .. } | Error::Io { .. }) => "refused".into(),
         Err(error) => panic!("{error:?}"),
     }
@@ -139,7 +153,9 @@ fn damaged() -> Damaged {
     let folder = scratch();
     let store = folder.path().join("store");
     small_store(&store);
-    let truth = ask(&Store::open(&store).unwrap()).into_iter().map(|(question, found)| (question, told(found)));
+    let truth = ask(&Store::open(&store).unwrap())
+        .into_iter()
+        .map(|(question, found)| (question, told(found)));
     let truth: Vec<_> = truth.collect();
     assert!(truth.iter().all(|(_, found)| found != "refused"));
     std::panic::set_hook(Box::new(|info| {
@@ -164,7 +180,11 @@ fn end(name: &str, census: &Census) {
     );
     std::io::stderr().write_all(told.as_bytes()).unwrap();
     assert_eq!(PANICS.load(Ordering::Relaxed), 0, "{told}");
-    assert!(wrong.is_empty() && missed.is_empty(), "{told}{}", wrong[..wrong.len().min(20)].join("\n"));
+    assert!(
+        wrong.is_empty() && missed.is_empty(),
+        "{told}{}",
+        wrong[..wrong.len().min(20)].join("\n")
+    );
 }
 
 /// Every how many-th byte is looked at; 1 takes minutes.
@@ -208,7 +228,8 @@ fn a_file_cut_short_is_told_or_harmless() {
         let path = store.join(file);
         let whole = std::fs::read(&path).unwrap();
         let mut census = Census::default();
-        let edges = (0..whole.len()).filter(|at| matches!(at % 4096, 0 | 1 | 4095) || at % step == 0);
+        let edges =
+            (0..whole.len()).filter(|at| matches!(at % 4096, 0 | 1 | 4095) || at % step == 0);
         for at in edges {
             std::fs::write(&path, &whole[..at]).unwrap();
             census.take(&format!("{file} cut at {at}"), &store, &truth, at % 64 == 0);

@@ -1,5 +1,5 @@
-//! Stores fail at their edges: on a disk that is full, in a folder that cannot be replaced, where a move leads into names
-//! that it empties itself, and beside another program that tidies up.
+//! Stores fail at their edges: on a disk that is full, in a folder that cannot be replaced, where a
+//! move leads into names that it empties itself, and beside another program that tidies up.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -25,7 +25,8 @@ fn defect(error: Error) -> StoreDefect {
 fn a_move_may_give_a_node_the_name_that_another_gives_up() {
     let folder = scratch();
     let store = Store::create(&folder.path().join("store"), info(), lattice()).unwrap();
-    let [before, after] = [["a/b", "a/b/a", "a/b/b", "a/b/b/a", "a/b/b/b"], ["a", "a/a", "a/b", "a/b/a", "a/b/b"]];
+    let [before, after] =
+        [["a/b", "a/b/a", "a/b/b", "a/b/b/a", "a/b/b/b"], ["a", "a/a", "a/b", "a/b/a", "a/b/b"]];
     for (seed, name) in (1..).zip(before) {
         store.publish(name, content(seed), labelled(seed)).unwrap();
     }
@@ -34,7 +35,10 @@ fn a_move_may_give_a_node_the_name_that_another_gives_up() {
     assert_eq!(nodes.iter().map(|node| &node.name[..]).collect::<Vec<_>>(), after);
     for (seed, node) in (1..).zip(&nodes) {
         assert_eq!(seed_of(&store, &node.version).unwrap(), seed, "{}", node.name);
-        assert_eq!(node.version.parent, node.name.rsplit_once('/').map_or("", |(parent, _)| parent));
+        assert_eq!(
+            node.version.parent,
+            node.name.rsplit_once('/').map_or("", |(parent, _)| parent)
+        );
     }
     verified(&store);
 }
@@ -76,8 +80,11 @@ fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
         let folder = scratch();
         let path = folder.path().join("store");
         drop(Store::create(&path, info(), lattice()).unwrap());
-        let options =
-            StoreOptions { faults: Faults::after(steps, false), segment_bytes: 2048, ..StoreOptions::default() };
+        let options = StoreOptions {
+            faults: Faults::after(steps, false),
+            segment_bytes: 2048,
+            ..StoreOptions::default()
+        };
         let Ok(store) = Store::open_with(&path, &options) else { continue };
         let before = store.stats().unwrap();
         let mut changes = Changes::new();
@@ -88,7 +95,11 @@ fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
             Ok(_) => break,
             Err(Error::Io { path, .. }) if path.extension().is_some_and(|kind| kind == "seg") => {
                 let after = store.stats().unwrap();
-                assert_eq!((after.segments, after.segment_bytes), (before.segments, before.segment_bytes), "{path:?}");
+                assert_eq!(
+                    (after.segments, after.segment_bytes),
+                    (before.segments, before.segment_bytes),
+                    "{path:?}"
+                );
                 store.apply(&changes).unwrap();
                 verified(&store);
                 refused += 1;
@@ -100,12 +111,14 @@ fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
     assert!(refused > 10, "only {refused} steps failed");
 }
 
-/// A compaction is for stores that have little room left: it may not take as much again as there is.
+/// A compaction is for stores that have little room left: it may not take as much again as there
+/// is.
 #[test]
 fn a_compaction_removes_segments_as_it_goes() {
     let folder = scratch();
     let options = StoreOptions { segment_bytes: 4096, ..StoreOptions::default() };
-    let store = Store::create_with(&folder.path().join("store"), info(), lattice(), &options).unwrap();
+    let store =
+        Store::create_with(&folder.path().join("store"), info(), lattice(), &options).unwrap();
     for seed in 0..200 {
         store.publish(&format!("n{seed:03}"), content(seed), labelled(seed)).unwrap();
     }
@@ -120,12 +133,16 @@ fn a_compaction_removes_segments_as_it_goes() {
         most = most.max(now);
     });
     assert!(report.unwrap().copied_bytes > 15 * 4096, "it had enough to do");
-    assert!(first.unwrap() < before - 30_000, "what is dead goes first: {before} before, then {first:?}");
+    assert!(
+        first.unwrap() < before - 30_000,
+        "what is dead goes first: {before} before, then {first:?}"
+    );
     assert!(most < before + 7 * 4096, "{before} before, {most} at most");
     verified(&store);
 }
 
-/// An import of many adapters takes long: that its result has no place to go to is better told before.
+/// An import of many adapters takes long: that its result has no place to go to is better told
+/// before.
 #[cfg(unix)]
 #[test]
 fn a_folder_that_cannot_be_replaced_is_refused_before_anything_is_made() {
@@ -133,7 +150,8 @@ fn a_folder_that_cannot_be_replaced_is_refused_before_anything_is_made() {
     let [link, empty] = ["link", "empty"].map(|name| folder.path().join(name));
     std::fs::create_dir(&empty).unwrap();
     std::os::unix::fs::symlink(&empty, &link).unwrap();
-    let options = StoreOptions { faults: Faults::after(i64::MAX, false), ..StoreOptions::default() };
+    let options =
+        StoreOptions { faults: Faults::after(i64::MAX, false), ..StoreOptions::default() };
     let refusal = Store::create_with(&link, info(), lattice(), &options).unwrap_err();
     assert!(matches!(&refusal, Error::Store { path, .. } if *path == link), "{refusal}");
     assert!(matches!(defect(refusal), StoreDefect::NotReplaceable { .. }));
@@ -141,14 +159,17 @@ fn a_folder_that_cannot_be_replaced_is_refused_before_anything_is_made() {
     Store::create(&empty, info(), lattice()).unwrap();
 }
 
-/// llama.cpp's converter drops `alpha_pattern`: files as they were published would be scaled wrongly there.
+/// llama.cpp's converter drops `alpha_pattern`: files as they were published would be scaled
+/// wrongly there.
 #[test]
 fn a_flattened_path_of_one_node_is_of_one_rank_though_its_files_were_kept() {
     let folder = scratch();
     let modules = ["q_proj", "k_proj"].map(|module| format!("model.layers.0.self_attn.{module}"));
     let grid = Grid { cols: 40, steps: vec![1e-4; 6], row_max: vec![20_000; 6], headroom: 1.25 };
-    let grids = modules.iter().map(|module| (WeightName::new(format!("{module}.weight")), grid.clone()));
-    let store = Store::create(&folder.path().join("store"), info(), &BaseLattice::new(1.25, grids)).unwrap();
+    let grids =
+        modules.iter().map(|module| (WeightName::new(format!("{module}.weight")), grid.clone()));
+    let store = Store::create(&folder.path().join("store"), info(), &BaseLattice::new(1.25, grids))
+        .unwrap();
     let mut tiny = modules.map(|module| TinyModule::linear(&module, 6, 40));
     tiny[0].rank = Some(5);
     let [adapter, kept, flat] = ["adapter", "kept", "flat"].map(|name| folder.path().join(name));
@@ -163,14 +184,20 @@ fn a_flattened_path_of_one_node_is_of_one_rank_though_its_files_were_kept() {
     assert_eq!(ranks(&flat), [5]);
 }
 
-/// The number would become the parent's with its next content, and a stale node would pass for a fresh one.
+/// The number would become the parent's with its next content, and a stale node would pass for a
+/// fresh one.
 #[test]
 fn a_node_cannot_be_trained_on_content_that_is_yet_to_come() {
     let folder = scratch();
     let store = Store::create(&folder.path().join("store"), info(), lattice()).unwrap();
     store.publish("fr", content(1), labelled(1)).unwrap();
-    let publish =
-        |trained_on| store.publish("fr/alice", content(2), Details { trained_on: Some(trained_on), ..labelled(2) });
+    let publish = |trained_on| {
+        store.publish(
+            "fr/alice",
+            content(2),
+            Details { trained_on: Some(trained_on), ..labelled(2) },
+        )
+    };
     for later in [2, 3, u64::MAX] {
         let refusal = publish(later).unwrap_err();
         assert!(matches!(defect(refusal), StoreDefect::TrainedOn { last: 1, .. }), "{later}");
@@ -259,7 +286,8 @@ fn a_file_that_is_named_almost_as_a_segment_is_left_alone() {
     let path = folder.path().join("store");
     let store = Store::create(&path, info(), lattice()).unwrap();
     store.publish("fr", content(1), labelled(1)).unwrap();
-    let strays = ["7.seg", "00000007.seg.bak", "+0000007.seg"].map(|name| path.join("segments").join(name));
+    let strays =
+        ["7.seg", "00000007.seg.bak", "+0000007.seg"].map(|name| path.join("segments").join(name));
     for stray in &strays {
         std::fs::write(stray, "mine").unwrap();
     }

@@ -1,6 +1,6 @@
-//! On a disk that was full to the last byte a node could not be removed, and once it was, a compaction failed for want of
-//! room to copy into: the one thing that would have given room back needed some. Here disks fill up under stores, really and
-//! at every step.
+//! On a disk that was full to the last byte a node could not be removed, and once it was, a
+//! compaction failed for want of room to copy into: the one thing that would have given room back
+//! needed some. Here disks fill up under stores, really and at every step.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -37,7 +37,8 @@ impl Disk {
     fn new(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mount = ["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"];
-        let mounted = std::process::Command::new("mount").args(mount).arg(folder.path()).output().ok()?;
+        let mounted =
+            std::process::Command::new("mount").args(mount).arg(folder.path()).output().ok()?;
         mounted.status.success().then(|| Self(folder))
     }
 
@@ -48,15 +49,22 @@ impl Disk {
     /// Fills it to the last byte, in whole blocks and then single bytes.
     fn fill(&self) {
         use std::io::Write;
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(self.path().join("full")).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.path().join("full"))
+            .unwrap();
         for bytes in [1 << 16, 4096, 1] {
             while file.write_all(&vec![1; bytes]).is_ok() {}
         }
     }
 
     fn free(&self) -> u64 {
-        let output =
-            std::process::Command::new("df").args(["-B1", "--output=avail"]).arg(self.path()).output().unwrap();
+        let output = std::process::Command::new("df")
+            .args(["-B1", "--output=avail"])
+            .arg(self.path())
+            .output()
+            .unwrap();
         String::from_utf8(output.stdout).unwrap().lines().nth(1).unwrap().trim().parse().unwrap()
     }
 }
@@ -79,7 +87,8 @@ fn a_store_on_a_full_disk_can_be_emptied() {
             return;
         };
         let place = disk.path().join("store");
-        let store = Store::create_with(&place, info(), lattice(), &options(Faults::default())).unwrap();
+        let store =
+            Store::create_with(&place, info(), lattice(), &options(Faults::default())).unwrap();
         assert!(place.join("reserve").exists());
         fill(&store, COUNT);
         disk.fill();
@@ -99,7 +108,10 @@ fn a_store_on_a_full_disk_can_be_emptied() {
         verified(&store);
         let dead = before - 100_u64.checked_div(kept.into()).map_or(0, |live| before * live / 100);
         let (free, left) = (disk.free(), report.left_bytes);
-        assert!(free > dead * 6 / 10, "{free} bytes free of {dead} dead ones, 1 of {kept} kept: {report:?}");
+        assert!(
+            free > dead * 6 / 10,
+            "{free} bytes free of {dead} dead ones, 1 of {kept} kept: {report:?}"
+        );
         assert!(left == 0 || kept != 0, "{left} bytes left in segments that are all dead");
         store.publish("x", content(1), labelled(1)).unwrap();
         std::fs::remove_file(disk.path().join("full")).unwrap();
@@ -134,8 +146,11 @@ fn a_compaction_that_finds_no_room_once_gives_back_what_is_dead() {
         let place = folder.path().join(format!("at{step}"));
         copy(&made, &place);
         let faults = Faults::no_room_after(step);
-        let store =
-            Store::open_with(&place, &StoreOptions { segment_bytes: 16 << 10, ..options(faults.clone()) }).unwrap();
+        let store = Store::open_with(
+            &place,
+            &StoreOptions { segment_bytes: 16 << 10, ..options(faults.clone()) },
+        )
+        .unwrap();
         match store.compact(|_, _| ()) {
             Ok(report) => {
                 assert_eq!(report.left_bytes, 0);

@@ -1,7 +1,8 @@
-//! Power goes and processes are killed in the middle of a write; stores that promised otherwise have come back with half
-//! a change, or without one they had confirmed. Here a process that changes a store is killed again and again, at any
-//! moment, on the same store, alone and beside another: what it had confirmed is there, and the one change it was at is
-//! there whole or not at all.
+//! Power goes and processes are killed in the middle of a write; stores that promised otherwise
+//! have come back with half a change, or without one they had confirmed. Here a process that
+//! changes a store is killed again and again, at any moment, on the same store, alone and beside
+//! another: what it had confirmed is there, and the one change it was at is there whole or not at
+//! all.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -21,12 +22,14 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use stored::{Model, Op, info, lattice, look, scratch, verified};
 
-/// Tells the process that it is the one to be killed: folder of the store, its log, its part of the tree, its seed.
+/// Tells the process that it is the one to be killed: folder of the store, its log, its part of the
+/// tree, its seed.
 const CHILD: &str = "PLEACH_KILLED_CHILD";
 const NAMES: [&str; 9] = ["a", "b", "c", "a/x", "a/y", "a/x/u", "b/x", "b/x/v", "c/w"];
 
 fn open(folder: &Path) -> Store {
-    Store::open_with(folder, &StoreOptions { segment_bytes: 64 << 10, ..StoreOptions::default() }).unwrap()
+    Store::open_with(folder, &StoreOptions { segment_bytes: 64 << 10, ..StoreOptions::default() })
+        .unwrap()
 }
 
 /// The part of the model whose names begin with `part`.
@@ -51,8 +54,9 @@ fn any_op(model: &Model, part: &str, rng: &mut StdRng) -> Op {
             20..25 => Op::Remove(name(rng)),
             25..29 => {
                 // Only what stays inside the pool of names.
-                let (from, to) = [("a", "b"), ("b/x", "a/x"), ("c", "a"), ("a/x/u", "b/x/v"), ("c/w", "a/y")]
-                    [rng.random_range(0..5)];
+                let (from, to) =
+                    [("a", "b"), ("b/x", "a/x"), ("c", "a"), ("a/x/u", "b/x/v"), ("c/w", "a/y")]
+                        [rng.random_range(0..5)];
                 let op = Op::Move(format!("{part}/{from}"), format!("{part}/{to}"));
                 let mut then = model.clone();
                 if then.allows(&op) {
@@ -67,7 +71,9 @@ fn any_op(model: &Model, part: &str, rng: &mut StdRng) -> Op {
                 Some((name, generation)) => Op::Rollback(name.clone(), *generation),
                 None => continue,
             },
-            34..39 => Op::Batch((0..3).map(|_| Op::Publish(name(rng), rng.random_range(0..500))).collect()),
+            34..39 => Op::Batch(
+                (0..3).map(|_| Op::Publish(name(rng), rng.random_range(0..500))).collect(),
+            ),
             _ => Op::Compact,
         };
         if model.allows(&op) {
@@ -78,7 +84,8 @@ fn any_op(model: &Model, part: &str, rng: &mut StdRng) -> Op {
 
 /// Changes its part of the store for ever; tells the log before and after each change.
 fn be_killed(told: &str) -> ! {
-    let (folder, log, part, seed): (String, String, String, u64) = serde_json::from_str(told).unwrap();
+    let (folder, log, part, seed): (String, String, String, u64) =
+        serde_json::from_str(told).unwrap();
     let mut log = OpenOptions::new().append(true).open(log).unwrap();
     let mut tell = |line: String| log.write_all(format!("{line}\n").as_bytes()).unwrap();
     let mut rng = StdRng::seed_from_u64(seed);
@@ -107,7 +114,9 @@ fn be_killed(told: &str) -> ! {
                 tell(format!("done {first}"));
             }
             // The other process has compacted: there is nothing left to go back to.
-            Err(Error::Store { defect, .. }) if matches!(*defect, StoreDefect::UnknownGeneration { .. }) => {
+            Err(Error::Store { defect, .. })
+                if matches!(*defect, StoreDefect::UnknownGeneration { .. }) =>
+            {
                 model.past.clear();
                 tell("refused".into());
             }
@@ -155,7 +164,8 @@ impl Victim {
         }
     }
 
-    /// What its part of the store may be, from what it was and the log; gives how many changes were confirmed.
+    /// What its part of the store may be, from what it was and the log; gives how many changes were
+    /// confirmed.
     fn check(&self, before: &Model, found: &Model, alone: bool) -> usize {
         let mut model = part_of(before, self.part);
         let (mut trying, mut done): (Option<Op>, usize) = (None, 0);
@@ -185,12 +195,16 @@ impl Victim {
         };
         let mut after = model.clone();
         if let Some(op) = &trying {
-            // Not below what was there before: the other one may have forgotten what this change took away.
+            // Not below what was there before: the other one may have forgotten what this change
+            // took away.
             let first = (found.last_generation() + 1).saturating_sub(op.generations());
             after.make(op, first.max(model.last_generation() + 1));
         }
         let log = log.lines().rev().take(6).collect::<Vec<_>>();
-        assert!(same(&model) || same(&after), "{log:?}\nfound {found:#?}\ninstead of {model:#?}\nor {after:#?}");
+        assert!(
+            same(&model) || same(&after),
+            "{log:?}\nfound {found:#?}\ninstead of {model:#?}\nor {after:#?}"
+        );
         done
     }
 }
@@ -205,14 +219,18 @@ fn what_a_killed_process_had_confirmed_is_there() {
     let place = folder.path().join("store");
     drop(Store::create(&place, info(), lattice()).unwrap());
     // Stays open through all of it.
-    let reader = Store::open_with(&place, &StoreOptions { read_only: true, ..StoreOptions::default() }).unwrap();
+    let reader =
+        Store::open_with(&place, &StoreOptions { read_only: true, ..StoreOptions::default() })
+            .unwrap();
     let mut rng = StdRng::seed_from_u64(7);
     let (mut model, mut done, mut killed, mut round) = (Model::default(), 0, 0, 0);
     while killed < kills {
         round += 1;
         let parts: &[&'static str] = if round % 4 == 0 { &["p0", "p1"] } else { &["p0"] };
-        let mut victims: Vec<Victim> =
-            parts.iter().map(|part| Victim::start(folder.path(), &place, part, rng.random())).collect();
+        let mut victims: Vec<Victim> = parts
+            .iter()
+            .map(|part| Victim::start(folder.path(), &place, part, rng.random()))
+            .collect();
         // Now and then while it still opens the store, which mends what the last kill left.
         if round % 8 != 0 {
             victims.iter_mut().for_each(Victim::wait_until_ready);
@@ -228,8 +246,15 @@ fn what_a_killed_process_had_confirmed_is_there() {
         let mut names = all_names();
         names.extend(model.names());
         let found = look(&store, &names).unwrap();
-        assert_eq!(look(&reader, &names).unwrap().nodes, found.nodes, "as one sees it who may only read");
-        done += victims.iter().map(|victim| victim.check(&model, &found, victims.len() == 1)).sum::<usize>();
+        assert_eq!(
+            look(&reader, &names).unwrap().nodes,
+            found.nodes,
+            "as one sees it who may only read"
+        );
+        done += victims
+            .iter()
+            .map(|victim| victim.check(&model, &found, victims.len() == 1))
+            .sum::<usize>();
         if round % 50 == 0 || killed >= kills {
             verified(&store);
         }

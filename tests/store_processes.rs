@@ -1,6 +1,7 @@
-//! Caches that two programs share have served one user's bytes under another's name while the other program wrote. Here
-//! one process changes a store at full speed while another reads it, and several count together: whoever reads sees a
-//! version that was committed, never an older one after a newer, and no count is lost.
+//! Caches that two programs share have served one user's bytes under another's name while the other
+//! program wrote. Here one process changes a store at full speed while another reads it, and
+//! several count together: whoever reads sees a version that was committed, never an older one
+//! after a newer, and no count is lost.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -34,7 +35,8 @@ fn start(test: &str, store: &Path) -> Child {
 }
 
 fn open(folder: &Path) -> Store {
-    Store::open_with(folder, &StoreOptions { segment_bytes: 64 << 10, ..StoreOptions::default() }).unwrap()
+    Store::open_with(folder, &StoreOptions { segment_bytes: 64 << 10, ..StoreOptions::default() })
+        .unwrap()
 }
 
 /// Figures, for whoever looks.
@@ -68,12 +70,14 @@ fn a_reader_beside_a_writer_sees_committed_versions_in_their_order() {
     if let Some(folder) = std::env::var_os(CHILD) {
         change_for_ever(Path::new(&folder));
     }
-    let seconds = std::env::var("PLEACH_STORE_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
+    let seconds =
+        std::env::var("PLEACH_STORE_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
     let folder = scratch();
     let place = folder.path().join("store");
     drop(Store::create(&place, info(), lattice()).unwrap());
     let store = open(&place);
-    let mut writer = start("a_reader_beside_a_writer_sees_committed_versions_in_their_order", &place);
+    let mut writer =
+        start("a_reader_beside_a_writer_sees_committed_versions_in_their_order", &place);
     let (begin, mut seen) = (Instant::now(), BTreeMap::new());
     let (mut reads, mut missing, mut moved) = (0_u64, 0_u64, 0_u64);
     while reads < 1000 || begin.elapsed() < Duration::from_secs(seconds) {
@@ -88,10 +92,19 @@ fn a_reader_beside_a_writer_sees_committed_versions_in_their_order() {
                 }
             };
             let last = seen.insert(name, node.version.generation).unwrap_or(0);
-            assert!(node.version.generation >= last, "{name} went back from {last} to {}", node.version.generation);
+            assert!(
+                node.version.generation >= last,
+                "{name} went back from {last} to {}",
+                node.version.generation
+            );
             if let Err(error) = seed_of(&store, &node.version) {
                 // A compaction took its bytes elsewhere, or it is gone.
-                assert!(store.get(name).map_or(true, |now| now.version.location != node.version.location), "{error}");
+                assert!(
+                    store
+                        .get(name)
+                        .map_or(true, |now| now.version.location != node.version.location),
+                    "{error}"
+                );
                 moved += 1;
             }
             reads += 1;
@@ -113,8 +126,9 @@ fn a_reader_beside_a_writer_sees_committed_versions_in_their_order() {
     let node = store.get(name).unwrap();
     assert_eq!((node.version.generation, seed_of(&store, &node.version).unwrap()), (generation, 1));
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let gone =
-        maps.lines().filter(|line| line.contains(&folder) && line.contains(".seg") && line.ends_with("(deleted)"));
+    let gone = maps.lines().filter(|line| {
+        line.contains(&folder) && line.contains(".seg") && line.ends_with("(deleted)")
+    });
     assert!(gone.clone().count() <= 1, "{:?}", gone.collect::<Vec<_>>());
     verified(&open(&place));
 }
@@ -125,7 +139,10 @@ fn count_of(store: &Store) -> (u64, u64) {
 }
 
 fn counted(count: u64) -> Details {
-    Details { labels: Some(BTreeMap::from([("count".to_owned(), count.to_string())])), ..Details::default() }
+    Details {
+        labels: Some(BTreeMap::from([("count".to_owned(), count.to_string())])),
+        ..Details::default()
+    }
 }
 
 /// Raises the counter; gives how often somebody else was faster.
@@ -136,7 +153,9 @@ fn raise(store: &Store) -> usize {
             let (count, generation) = count_of(store);
             match store.replace("counter", content(1), counted(count + 1), Some(generation)) {
                 Ok(_) => break,
-                Err(Error::Store { defect, .. }) if matches!(*defect, StoreDefect::GenerationMismatch { .. }) => {
+                Err(Error::Store { defect, .. })
+                    if matches!(*defect, StoreDefect::GenerationMismatch { .. }) =>
+                {
                     lost += 1;
                 }
                 Err(error) => panic!("{error}"),
@@ -172,13 +191,15 @@ fn no_swap_of_several_processes_is_lost() {
 /// Memory of this process in KiB and open files, where the system tells them.
 fn held() -> Option<(u64, usize)> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?;
+    let memory =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?;
     Some((memory.parse().ok()?, std::fs::read_dir("/proc/self/fd").ok()?.count()))
 }
 
 #[test]
 fn a_store_that_is_changed_for_long_holds_no_more_memory_or_files() {
-    let cycles: u32 = std::env::var("PLEACH_STORE_CYCLES").map_or(3000, |cycles| cycles.parse().unwrap());
+    let cycles: u32 =
+        std::env::var("PLEACH_STORE_CYCLES").map_or(3000, |cycles| cycles.parse().unwrap());
     let folder = scratch();
     let store = Store::create(&folder.path().join("store"), info(), lattice()).unwrap();
     let mut begin = None;
@@ -198,8 +219,14 @@ fn a_store_that_is_changed_for_long_holds_no_more_memory_or_files() {
                 stats.segment_bytes + stats.catalogue_bytes
             ));
             if let (Some((memory, files)), Some((memory_then, files_then))) = (now, begin) {
-                assert!(memory < memory_then + (16 << 10), "{memory} KiB after {cycle} cycles, {memory_then} at first");
-                assert!(files < files_then + 20, "{files} open files after {cycle} cycles, {files_then} at first");
+                assert!(
+                    memory < memory_then + (16 << 10),
+                    "{memory} KiB after {cycle} cycles, {memory_then} at first"
+                );
+                assert!(
+                    files < files_then + 20,
+                    "{files} open files after {cycle} cycles, {files_then} at first"
+                );
             }
             assert!(stats.segment_bytes < 1 << 20 && stats.catalogue_bytes < 16 << 20, "{stats:?}");
         }

@@ -1,6 +1,7 @@
-//! An operator moved a store away and a new one into its place while the old one was being compacted: the compaction went on
-//! by path, wrote into the new store and removed its segments, and both were lost. Here folders change places at every step
-//! of every kind of work: each handle stays with its own store, and nothing of another is written, cut or removed.
+//! An operator moved a store away and a new one into its place while the old one was being
+//! compacted: the compaction went on by path, wrote into the new store and removed its segments,
+//! and both were lost. Here folders change places at every step of every kind of work: each handle
+//! stays with its own store, and nothing of another is written, cut or removed.
 
 #[path = "common/stored.rs"]
 mod stored;
@@ -25,7 +26,9 @@ fn make(place: &Path, prefix: &str, first: u16) {
     let info = StoreInfo { base_name: prefix.to_owned(), ..info() };
     let store = Store::create_with(place, info, lattice(), &options(Faults::default())).unwrap();
     for seed in 0..24 {
-        store.publish(&format!("{prefix}{seed}"), content(first + seed), labelled(first + seed)).unwrap();
+        store
+            .publish(&format!("{prefix}{seed}"), content(first + seed), labelled(first + seed))
+            .unwrap();
     }
     for seed in (0..24).step_by(3) {
         store.remove(&format!("{prefix}{seed}"), false, None).unwrap();
@@ -39,7 +42,9 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(
-                files(&path).into_iter().map(|(name, bytes)| (Path::new(path.file_name().unwrap()).join(name), bytes)),
+                files(&path)
+                    .into_iter()
+                    .map(|(name, bytes)| (Path::new(path.file_name().unwrap()).join(name), bytes)),
             );
         } else {
             found.insert(path.file_name().unwrap().into(), std::fs::read(&path).unwrap());
@@ -98,7 +103,12 @@ fn model(store: &Store) -> Model {
 fn script() -> Vec<Op> {
     let publish = |name: &str, seed| Op::Publish(name.into(), seed);
     vec![
-        Op::Batch((0..6).map(|k| publish(&format!("x/{k}"), 200 + k)).chain([publish("x", 210)]).collect()),
+        Op::Batch(
+            (0..6)
+                .map(|k| publish(&format!("x/{k}"), 200 + k))
+                .chain([publish("x", 210)])
+                .collect(),
+        ),
         Op::Remove("a1".into()),
         Op::Move("x".into(), "y".into()),
         Op::Compact,
@@ -128,11 +138,15 @@ fn whoever_works_on_a_store_stays_with_it_when_another_takes_its_name() {
         }));
         let store = Store::open_with(&pair.at("store"), &options).unwrap();
         for op in script() {
-            op.make(&store).unwrap_or_else(|error| panic!("{op:?}, swapped before step {at}: {error}"));
+            op.make(&store)
+                .unwrap_or_else(|error| panic!("{op:?}, swapped before step {at}: {error}"));
         }
         assert_eq!(model(&store), expected, "swapped before step {at}");
         drop(store);
-        assert!(files(&pair.at("store")) == theirs, "the other store was written to; swapped before step {at}");
+        assert!(
+            files(&pair.at("store")) == theirs,
+            "the other store was written to; swapped before step {at}"
+        );
         let moved = Store::open(&pair.at("old")).unwrap();
         assert_eq!(model(&moved), expected, "swapped before step {at}");
         verified(&moved);
@@ -140,8 +154,8 @@ fn whoever_works_on_a_store_stays_with_it_when_another_takes_its_name() {
     verified(&Store::open(&pair.at("new")).unwrap());
 }
 
-/// The folder that a store is made in is exchanged for another while it is made: it is whole in one of the two, and nothing else
-/// is left in either.
+/// The folder that a store is made in is exchanged for another while it is made: it is whole in one
+/// of the two, and nothing else is left in either.
 #[test]
 fn a_store_in_the_making_is_whole_where_it_was_begun() {
     let make = |dir: &Path, faults: Faults| {
@@ -166,13 +180,18 @@ fn a_store_in_the_making_is_whole_where_it_was_begun() {
                 std::fs::rename(&other, &above).unwrap();
             }
         });
-        let store = make(dir.path(), faults).unwrap_or_else(|error| panic!("swapped before step {at}: {error}"));
+        let store = make(dir.path(), faults)
+            .unwrap_or_else(|error| panic!("swapped before step {at}: {error}"));
         store.publish("a", content(1), labelled(1)).unwrap();
         drop(store);
-        let held: Vec<_> = folders.iter().map(|folder| std::fs::read_dir(folder).unwrap().count()).collect();
+        let held: Vec<_> =
+            folders.iter().map(|folder| std::fs::read_dir(folder).unwrap().count()).collect();
         assert_eq!(held.iter().sum::<usize>(), 3, "swapped before step {at}");
-        let [store] =
-            &folders.iter().map(|folder| folder.join("store")).filter(|store| store.exists()).collect::<Vec<_>>()[..]
+        let [store] = &folders
+            .iter()
+            .map(|folder| folder.join("store"))
+            .filter(|store| store.exists())
+            .collect::<Vec<_>>()[..]
         else {
             panic!("swapped before step {at}: not one store");
         };
@@ -212,7 +231,8 @@ fn a_catalogue_opened_anew_is_that_of_the_same_store() {
     let mut unconfirmed = 0;
     for at in 0..40 {
         let pair = pair.copied();
-        let store = Store::open_with(&pair.at("store"), &options(Faults::after(at, false))).unwrap();
+        let store =
+            Store::open_with(&pair.at("store"), &options(Faults::after(at, false))).unwrap();
         let failed = store.publish("x", content(200), labelled(200));
         pair.swap()();
         let again = match failed {
@@ -222,7 +242,9 @@ fn a_catalogue_opened_anew_is_that_of_the_same_store() {
                 unconfirmed += 1;
                 store.get("x").map(drop)
             }
-            Err(_) => Err(Error::Io { path: PathBuf::new(), source: std::io::ErrorKind::NotFound.into() }),
+            Err(_) => {
+                Err(Error::Io { path: PathBuf::new(), source: std::io::ErrorKind::NotFound.into() })
+            }
         };
         if again.is_err() {
             store.publish("x", content(200), labelled(200)).unwrap();
@@ -230,7 +252,10 @@ fn a_catalogue_opened_anew_is_that_of_the_same_store() {
         assert_eq!(seed_of(&store, &store.get("x").unwrap().version).unwrap(), 200);
         store.compact(|_, _| ()).unwrap();
         drop(store);
-        assert!(files(&pair.at("store")) == theirs, "the other store was written to after step {at} had failed");
+        assert!(
+            files(&pair.at("store")) == theirs,
+            "the other store was written to after step {at} had failed"
+        );
         let moved = Store::open(&pair.at("old")).unwrap();
         moved.get("x").unwrap();
         verified(&moved);
@@ -260,7 +285,8 @@ fn a_store_whose_files_were_exchanged_is_neither_appended_to_nor_tidied() {
             std::fs::rename(pair.at("new").join(name), pair.at("store").join(name)).unwrap();
         }
         // Its own catalogue keeps the database's accounts until it is closed.
-        let own = if exchanged.contains(&"catalogue.db") { "catalogue.db" } else { "store/catalogue.db" };
+        let own =
+            if exchanged.contains(&"catalogue.db") { "catalogue.db" } else { "store/catalogue.db" };
         let others = || {
             let mut files = files(pair.dir.path());
             files.remove(Path::new(own));
@@ -278,7 +304,10 @@ fn a_store_whose_files_were_exchanged_is_neither_appended_to_nor_tidied() {
             store.get("a1").unwrap();
         }
         drop((store, other));
-        assert!(others() == before, "something was written after {exchanged:?} came from another store");
+        assert!(
+            others() == before,
+            "something was written after {exchanged:?} came from another store"
+        );
     }
 }
 
@@ -304,21 +333,28 @@ fn a_segment_of_another_store_is_neither_appended_to_nor_removed() {
     assert!(std::fs::read(segment("store", tail)).unwrap() == theirs);
 }
 
-/// Two stores trade places again and again while handles publish, read, compact and verify, and others open what is there.
+/// Two stores trade places again and again while handles publish, read, compact and verify, and
+/// others open what is there.
 #[test]
 fn stores_that_trade_places_keep_what_they_were_given() {
     let pair = Pair::new();
     let places = ["store", "new"].map(|name| pair.at(name));
     let between = pair.at("between");
-    let stores = places.clone().map(|place| Store::open_with(&place, &options(Faults::default())).unwrap());
+    let stores =
+        places.clone().map(|place| Store::open_with(&place, &options(Faults::default())).unwrap());
     let (done, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
-    let rounds: u16 = std::env::var("PLEACH_SWAP_ROUNDS").map_or(30, |rounds| rounds.parse().unwrap());
+    let rounds: u16 =
+        std::env::var("PLEACH_SWAP_ROUNDS").map_or(30, |rounds| rounds.parse().unwrap());
     let given: [BTreeSet<String>; 2] = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                for (from, to) in [(&places[0], &between), (&places[1], &places[0]), (&between, &places[1])] {
+                for (from, to) in
+                    [(&places[0], &between), (&places[1], &places[0]), (&between, &places[1])]
+                {
                     std::fs::rename(from, to).unwrap();
-                    std::thread::sleep(std::time::Duration::from_micros(rand::rng().random_range(0..2000)));
+                    std::thread::sleep(std::time::Duration::from_micros(
+                        rand::rng().random_range(0..2000),
+                    ));
                 }
                 swaps.fetch_add(1, Ordering::Relaxed);
             }
@@ -330,7 +366,9 @@ fn stores_that_trade_places_keep_what_they_were_given() {
                 if done.load(Ordering::Relaxed) {
                     break;
                 }
-                let Ok(store) = Store::open_with(&places[0], &options(Faults::default())) else { continue };
+                let Ok(store) = Store::open_with(&places[0], &options(Faults::default())) else {
+                    continue;
+                };
                 let which = usize::from(store.info().base_name == "b");
                 let name = format!("{}v{round}", ["a", "b"][which]);
                 store.publish(&name, content(300), labelled(300)).unwrap();

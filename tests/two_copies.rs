@@ -1,6 +1,7 @@
-//! One answer was being written when the next user's request moved the weights, and all that had been computed for it was thrown
-//! away; a second copy of the weights compiled every adapter a second time. A sequence belongs to a node version and goes on
-//! when the weights are back; copies share everything but the weights.
+//! One answer was being written when the next user's request moved the weights, and all that had
+//! been computed for it was thrown away; a second copy of the weights compiled every adapter a
+//! second time. A sequence belongs to a node version and goes on when the weights are back; copies
+//! share everything but the weights.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -32,7 +33,12 @@ fn write(dir: &Path, name: &str, seed: u64) {
 }
 
 fn open(dir: &TempDir) -> Runtime {
-    Runtime::builder().base(dir.path().join("base")).tree(dir.path().join("tree")).headroom(4.0).open().unwrap()
+    Runtime::builder()
+        .base(dir.path().join("base"))
+        .tree(dir.path().join("tree"))
+        .headroom(4.0)
+        .open()
+        .unwrap()
 }
 
 fn options(max_tokens: usize) -> GenerateOptions {
@@ -76,7 +82,9 @@ fn a_sequence_goes_on_where_it_was_when_the_weights_are_back() {
     }
     let error = runtime.step(&mut alice).unwrap_err();
     assert!(
-        error.to_string().starts_with("the sequence was begun at fr/alice, the weights stand at fr/bob;"),
+        error
+            .to_string()
+            .starts_with("the sequence was begun at fr/alice, the weights stand at fr/bob;"),
         "{error}"
     );
     assert!(matches!(error, Error::SequenceElsewhere { .. }));
@@ -146,7 +154,8 @@ fn a_second_copy_shares_what_is_compiled_and_moves_on_its_own() {
     let mut one = open(&dir);
     let mut other = other_copy(&one);
     let mut fingerprints = Vec::new();
-    for (here, there) in [("fr/alice", "fr/bob"), ("fr/bob", "/"), ("fr", "fr/alice"), ("/", "fr")] {
+    for (here, there) in [("fr/alice", "fr/bob"), ("fr/bob", "/"), ("fr", "fr/alice"), ("/", "fr")]
+    {
         let [reached, by_other] = [(&mut one, here), (&mut other, there)].map(|(runtime, node)| {
             runtime.switch_to(node).unwrap();
             (node, runtime.fingerprint().unwrap())
@@ -160,8 +169,15 @@ fn a_second_copy_shares_what_is_compiled_and_moves_on_its_own() {
         assert_eq!(fresh.fingerprint().unwrap(), *fingerprint, "{node}");
     }
     let stats = one.cache_stats();
-    assert_eq!((stats.misses, stats.nodes, other.cache_stats()), (3, 3, stats), "each node is compiled once");
-    assert!(one.verify(20, 1, 1, |_| ()).unwrap().is_clean() && other.verify(20, 1, 1, |_| ()).unwrap().is_clean());
+    assert_eq!(
+        (stats.misses, stats.nodes, other.cache_stats()),
+        (3, 3, stats),
+        "each node is compiled once"
+    );
+    assert!(
+        one.verify(20, 1, 1, |_| ()).unwrap().is_clean()
+            && other.verify(20, 1, 1, |_| ()).unwrap().is_clean()
+    );
     // A version is the same for both; a sequence is not: its keys and values lie on one device.
     one.switch_to("fr/alice").unwrap();
     other.switch_to("fr/alice").unwrap();
@@ -169,14 +185,21 @@ fn a_second_copy_shares_what_is_compiled_and_moves_on_its_own() {
     let mut sequence = one.sequence(&Prompt::from("hello"), &options(4)).unwrap();
     step(&one, &mut sequence);
     while step(&other, &mut sequence).stop.is_none() {}
-    assert_eq!(sequence.run_tokens(), 2 * sequence.prompt_tokens() + 3, "the other copy ran the prompt again");
+    assert_eq!(
+        sequence.run_tokens(),
+        2 * sequence.prompt_tokens() + 3,
+        "the other copy ran the prompt again"
+    );
     drop(one);
     other.switch_to("fr/bob").unwrap();
     // What is read from a folder is one content for both.
     write(dir.path(), "fr", 9);
     let mut third = other.replica(DeviceChoice::Cpu).unwrap();
     third.switch_to("fr").unwrap();
-    let small = Runtime::builder().base(dir.path().join("base")).tree(dir.path().join("tree")).headroom(4.0);
+    let small = Runtime::builder()
+        .base(dir.path().join("base"))
+        .tree(dir.path().join("tree"))
+        .headroom(4.0);
     let mut changed = small.delta_budget_bytes(0).open().unwrap();
     changed.switch_to("fr").unwrap();
     assert_ne!(third.fingerprint().unwrap(), changed.fingerprint().unwrap());

@@ -1,6 +1,7 @@
-//! Merging a path of adapters into bf16 weights, level by level, as is done everywhere, rounds the weights once a level to
-//! 8 bits: the error it leaves is of the size of a user's own adapter, so much of what is personal is lost. Here the
-//! error at every leaf of the real tree is measured against the float64 sum, beside that of a bf16 merge of the same path.
+//! Merging a path of adapters into bf16 weights, level by level, as is done everywhere, rounds the
+//! weights once a level to 8 bits: the error it leaves is of the size of a user's own adapter, so
+//! much of what is personal is lost. Here the error at every leaf of the real tree is measured
+//! against the float64 sum, beside that of a bf16 merge of the same path.
 
 mod common;
 
@@ -30,14 +31,20 @@ impl std::ops::Add for Squares {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { live: self.live + other.live, merged: self.merged + other.merged, own: self.own + other.own }
+        Self {
+            live: self.live + other.live,
+            merged: self.merged + other.merged,
+            own: self.own + other.own,
+        }
     }
 }
 
 fn deltas(runtime: &Runtime, tree: &AdapterTree, node: NodeId) -> AdapterDeltas {
     let shapes = BaseShapes::new("the base", runtime.base().weights());
     match tree.source(node) {
-        Some(NodeSource::Folder(path)) => PeftAdapter::open(path, &Limits::default()).unwrap().deltas(&shapes).unwrap(),
+        Some(NodeSource::Folder(path)) => {
+            PeftAdapter::open(path, &Limits::default()).unwrap().deltas(&shapes).unwrap()
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -62,7 +69,9 @@ fn row_squares(runtime: &Runtime, name: &WeightName, path: &[AdapterDeltas], i: 
     let mut squares = Squares::default();
     for (level, deltas) in path.iter().enumerate() {
         let Some(delta) = deltas.get(name) else { continue };
-        for ((sum, merged), delta) in exact.iter_mut().zip(&mut merged).zip(delta_row(delta, i, live.cols())) {
+        for ((sum, merged), delta) in
+            exact.iter_mut().zip(&mut merged).zip(delta_row(delta, i, live.cols()))
+        {
             *sum += delta;
             *merged = bf16::from_f64(merged.to_f64() + delta);
             squares.own += if level + 1 == path.len() { delta * delta } else { 0.0 };
@@ -84,7 +93,8 @@ fn weights_at_every_leaf_are_25_times_closer_to_the_sum_than_a_bf16_merge() {
     let mut runtime = Runtime::builder().base(base).adapter_tree(tree.clone()).open().unwrap();
     for leaf in tree.leaves() {
         runtime.switch_to(tree.name(leaf)).unwrap();
-        let path: Vec<_> = tree.path_from_root(leaf).iter().map(|node| deltas(&runtime, &tree, *node)).collect();
+        let path: Vec<_> =
+            tree.path_from_root(leaf).iter().map(|node| deltas(&runtime, &tree, *node)).collect();
         let mut adapted: Vec<&WeightName> = path.iter().flat_map(|deltas| deltas.keys()).collect();
         adapted.sort();
         adapted.dedup();

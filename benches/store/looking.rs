@@ -50,19 +50,23 @@ fn open(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
             report.row(&figure, median(&times), "ms", goal);
         }
     }
-    let child =
-        Command::new(std::env::current_exe()?).arg(made.leaves.to_string()).env(OPEN_AND_TELL, folder).output()?;
+    let child = Command::new(std::env::current_exe()?)
+        .arg(made.leaves.to_string())
+        .env(OPEN_AND_TELL, folder)
+        .output()?;
     ensure!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     let told = String::from_utf8(child.stdout)?;
     let figures = told.lines().filter_map(|line| line.split_once('\t'));
-    let goal = |figure: &str| if figure.contains("opening") { Goal::AtMost(64.0) } else { Goal::None };
+    let goal =
+        |figure: &str| if figure.contains("opening") { Goal::AtMost(64.0) } else { Goal::None };
     for (figure, bytes) in figures {
         report.row(figure, bytes.parse::<f64>()? / f64::from(1 << 20), "MiB", goal(figure));
     }
     Ok(())
 }
 
-/// The memory of this process before it opens the store, then, and after it looked many of its `leaves` up.
+/// The memory of this process before it opens the store, then, and after it looked many of its
+/// `leaves` up.
 pub(crate) fn tell_memory(folder: &Path, leaves: u64) -> anyhow::Result<()> {
     let tell = |when: &str| -> anyhow::Result<()> {
         println!("resident, {when}\t{}", memory("VmRSS")?);
@@ -85,8 +89,12 @@ fn look_up(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()
     drop_from_memory(&catalogue)?;
     let store = Store::open(folder)?;
     let mut rng = StdRng::seed_from_u64(3);
-    let mut leaves = |count: usize| -> Vec<u64> { (0..count).map(|_| made.random_leaf(&mut rng)).collect() };
-    let mut look = |figure: &str, count: usize, goal, ask: &dyn Fn(u64, &str, &str) -> pleach::Result<bool>| {
+    let mut leaves =
+        |count: usize| -> Vec<u64> { (0..count).map(|_| made.random_leaf(&mut rng)).collect() };
+    let mut look = |figure: &str,
+                    count: usize,
+                    goal,
+                    ask: &dyn Fn(u64, &str, &str) -> pleach::Result<bool>| {
         let mut times = Vec::new();
         for leaf in leaves(count) {
             let (name, domain) = (Made::name(leaf), Made::domain(leaf));
@@ -97,13 +105,16 @@ fn look_up(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()
         report.percentiles(figure, times, goal);
         Ok(())
     };
-    let get =
-        |_, name: &str, domain: &str| store.get(name).map(|node| node.name == name && node.version.parent == domain);
+    let get = |_, name: &str, domain: &str| {
+        store.get(name).map(|node| node.name == name && node.version.parent == domain)
+    };
     look("lookup of a random leaf, catalogue not in memory", READS, Goal::None, &get)?;
     std::io::copy(&mut File::open(&catalogue)?, &mut std::io::sink())?;
     look("lookup of a random leaf", turns(LOOKUPS), Goal::AtMost(20.0), &get)?;
     look("its path", turns(LOOKUPS / 10), Goal::None, &|_, name, domain| {
-        store.path(name).map(|path| path.len() == 3 && path[2].name == name && path[1].name == domain)
+        store
+            .path(name)
+            .map(|path| path.len() == 3 && path[2].name == name && path[1].name == domain)
     })?;
     look("a page of 100 children", turns(LOOKUPS / 10), Goal::None, &|leaf, name, domain| {
         let page = store.children(domain, Some(name), PAGE)?;
@@ -115,7 +126,8 @@ fn look_up(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()
         // Up to 100 nodes have it.
         let prefix = &name[..name.len() - 2];
         let page = store.list(prefix, None, PAGE)?;
-        Ok(page.iter().any(|node| node.name == name) && page.iter().all(|node| node.name.starts_with(prefix)))
+        Ok(page.iter().any(|node| node.name == name)
+            && page.iter().all(|node| node.name.starts_with(prefix)))
     })
 }
 
@@ -159,7 +171,8 @@ fn read(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
             ensure!(read? == made.compiled(*leaf) && stored(&store, &Made::name(*leaf))? == *node);
             times.push(us);
         }
-        let found = report.percentiles(&format!("{figure}: read, checked, decoded"), times, Goal::None);
+        let found =
+            report.percentiles(&format!("{figure}: read, checked, decoded"), times, Goal::None);
         let goal = if cold { Goal::AtMost(2.0) } else { Goal::None };
         report.row(&format!("{figure}: the store over its bytes alone"), found / floor, "×", goal);
     }

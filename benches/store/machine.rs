@@ -24,7 +24,8 @@ pub(crate) fn describe(folder: &Path) -> String {
     let told = |command: &mut Command| output(command).unwrap_or_default().trim().to_owned();
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let processors = read("/proc/cpuinfo");
-    let processor = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let processor =
+        processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     format!(
         "{}, {} × {}, {}, load {}",
         told(Command::new("date").arg("+%Y-%m-%d")),
@@ -47,7 +48,8 @@ pub(crate) fn memory(field: &str) -> anyhow::Result<u64> {
 pub(crate) fn drop_from_memory(path: &Path) -> anyhow::Result<()> {
     std::fs::File::open(path)?.sync_all()?;
     let from = format!("if={}", path.display());
-    output(Command::new("dd").args([from.as_str(), "iflag=nocache", "count=0", "status=none"])).map(|_| ())
+    output(Command::new("dd").args([from.as_str(), "iflag=nocache", "count=0", "status=none"]))
+        .map(|_| ())
 }
 
 /// The same for every file in a folder.

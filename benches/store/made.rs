@@ -1,4 +1,5 @@
-//! A made base, and made leaves of about 16 KiB for it: 20 languages, 20 domains each, the leaves below those in turn.
+//! A made base, and made leaves of about 16 KiB for it: 20 languages, 20 domains each, the leaves
+//! below those in turn.
 //!
 //! **Invariant:** a node's content follows from its number alone, and no two have the same.
 
@@ -44,8 +45,14 @@ pub(crate) struct Made {
 
 impl Made {
     pub(crate) fn new(base: PathBuf, leaves: u64) -> anyhow::Result<Self> {
-        let model =
-            TinyModel { hidden: WIDTH, intermediate: 32, layers: 1, heads: 4, kv_heads: 4, ..TinyModel::default() };
+        let model = TinyModel {
+            hidden: WIDTH,
+            intermediate: 32,
+            layers: 1,
+            heads: 4,
+            kv_heads: 4,
+            ..TinyModel::default()
+        };
         tiny_hf_model(&base, &model);
         let opened = BaseModel::open(&base)?;
         let lattice = base_lattice(&opened, DEFAULT_HEADROOM, |_, _| ())?;
@@ -95,9 +102,13 @@ impl Made {
         let deltas: AdapterDeltas = TOUCHED
             .into_iter()
             .map(|weight| {
-                let mut random = || (0..RANK * WIDTH).map(|_| rng.random_range(-0.02..0.02)).collect();
+                let mut random =
+                    || (0..RANK * WIDTH).map(|_| rng.random_range(-0.02..0.02)).collect();
                 let (lora_a, lora_b) = (random(), random());
-                (WeightName::new(weight), FloatDelta::LowRank { rank: RANK, lora_a, lora_b, scaling: 1.0 })
+                (
+                    WeightName::new(weight),
+                    FloatDelta::LowRank { rank: RANK, lora_a, lora_b, scaling: 1.0 },
+                )
             })
             .collect();
         compile_node(&deltas, |weight| self.lattice.grid(weight)).expect("it fits the base").0
@@ -148,11 +159,21 @@ impl Made {
         report.row("a leaf's compiled deltas", bytes as f64, "bytes", Goal::None);
         report.row("segments", stats.segment_bytes as f64 / 1e6, "MB", Goal::None);
         report.row("catalogue", stats.catalogue_bytes as f64 / 1e6, "MB", Goal::None);
-        report.row("catalogue, a node", stats.catalogue_bytes as f64 / stats.nodes as f64, "bytes", Goal::None);
+        report.row(
+            "catalogue, a node",
+            stats.catalogue_bytes as f64 / stats.nodes as f64,
+            "bytes",
+            Goal::None,
+        );
         report.row("making the leaves: compiling", compile_us / 1e6, "s", Goal::None);
         report.row("making the leaves: publishing", publish_us / 1e6, "s", Goal::None);
         let rate = self.nodes() as f64 / publish_us * 1e6;
-        report.row(&format!("publishing in groups of {}", commas(GROUP)), rate, "leaves/s", Goal::AtLeast(2_000.0));
+        report.row(
+            &format!("publishing in groups of {}", commas(GROUP)),
+            rate,
+            "leaves/s",
+            Goal::AtLeast(2_000.0),
+        );
         Ok(())
     }
 
@@ -161,7 +182,11 @@ impl Made {
         let mut rng = StdRng::seed_from_u64(0);
         for leaf in (0..count).map(|_| self.random_leaf(&mut rng)) {
             let node = stored(store, &Self::name(leaf))?;
-            ensure!(store.read(&node)? == self.compiled(leaf), "{} has other integers", Self::name(leaf));
+            ensure!(
+                store.read(&node)? == self.compiled(leaf),
+                "{} has other integers",
+                Self::name(leaf)
+            );
         }
         Ok(())
     }

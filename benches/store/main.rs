@@ -1,13 +1,16 @@
-//! A store of a million made leaves: making it, opening it, looking leaves up, reading them, switching between them,
-//! publishing while others read. A figure a line, its goal beside it; then the same as Markdown for `benches/record/`.
+//! A store of a million made leaves: making it, opening it, looking leaves up, reading them,
+//! switching between them, publishing while others read. A figure a line, its goal beside it; then
+//! the same as Markdown for `benches/record/`.
 //!
 //! `cargo bench --bench store` takes some 18 GB of disk and ten minutes, a smaller store less:
 //! - `PLEACH_STORE_LEAVES`: how many leaves, 1,000,000 unless told;
-//! - `PLEACH_STORE_PLACE`: a folder on the disk to measure, the one for temporary files unless told;
-//! - `PLEACH_STORE_KEEP`: anything: the store is not removed at the end, and the next run measures it as it finds it.
+//! - `PLEACH_STORE_PLACE`: a folder on the disk to measure, the one for temporary files unless
+//!   told;
+//! - `PLEACH_STORE_KEEP`: anything: the store is not removed at the end, and the next run measures
+//!   it as it finds it.
 //!
-//! **Invariant:** every answer is checked: a leaf that is timed is the one that was asked for, and a sample of them has
-//! the integers that it was made with.
+//! **Invariant:** every answer is checked: a leaf that is timed is the one that was asked for, and
+//! a sample of them has the integers that it was made with.
 
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a bench speaks to people")]
 #![allow(clippy::cast_possible_truncation, reason = "what is counted here is far below 2^53")]
@@ -50,12 +53,18 @@ fn main() -> anyhow::Result<()> {
         return looking::tell_memory(Path::new(&folder), leaves);
     }
     let leaves = match std::env::var("PLEACH_STORE_LEAVES") {
-        Ok(leaves) => leaves.replace('_', "").parse().context("PLEACH_STORE_LEAVES is not a number")?,
+        Ok(leaves) => {
+            leaves.replace('_', "").parse().context("PLEACH_STORE_LEAVES is not a number")?
+        }
         Err(_) if measures() => LEAVES,
         Err(_) => FEWEST_LEAVES,
     };
-    ensure!(leaves >= FEWEST_LEAVES, "PLEACH_STORE_LEAVES is below {FEWEST_LEAVES}: too few to measure");
-    let place = std::env::var_os("PLEACH_STORE_PLACE").map_or_else(std::env::temp_dir, PathBuf::from);
+    ensure!(
+        leaves >= FEWEST_LEAVES,
+        "PLEACH_STORE_LEAVES is below {FEWEST_LEAVES}: too few to measure"
+    );
+    let place =
+        std::env::var_os("PLEACH_STORE_PLACE").map_or_else(std::env::temp_dir, PathBuf::from);
     let keep = std::env::var_os("PLEACH_STORE_KEEP").is_some();
     let folder = place.join(format!("pleach-store-of-{leaves}"));
     let finished = Removed { folder: &folder, keep };
@@ -84,7 +93,12 @@ fn measure(folder: &Path, leaves: u64) -> anyhow::Result<()> {
     }
     let store = Store::open(&at)?;
     let nodes = store.len()?;
-    ensure!(nodes >= made.nodes(), "{} has {nodes} nodes, not {}: remove it", at.display(), made.nodes());
+    ensure!(
+        nodes >= made.nodes(),
+        "{} has {nodes} nodes, not {}: remove it",
+        at.display(),
+        made.nodes()
+    );
     made.check(&store, 200)?;
     drop(store);
     looking::measure(&at, &made, &mut report)?;

@@ -1,4 +1,5 @@
-//! Publishing, alone and in groups, beside what the disk allows; and what it costs those who read meanwhile.
+//! Publishing, alone and in groups, beside what the disk allows; and what it costs those who read
+//! meanwhile.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -28,7 +29,8 @@ const SHORT_READING: Duration = Duration::from_millis(500);
 
 pub(crate) fn measure(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
     let store = Store::open(folder)?;
-    let mut publisher = Publisher { store: &store, made, next: 10 * made.leaves + store.stats()?.generation };
+    let mut publisher =
+        Publisher { store: &store, made, next: 10 * made.leaves + store.stats()?.generation };
     let ceiling = ceiling(folder, made, report)?;
     for (group, count) in GROUPS {
         let count = turns(count).next_multiple_of(group);
@@ -47,12 +49,19 @@ pub(crate) fn measure(folder: &Path, made: &Made, report: &mut Report) -> anyhow
         };
         report.row(&figure, count as f64 / seconds, "leaves/s", goal);
         if group == 1 {
-            report.row(&format!("{figure}, over the ceiling"), count as f64 / seconds / ceiling, "×", Goal::None);
+            report.row(
+                &format!("{figure}, over the ceiling"),
+                count as f64 / seconds / ceiling,
+                "×",
+                Goal::None,
+            );
         }
         report.percentiles(&format!("{figure}: a call"), times, Goal::None);
     }
     let mut fill = Vec::new();
-    for (group, figure) in [(0, "nobody publishing"), (1, "publishing one at a time"), (1_000, "in groups of 1,000")] {
+    for (group, figure) in
+        [(0, "nobody publishing"), (1, "publishing one at a time"), (1_000, "in groups of 1,000")]
+    {
         if group > 0 {
             fill = publisher.contents(4_000);
         }
@@ -95,7 +104,8 @@ impl Publisher<'_> {
     }
 }
 
-/// What the disk allows at best: a leaf's bytes appended to one file and a page written in another, each made to last.
+/// What the disk allows at best: a leaf's bytes appended to one file and a page written in another,
+/// each made to last.
 fn ceiling(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<f64> {
     let leaf = vec![7_u8; usize::try_from(made.contents(0, 1)[0].bytes())?];
     let paths = [folder.join("appended"), folder.join("page")];
@@ -124,12 +134,18 @@ fn ceiling(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<f6
     ensure!(std::fs::metadata(&paths[0])?.len() == 500 * leaf.len() as u64);
     paths.iter().try_for_each(std::fs::remove_file)?;
     let rate = |times: &[f64]| times.len() as f64 / times.iter().sum::<f64>() * 1e6;
-    report.row("ceiling: a leaf appended and a page written, made to last", rate(&both), "leaves/s", Goal::None);
+    report.row(
+        "ceiling: a leaf appended and a page written, made to last",
+        rate(&both),
+        "leaves/s",
+        Goal::None,
+    );
     report.row("ceiling: a page written, made to last", rate(&page_alone), "pages/s", Goal::None);
     Ok(rate(&both))
 }
 
-/// In one thread, looks a leaf up and reads it, then switches to another, in turn; in another, publishes.
+/// In one thread, looks a leaf up and reads it, then switches to another, in turn; in another,
+/// publishes.
 fn serve(
     made: &Made,
     report: &mut Report,
@@ -150,7 +166,8 @@ fn serve(
     let mut runtime = switching::open(publisher.store.folder(), made, 0)?;
     // The disk is not what is asked about.
     wanted.iter().try_for_each(|&leaf| read(leaf).map(|_| ()))?;
-    (0..Made::domains()).try_for_each(|domain| runtime.switch_to(&Made::domain(domain)).map(|_| ()))?;
+    (0..Made::domains())
+        .try_for_each(|domain| runtime.switch_to(&Made::domain(domain)).map(|_| ()))?;
     let long = if measures() { READING } else { SHORT_READING };
     let done = AtomicBool::new(false);
     let (reads, switches, published) = std::thread::scope(|scope| -> anyhow::Result<_> {
@@ -165,7 +182,11 @@ fn serve(
                 switched?;
                 switches.push(us);
                 if reads.len().is_multiple_of(64) {
-                    ensure!(found == made.compiled(leaf), "{} has other integers", Made::name(leaf));
+                    ensure!(
+                        found == made.compiled(leaf),
+                        "{} has other integers",
+                        Made::name(leaf)
+                    );
                     switching::check(&runtime, made, other)?;
                 }
             }

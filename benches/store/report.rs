@@ -20,7 +20,12 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(folder: &Path, leaves: u64) -> Self {
-        let head = format!("{}\n{} leaves in {}", machine::describe(folder), commas(leaves), folder.display());
+        let head = format!(
+            "{}\n{} leaves in {}",
+            machine::describe(folder),
+            commas(leaves),
+            folder.display()
+        );
         println!("{head}\n");
         Self { head, rows: String::new() }
     }
@@ -29,7 +34,8 @@ impl Report {
         self.put(figure, value, None, unit, goal);
     }
 
-    /// Times in microseconds: their median, which it gives, and which is what `goal` is about; then how they spread.
+    /// Times in microseconds: their median, which it gives, and which is what `goal` is about; then
+    /// how they spread.
     pub(crate) fn percentiles(&mut self, figure: &str, mut times: Vec<f64>, goal: Goal) -> f64 {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
@@ -40,12 +46,19 @@ impl Report {
     fn put(&mut self, figure: &str, value: f64, spread: Option<[f64; 3]>, unit: &str, goal: Goal) {
         let (goal, met) = match goal {
             Goal::None => (String::new(), ""),
-            Goal::AtMost(most) => (format!("≤ {}", shown(most)), if value <= most { "yes" } else { "no" }),
-            Goal::AtLeast(least) => (format!("≥ {}", shown(least)), if value >= least { "yes" } else { "no" }),
+            Goal::AtMost(most) => {
+                (format!("≤ {}", shown(most)), if value <= most { "yes" } else { "no" })
+            }
+            Goal::AtLeast(least) => {
+                (format!("≥ {}", shown(least)), if value >= least { "yes" } else { "no" })
+            }
         };
-        let [p90, p99, largest] = spread.map_or([const { String::new() }; 3], |spread| spread.map(shown));
+        let [p90, p99, largest] =
+            spread.map_or([const { String::new() }; 3], |spread| spread.map(shown));
         let value = shown(value);
-        println!("{figure:<62} {value:>9} {p90:>9} {p99:>9} {largest:>9} {unit:<9} {goal:>9} {met}");
+        println!(
+            "{figure:<62} {value:>9} {p90:>9} {p99:>9} {largest:>9} {unit:<9} {goal:>9} {met}"
+        );
         let row = [figure, &value, &p90, &p99, &largest, unit, &goal, met];
         writeln!(self.rows, "| {} |", row.join(" | ")).expect("memory takes it");
     }

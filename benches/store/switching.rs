@@ -1,4 +1,5 @@
-//! Switching between random leaves of a store: from disk, and under a budget that holds one leaf in a hundred.
+//! Switching between random leaves of a store: from disk, and under a budget that holds one leaf in
+//! a hundred.
 
 use std::path::Path;
 
@@ -30,10 +31,17 @@ pub(crate) fn measure(folder: &Path, made: &Made, report: &mut Report) -> anyhow
     runtime.switch_to(&Made::name(0))?;
     let CacheStats { bytes, nodes, .. } = runtime.cache_stats();
     let budget = bytes / nodes * usize::try_from(made.leaves / SHARE)?;
-    report.row("memory for deltas: holds one leaf in 100", budget as f64 / f64::from(1 << 20), "MiB", Goal::None);
+    report.row(
+        "memory for deltas: holds one leaf in 100",
+        budget as f64 / f64::from(1 << 20),
+        "MiB",
+        Goal::None,
+    );
     let mut rng = StdRng::seed_from_u64(7);
     let zipf = Zipf::new(made.leaves);
-    random_switches(folder, made, report, budget, "uniform traffic", || rng.random_range(0..made.leaves))?;
+    random_switches(folder, made, report, budget, "uniform traffic", || {
+        rng.random_range(0..made.leaves)
+    })?;
     let mut rng = StdRng::seed_from_u64(8);
     random_switches(folder, made, report, budget, "Zipf(1.0) traffic", || zipf.leaf(&mut rng))
 }
@@ -52,7 +60,8 @@ fn first_switches(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Re
         }
         let mut runtime = open(folder, made, usize::MAX)?;
         // Languages and domains are at hand: what is timed is the leaf.
-        (0..Made::domains()).try_for_each(|domain| runtime.switch_to(&Made::domain(domain)).map(|_| ()))?;
+        (0..Made::domains())
+            .try_for_each(|domain| runtime.switch_to(&Made::domain(domain)).map(|_| ()))?;
         // The same leaves twice: the second turn finds them where the first left them.
         let mut rng = StdRng::seed_from_u64(6);
         let (mut alone, mut times, mut passes) = (Vec::new(), Vec::new(), Vec::new());
@@ -70,11 +79,20 @@ fn first_switches(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Re
             passes.push(switched.pass_ms * 1e3);
             check(&runtime, made, leaf)?;
         }
-        let floor = report.percentiles(&format!("the bytes of a leaf {figure}, in turn"), alone, Goal::None)
-            + report.percentiles(&format!("the pass of a switch {figure}"), passes, Goal::None);
+        let floor =
+            report.percentiles(
+                &format!("the bytes of a leaf {figure}, in turn"),
+                alone,
+                Goal::None,
+            ) + report.percentiles(&format!("the pass of a switch {figure}"), passes, Goal::None);
         let found = report.percentiles(&format!("switch to a leaf {figure}"), times, Goal::None);
         let goal = if cold { Goal::AtMost(2.0) } else { Goal::None };
-        report.row(&format!("switch to a leaf {figure}, over bytes and pass"), found / floor, "×", goal);
+        report.row(
+            &format!("switch to a leaf {figure}, over bytes and pass"),
+            found / floor,
+            "×",
+            goal,
+        );
     }
     Ok(())
 }
@@ -87,7 +105,8 @@ pub(crate) fn check(runtime: &Runtime, made: &Made, leaf: u64) -> anyhow::Result
         for row in 0..found.rows() {
             let mut sums: Vec<i64> = base.row(row).iter().map(|&n| i64::from(n)).collect();
             path.iter().for_each(|node| node[&weight].add_row(row, Sign::Add, &mut sums));
-            let right = found.row(row).iter().zip(&sums).all(|(&found, &sum)| i64::from(found) == sum);
+            let right =
+                found.row(row).iter().zip(&sums).all(|(&found, &sum)| i64::from(found) == sum);
             ensure!(right, "row {row} of {weight} is wrong at {}", Made::name(leaf));
         }
     }

@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(pleach::testing::adapter::read_adapter_bytes(bytes)));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(pleach::testing::adapter::read_adapter_bytes(
+    bytes
+)));

@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(pleach::testing::read_safetensors_bytes(bytes.to_vec())));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(pleach::testing::read_safetensors_bytes(
+    bytes.to_vec()
+)));

@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(pleach::testing::tree::read_tree_toml_bytes(bytes)));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(pleach::testing::tree::read_tree_toml_bytes(
+    bytes
+)));

@@ -1,5 +1,5 @@
-// N ← N ± Q for one chunk, two weights a thread, every factor read from memory where it is needed: what delta_apply.wgsl
-// is measured against. Same bindings, parameters and slots.
+// N ← N ± Q for one chunk, two weights a thread, every factor read from memory where it is needed:
+// what delta_apply.wgsl is measured against. Same bindings, parameters and slots.
 
 @group(0) @binding(0) var<storage, read_write> weights: array<u32>;
 @group(0) @binding(1) var<storage, read> factors: array<u32>;

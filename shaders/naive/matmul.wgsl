@@ -1,4 +1,5 @@
-// The plain version of matmul.wgsl, to compare with: one thread an element of the output, nothing shared.
+// The plain version of matmul.wgsl, to compare with: one thread an element of the output, nothing
+// shared.
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 @group(0) @binding(1) var<storage, read> steps: array<f32>;

@@ -1,4 +1,5 @@
-// The plain version of matvec.wgsl, to compare with: one thread an output and token, one word of the row after another.
+// The plain version of matvec.wgsl, to compare with: one thread an output and token, one word of
+// the row after another.
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
 @group(0) @binding(1) var<storage, read> steps: array<f32>;

@@ -1,4 +1,5 @@
-// Parameters of the shaders. Each structure has one of the same name and members in src/device/gpu/params.rs.
+// Parameters of the shaders. Each structure has one of the same name and members in
+// src/device/gpu/params.rs.
 
 struct CeilingParams {
     // Vectors of four words in the buffer.
@@ -31,7 +32,8 @@ struct RotateAppendParams {
 }
 
 struct AttentionParams {
-    // Place of the quads: slot, position and row of the span's first token, first query, queries of the span.
+    // Place of the quads: slot, position and row of the span's first token, first query, queries of
+    // the span.
     words: u32,
     quads: u32,
     // Workgroups that share the positions of a quad.

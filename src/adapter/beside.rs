@@ -1,9 +1,11 @@
-//! What lies beside an adapter's two files and changes what it means: a tokenizer with other tokens, another chat template.
+//! What lies beside an adapter's two files and changes what it means: a tokenizer with other
+//! tokens, another chat template.
 //!
-//! **Invariant:** no file is read that is not the folder's own and regular, none above [`MAX_BYTES`], and of none more than JSON
-//! and text.
+//! **Invariant:** no file is read that is not the folder's own and regular, none above
+//! [`MAX_BYTES`], and of none more than JSON and text.
 //!
-//! **Source:** transformers' `PreTrainedTokenizerBase.save_pretrained`, which PEFT's trainers call on the adapter's folder.
+//! **Source:** transformers' `PreTrainedTokenizerBase.save_pretrained`, which PEFT's trainers call
+//! on the adapter's folder.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,13 +37,16 @@ const MAX_BYTES: u64 = 32 << 20;
 /// Tokens by their ids.
 type Tokens = BTreeMap<u64, String>;
 
-/// What lies beside the adapter in `folder` that is not as in `base`, in words; nothing where it is the same, or where there is
-/// nothing to compare it with.
+/// What lies beside the adapter in `folder` that is not as in `base`, in words; nothing where it is
+/// the same, or where there is nothing to compare it with.
 pub fn beside(folder: &Path, base: &BaseModel) -> Vec<String> {
     let tokens = other_tokens(folder, base);
-    let template =
-        template(folder).filter(|own| base_template(base).is_none_or(|of_base| of_base.trim() != own.trim()));
-    tokens.into_iter().chain(template.map(|_| "a chat template other than the base's".to_owned())).collect()
+    let template = template(folder)
+        .filter(|own| base_template(base).is_none_or(|of_base| of_base.trim() != own.trim()));
+    tokens
+        .into_iter()
+        .chain(template.map(|_| "a chat template other than the base's".to_owned()))
+        .collect()
 }
 
 /// The names of the files beside the adapter in `folder` that make its tokenizer.
@@ -49,12 +54,16 @@ pub(crate) fn names_beside(folder: &Path) -> impl Iterator<Item = &'static str> 
     BESIDE_FILES.into_iter().filter(move |name| folder.join(name).exists())
 }
 
-/// The files beside the adapter in `folder` that make its tokenizer, by name; of those that are byte for byte the base's, none.
+/// The files beside the adapter in `folder` that make its tokenizer, by name; of those that are
+/// byte for byte the base's, none.
 ///
 /// # Errors
-/// [`Error::FileTooLarge`] above 32 MiB, [`Error::NotAFile`], [`Error::Io`], and [`AdapterDefect::Outside`] for a link out of
-/// the folder.
-pub(crate) fn files_beside(folder: &Path, base: Option<&BaseModel>) -> Result<Vec<(&'static str, Vec<u8>)>> {
+/// [`Error::FileTooLarge`] above 32 MiB, [`Error::NotAFile`], [`Error::Io`], and
+/// [`AdapterDefect::Outside`] for a link out of the folder.
+pub(crate) fn files_beside(
+    folder: &Path,
+    base: Option<&BaseModel>,
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let base = base.filter(|base| base.gguf().is_none()).map(BaseModel::path);
     let mut files = Vec::new();
     for name in BESIDE_FILES {
@@ -87,12 +96,17 @@ fn other_tokens(folder: &Path, base: &BaseModel) -> Option<String> {
     if known.is_empty() {
         return None;
     }
-    let others: Vec<&String> =
-        added.iter().filter(|(id, text)| known.get(id) != Some(*text)).map(|(_, text)| text).collect();
+    let others: Vec<&String> = added
+        .iter()
+        .filter(|(id, text)| known.get(id) != Some(*text))
+        .map(|(_, text)| text)
+        .collect();
     let first = others.first()?;
     Some(match others.len() {
         1 => format!("a tokenizer with a token that the base does not have there ({first})"),
-        count => format!("a tokenizer with {count} tokens that the base does not have there (the first is {first})"),
+        count => format!(
+            "a tokenizer with {count} tokens that the base does not have there (the first is {first})"
+        ),
     })
 }
 
@@ -105,13 +119,17 @@ fn added_tokens(folder: &Path) -> Tokens {
     if let Some(Value::Object(decoder)) =
         json(folder, "tokenizer_config.json").map(|mut c| c["added_tokens_decoder"].take())
     {
-        let token = |(id, token): (String, Value)| Some((id.parse().ok()?, token["content"].as_str()?.to_owned()));
+        let token = |(id, token): (String, Value)| {
+            Some((id.parse().ok()?, token["content"].as_str()?.to_owned()))
+        };
         tokens.extend(decoder.into_iter().filter_map(token));
     }
-    if let Some(Value::Array(added)) = json(folder, "tokenizer.json").map(|mut file| file["added_tokens"].take()) {
-        tokens.extend(
-            added.iter().filter_map(|token| Some((token["id"].as_u64()?, token["content"].as_str()?.to_owned()))),
-        );
+    if let Some(Value::Array(added)) =
+        json(folder, "tokenizer.json").map(|mut file| file["added_tokens"].take())
+    {
+        tokens.extend(added.iter().filter_map(|token| {
+            Some((token["id"].as_u64()?, token["content"].as_str()?.to_owned()))
+        }));
     }
     tokens
 }
@@ -119,18 +137,23 @@ fn added_tokens(folder: &Path) -> Tokens {
 /// The vocabulary of a folder's tokenizer.json: a map to ids, or a list of texts and scores.
 fn vocabulary(folder: &Path) -> Tokens {
     match json(folder, "tokenizer.json").map(|mut file| file["model"]["vocab"].take()) {
-        Some(Value::Object(map)) => map.into_iter().filter_map(|(text, id)| Some((id.as_u64()?, text))).collect(),
-        Some(Value::Array(list)) => {
-            (0..).zip(&list).filter_map(|(id, entry)| Some((id, entry[0].as_str()?.to_owned()))).collect()
+        Some(Value::Object(map)) => {
+            map.into_iter().filter_map(|(text, id)| Some((id.as_u64()?, text))).collect()
         }
+        Some(Value::Array(list)) => (0..)
+            .zip(&list)
+            .filter_map(|(id, entry)| Some((id, entry[0].as_str()?.to_owned())))
+            .collect(),
         _ => Tokens::new(),
     }
 }
 
 /// A folder's chat template: the file, else the key; of a list the one called `default`.
 fn template(folder: &Path) -> Option<String> {
-    if let Some(text) =
-        read(folder, "chat_template.jinja").ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok())
+    if let Some(text) = read(folder, "chat_template.jinja")
+        .ok()
+        .flatten()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
     {
         return Some(text);
     }
@@ -156,8 +179,8 @@ fn json(folder: &Path, name: &str) -> Option<Value> {
     from_json(&read(folder, name).ok()??).ok().filter(Value::is_object)
 }
 
-/// The bytes of the folder's own file; none where there is none. A base in the hub's cache is links throughout, an adapter's
-/// link is followed inside its folder alone.
+/// The bytes of the folder's own file; none where there is none. A base in the hub's cache is links
+/// throughout, an adapter's link is followed inside its folder alone.
 fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     let path = folder.join(name);
     if !path.exists() {

@@ -27,7 +27,8 @@ const HARMLESS: [&str; 16] = [
     "revision",
     "runtime_config",
     "task_type",
-    // These choose start values; PEFT reads them only together with an `init_lora_weights` that is judged by itself.
+    // These choose start values; PEFT reads them only together with an `init_lora_weights` that is
+    // judged by itself.
     "corda_config",
     "eva_config",
 ];
@@ -57,19 +58,31 @@ const REFUSED: [(&str, &str); 15] = [
     ("arrow_config", "Arrow routes each token to another adapter, so it can never be merged"),
     ("kasa_config", "KaSA changed the base's weights when training began; save it as a plain LoRA"),
     ("layer_replication", "it changes the number of layers"),
-    ("loftq_config", "LoftQ changed the base's weights when training began; merge it into its base instead"),
+    (
+        "loftq_config",
+        "LoftQ changed the base's weights when training began; merge it into its base instead",
+    ),
     ("lora_bias", "biases of lora_B are not supported; train with lora_bias=False"),
     (
         "lora_ga_config",
         "LoRA-GA changed the base's weights when training began; save it with \
          `save_pretrained(path, path_initial_model_for_weight_conversion=...)` and without this key",
     ),
-    ("megatron_config", "Megatron's parallel layers are not supported; save the adapter for the Hugging Face model"),
-    ("modules_to_save", "the file then holds whole modules, not changes; train with modules_to_save=None"),
+    (
+        "megatron_config",
+        "Megatron's parallel layers are not supported; save the adapter for the Hugging Face model",
+    ),
+    (
+        "modules_to_save",
+        "the file then holds whole modules, not changes; train with modules_to_save=None",
+    ),
     ("monteclora_config", "MonteCLoRA draws its weights at random; it is not a fixed change"),
     ("trainable_token_indices", "it overwrites rows of the embedding; train with it unset"),
     ("use_bdlora", "BD-LoRA's block-diagonal factors are not supported"),
-    ("use_dora", "DoRA rescales whole rows, so two on a path do not add up; train with use_dora=False"),
+    (
+        "use_dora",
+        "DoRA rescales whole rows, so two on a path do not add up; train with use_dora=False",
+    ),
     ("use_qalora", "QALoRA pools its input; train with use_qalora=False"),
     ("velora_config", "VeLoRA's compressed inputs are not supported"),
 ];
@@ -80,7 +93,8 @@ const PLAIN_INITS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 /// Beginnings of those that change the base's own weights.
 const CHANGING_INITS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// Values of `bias`. Where the base has biases the file then holds them whole, and is refused for that tensor.
+/// Values of `bias`. Where the base has biases the file then holds them whole, and is refused for
+/// that tensor.
 const BIASES: [&str; 3] = ["none", "all", "lora_only"];
 
 /// What an adapter's config says about the maths.
@@ -101,23 +115,30 @@ pub(crate) struct PeftConfig {
 impl PeftConfig {
     /// Parses the bytes of `adapter_config.json`.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, AdapterDefect> {
-        let config: Map<String, Value> = from_json(bytes).map_err(|source| AdapterDefect::ConfigNotJson { source })?;
+        let config: Map<String, Value> =
+            from_json(bytes).map_err(|source| AdapterDefect::ConfigNotJson { source })?;
         // The method first: another method's keys would only confuse.
         match config.get("peft_type") {
             Some(Value::String(name)) if name == "LORA" => {}
-            Some(found) => return Err(AdapterDefect::PeftType { found: shorten(&found.to_string()) }),
+            Some(found) => {
+                return Err(AdapterDefect::PeftType { found: shorten(&found.to_string()) });
+            }
             None => return Err(AdapterDefect::PeftType { found: "missing".into() }),
         }
         for (key, value) in &config {
             check_key(key, value)?;
         }
         let rank = config.get("r").map_or(Ok(8), |value| parse_rank("r", value))?;
-        let alpha = config.get("lora_alpha").map_or(Ok(8.0), |value| parse_number("lora_alpha", value))?;
+        let alpha =
+            config.get("lora_alpha").map_or(Ok(8.0), |value| parse_number("lora_alpha", value))?;
         Ok(Self {
             rslora: flag(&config, "use_rslora")?,
             fan_in_fan_out: flag(&config, "fan_in_fan_out")?,
             ensure_weight_tying: flag(&config, "ensure_weight_tying")?,
-            base_model: config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+            base_model: config
+                .get("base_model_name_or_path")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
             targets: Targets::parse(&config)?,
             rank,
             alpha,
@@ -151,7 +172,10 @@ impl PeftConfig {
 }
 
 /// The first pattern, in the config's order, that matches.
-fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<(usize, T)>, AdapterDefect> {
+fn first_match<T: Copy>(
+    patterns: &[(Pattern, T)],
+    module: &str,
+) -> Result<Option<(usize, T)>, AdapterDefect> {
     for (index, (pattern, value)) in patterns.iter().enumerate() {
         if pattern.matches(module)? {
             return Ok(Some((index, *value)));
@@ -161,8 +185,11 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Optio
 }
 
 fn check_key(key: &str, value: &Value) -> Result<(), AdapterDefect> {
-    let unsupported =
-        |advice| AdapterDefect::ConfigUnsupported { key: key.to_owned(), value: shorten(&value.to_string()), advice };
+    let unsupported = |advice| AdapterDefect::ConfigUnsupported {
+        key: key.to_owned(),
+        value: shorten(&value.to_string()),
+        advice,
+    };
     if key == "init_lora_weights" {
         let Value::String(name) = value else {
             let plain = matches!(value, Value::Null | Value::Bool(_));
@@ -181,7 +208,10 @@ fn check_key(key: &str, value: &Value) -> Result<(), AdapterDefect> {
             )),
         };
     }
-    if key == "bias" && value.as_str().is_none_or(|bias| !BIASES.contains(&bias)) && !is_nothing(value) {
+    if key == "bias"
+        && value.as_str().is_none_or(|bias| !BIASES.contains(&bias))
+        && !is_nothing(value)
+    {
         return Err(wrong(key, "none, all or lora_only", value));
     }
     if is_nothing(value) || HARMLESS.contains(&key) || READ.contains(&key) {
@@ -189,7 +219,10 @@ fn check_key(key: &str, value: &Value) -> Result<(), AdapterDefect> {
     }
     match REFUSED.iter().find(|(name, _)| *name == key) {
         Some((_, advice)) => Err(unsupported(advice)),
-        None => Err(AdapterDefect::ConfigUnknownKey { key: shorten(key), value: shorten(&value.to_string()) }),
+        None => Err(AdapterDefect::ConfigUnknownKey {
+            key: shorten(key),
+            value: shorten(&value.to_string()),
+        }),
     }
 }
 
@@ -218,14 +251,19 @@ fn flag(config: &Map<String, Value>, key: &str) -> Result<bool, AdapterDefect> {
 
 fn parse_rank(key: &str, value: &Value) -> Result<usize, AdapterDefect> {
     match value.as_u64().map(usize::try_from) {
-        Some(Ok(0)) => Err(AdapterDefect::RankZero { module: format!("adapter_config.json's {key}") }),
+        Some(Ok(0)) => {
+            Err(AdapterDefect::RankZero { module: format!("adapter_config.json's {key}") })
+        }
         Some(Ok(rank)) => Ok(rank),
         _ => Err(wrong(key, "a positive whole number", value)),
     }
 }
 
 fn parse_number(key: &str, value: &Value) -> Result<f64, AdapterDefect> {
-    value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| wrong(key, "a finite number", value))
+    value
+        .as_f64()
+        .filter(|number| number.is_finite())
+        .ok_or_else(|| wrong(key, "a finite number", value))
 }
 
 fn patterns<T>(
@@ -237,7 +275,9 @@ fn patterns<T>(
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Object(map)) => {
             let bytes = share(key, map.len())?;
-            map.iter().map(|(text, value)| Ok((Pattern::suffix(key, text, bytes)?, read(key, value)?))).collect()
+            map.iter()
+                .map(|(text, value)| Ok((Pattern::suffix(key, text, bytes)?, read(key, value)?)))
+                .collect()
         }
         Some(other) => Err(wrong(key, "an object of patterns", other)),
     }

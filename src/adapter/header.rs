@@ -1,6 +1,8 @@
-//! What an adapter is, from its config and its tensors' header alone: targets, ranks, scalings, touched weights.
+//! What an adapter is, from its config and its tensors' header alone: targets, ranks, scalings,
+//! touched weights.
 //!
-//! **Invariant:** every tensor of the file belongs to a target, every target has A and B of the rank the config says.
+//! **Invariant:** every tensor of the file belongs to a target, every target has A and B of the
+//! rank the config says.
 //!
 //! **Source:** PEFT's `save_pretrained`; the safetensors format.
 
@@ -27,7 +29,8 @@ const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// Longest key of a tensor, in bytes.
 const MAX_KEY_BYTES: usize = 512;
-/// Pattern comparisons in one adapter: a 70B model's 560 modules with a pattern each need 0.6 million.
+/// Pattern comparisons in one adapter: a 70B model's 560 modules with a pattern each need 0.6
+/// million.
 const MAX_COMPARISONS: usize = 1 << 22;
 
 /// One weight that an adapter changes.
@@ -62,8 +65,8 @@ pub struct PeftHeader {
     pub(crate) path: PathBuf,
     pub(crate) config: PeftConfig,
     pub(crate) targets: Vec<Target>,
-    /// Copies of the base's own embedding or head that PEFT saves beside a change to them, or where it is asked for them:
-    /// weight and key.
+    /// Copies of the base's own embedding or head that PEFT saves beside a change to them, or where
+    /// it is asked for them: weight and key.
     pub(crate) copies: Vec<(WeightName, String)>,
     pub(crate) data_bytes: u64,
 }
@@ -72,8 +75,8 @@ impl PeftHeader {
     /// Reads the config and the header of the tensor file in the folder `dir`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor header,
-    /// [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
+    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a
+    /// damaged tensor header, [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
     pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
         let (config, tensors) = files(dir)?;
         let config = read_limited(&config, limits.config_bytes)?;
@@ -81,7 +84,8 @@ impl PeftHeader {
         Self::parse(dir, &config, &tensors, data_bytes, limits)
     }
 
-    /// Parses a config, and checks it against the tensors of a file, which have `data_bytes` in all.
+    /// Parses a config, and checks it against the tensors of a file, which have `data_bytes` in
+    /// all.
     pub(crate) fn parse(
         path: &Path,
         config: &[u8],
@@ -92,7 +96,8 @@ impl PeftHeader {
         let wrap = |defect| Error::adapter(path, defect);
         let config = PeftConfig::parse(config).map_err(wrap)?;
         let targets = targets(&config, tensors, limits).map_err(wrap)?;
-        let copies = tensors.keys().filter_map(|key| Some((copied_weight(key)?, key.clone()))).collect();
+        let copies =
+            tensors.keys().filter_map(|key| Some((copied_weight(key)?, key.clone()))).collect();
         Ok(Self { path: path.to_owned(), config, targets, copies, data_bytes })
     }
 
@@ -128,7 +133,8 @@ impl PeftHeader {
 /// The paths of an adapter's two files, which are there.
 pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let wrap = |defect| Err(Error::adapter(dir, defect));
-    // What is not there at all, or may not be looked at, has the system's own words. One look: it may come and go.
+    // What is not there at all, or may not be looked at, has the system's own words. One look: it
+    // may come and go.
     if !std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?.is_dir() {
         return wrap(AdapterDefect::NotAFolder);
     }
@@ -137,7 +143,8 @@ pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf)> {
         return Ok((config, tensors));
     }
     let names = std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
-    let names: Vec<_> = names.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let names: Vec<_> =
+        names.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     let missing = if config.exists() { TENSOR_FILE } else { CONFIG_FILE };
     wrap(match foreign(&names) {
         Some((file, what)) => AdapterDefect::Foreign { missing, file: file.to_owned(), what },
@@ -149,19 +156,25 @@ pub(crate) fn files(dir: &Path) -> Result<(PathBuf, PathBuf)> {
 /// The file in an adapter's folder that tells whose it is, and what to do.
 fn foreign(names: &[String]) -> Option<(&str, &'static str)> {
     let kind = |name: &str| match name {
-        "adapters.safetensors" => {
-            Some("MLX's, whose factors are transposed and whose config is another; convert it to PEFT's format")
-        }
+        "adapters.safetensors" => Some(
+            "MLX's, whose factors are transposed and whose config is another; convert it to PEFT's format",
+        ),
         "adapter_0.pt" | "adapter_0.safetensors" => Some(
             "torchtune's; let its checkpointer write PEFT's format (`output_dir` with `adapter_model.safetensors`)",
         ),
         "pytorch_lora_weights.safetensors" => {
             Some("diffusers', for an image model; adapters of language models are run")
         }
-        _ if name.starts_with("adapter_model-") || name == "adapter_model.safetensors.index.json" => Some(
-            "a part of an adapter cut into shards; save it in one file (`save_pretrained` with a larger `max_shard_size`)",
-        ),
-        _ if name.ends_with(".gguf") => Some("a GGUF file; PEFT's own folder, which it was made from, is needed"),
+        _ if name.starts_with("adapter_model-")
+            || name == "adapter_model.safetensors.index.json" =>
+        {
+            Some(
+                "a part of an adapter cut into shards; save it in one file (`save_pretrained` with a larger `max_shard_size`)",
+            )
+        }
+        _ if name.ends_with(".gguf") => {
+            Some("a GGUF file; PEFT's own folder, which it was made from, is needed")
+        }
         _ => None,
     };
     names.iter().find_map(|name| Some((name.as_str(), kind(name)?)))
@@ -187,7 +200,8 @@ fn targets(
     for (key, info) in tensors.iter().filter(|(key, _)| copied_weight(key).is_none()) {
         let Key { module, part, adapter } = parse_key(key)?;
         if *names.get_or_insert(adapter) != adapter {
-            let [first, second] = [names.flatten(), adapter].map(|name| name.unwrap_or("default").to_owned());
+            let [first, second] =
+                [names.flatten(), adapter].map(|name| name.unwrap_or("default").to_owned());
             return Err(AdapterDefect::SeveralAdapters { first, second, tensor: shorten(key) });
         }
         let span = span(key, info, part)?;
@@ -195,7 +209,11 @@ fn targets(
         let half = if part.is_a { &mut halves.lora_a } else { &mut halves.lora_b };
         if let Some(other) = half.replace(span) {
             let weight = WeightName::from_peft_module(module).to_string();
-            return Err(AdapterDefect::DuplicateTarget { weight, first: other.key, second: key.clone() });
+            return Err(AdapterDefect::DuplicateTarget {
+                weight,
+                first: other.key,
+                second: key.clone(),
+            });
         }
     }
     if modules.is_empty() {
@@ -211,7 +229,11 @@ fn targets(
         let target = target(config, module, is_embedding, halves, &mut used, limits)?;
         if let Some(other) = by_weight.get(&target.weight) {
             let (first, second) = (other.module.clone(), target.module);
-            return Err(AdapterDefect::DuplicateTarget { weight: target.weight.to_string(), first, second });
+            return Err(AdapterDefect::DuplicateTarget {
+                weight: target.weight.to_string(),
+                first,
+                second,
+            });
         }
         by_weight.insert(target.weight.clone(), target);
     }
@@ -228,8 +250,8 @@ fn targets(
     Ok(targets)
 }
 
-/// The weight of which a tensor is a copy, if it is an embedding or head, or the base layer of one: what PEFT saves with
-/// `save_embedding_layers`.
+/// The weight of which a tensor is a copy, if it is an embedding or head, or the base layer of one:
+/// what PEFT saves with `save_embedding_layers`.
 fn copied_weight(key: &str) -> Option<WeightName> {
     let module = key.strip_suffix(".weight")?;
     let module = module.strip_suffix(".base_layer").unwrap_or(module);
@@ -248,7 +270,10 @@ struct UsedPatterns {
 
 impl UsedPatterns {
     fn new(config: &PeftConfig) -> Self {
-        Self { rank: vec![false; config.rank_pattern.len()], alpha: vec![false; config.alpha_pattern.len()] }
+        Self {
+            rank: vec![false; config.rank_pattern.len()],
+            alpha: vec![false; config.alpha_pattern.len()],
+        }
     }
 
     /// A pattern that an earlier one always shadows still has to match something by itself.
@@ -258,7 +283,8 @@ impl UsedPatterns {
         let unused: Vec<&Pattern> =
             ranks.chain(alphas).filter(|(_, used)| !**used).map(|(pattern, _)| pattern).collect();
         let name = |target: &Target| config.targets.pattern_name(&peft_module(&target.module));
-        let names: Vec<String> = if unused.is_empty() { Vec::new() } else { targets.iter().map(name).collect() };
+        let names: Vec<String> =
+            if unused.is_empty() { Vec::new() } else { targets.iter().map(name).collect() };
         for pattern in unused {
             let mut matched = false;
             for name in &names {
@@ -285,7 +311,8 @@ fn target(
     used: &mut UsedPatterns,
     limits: &Limits,
 ) -> Result<Target, AdapterDefect> {
-    let (present, missing) = if halves.lora_a.is_some() { ("lora_A", "lora_B") } else { ("lora_B", "lora_A") };
+    let (present, missing) =
+        if halves.lora_a.is_some() { ("lora_A", "lora_B") } else { ("lora_B", "lora_A") };
     let (Some(lora_a), Some(lora_b)) = (halves.lora_a, halves.lora_b) else {
         return Err(AdapterDefect::MissingHalf { module, present, missing });
     };
@@ -308,7 +335,13 @@ fn target(
     }
     if rank != rank_b || rank != config_rank {
         let turned = [input, output] == [config_rank, config_rank] && rank != config_rank;
-        return Err(AdapterDefect::RankMismatch { module, lora_a: rank, lora_b: rank_b, config: config_rank, turned });
+        return Err(AdapterDefect::RankMismatch {
+            module,
+            lora_a: rank,
+            lora_b: rank_b,
+            config: config_rank,
+            turned,
+        });
     }
     if rank > limits.rank {
         return Err(AdapterDefect::RankTooLarge { module, rank, limit: limits.rank });
@@ -317,7 +350,8 @@ fn target(
     if !scaling.is_finite() {
         return Err(AdapterDefect::ScalingNotFinite { module, alpha, rank });
     }
-    // An embedding's change is (B·A)ᵀ: A is (rank, vocab), B is (dim, rank), the weight (vocab, dim).
+    // An embedding's change is (B·A)ᵀ: A is (rank, vocab), B is (dim, rank), the weight (vocab,
+    // dim).
     let shape = if is_embedding { [input, output] } else { [output, input] };
     Ok(Target { weight, shape, rank, scaling, is_embedding, module, lora_a, lora_b })
 }
@@ -351,9 +385,16 @@ fn parse_key(key: &str) -> Result<Key<'_>, AdapterDefect> {
         let rest = if is_embedding { rest } else { rest.strip_suffix(".weight")? };
         let adapter = match rest {
             "" => None,
-            name => Some(name.strip_prefix('.').filter(|name| !matches!(*name, "" | "weight") && !name.contains('.'))?),
+            name => Some(
+                name.strip_prefix('.')
+                    .filter(|name| !matches!(*name, "" | "weight") && !name.contains('.'))?,
+            ),
         };
-        Some(Key { module, part: Part { is_a, is_embedding }, adapter: adapter.filter(|name| *name != "default") })
+        Some(Key {
+            module,
+            part: Part { is_a, is_embedding },
+            adapter: adapter.filter(|name| *name != "default"),
+        })
     });
     match parsed {
         Some(parsed) if !parsed.module.is_empty() && key.len() <= MAX_KEY_BYTES => Ok(parsed),
@@ -364,10 +405,19 @@ fn parse_key(key: &str) -> Result<Key<'_>, AdapterDefect> {
 /// Says what a tensor that is not a LoRA factor is.
 fn refusal(key: &str) -> &'static str {
     const KNOWN: [(&str, &str); 17] = [
-        ("lora_magnitude_vector", "it belongs to DoRA, whose changes do not add up; train with use_dora=False"),
+        (
+            "lora_magnitude_vector",
+            "it belongs to DoRA, whose changes do not add up; train with use_dora=False",
+        ),
         ("lora_B.bias", "a bias of lora_B; train with lora_bias=False"),
-        ("token_adapter", "it overwrites rows of the embedding; train with trainable_token_indices=None"),
-        ("base_layer.", "a copy of the base's own weight; save the adapter again from the trained PeftModel"),
+        (
+            "token_adapter",
+            "it overwrites rows of the embedding; train with trainable_token_indices=None",
+        ),
+        (
+            "base_layer.",
+            "a copy of the base's own weight; save the adapter again from the trained PeftModel",
+        ),
         ("lora_E", "it belongs to AdaLoRA; only LORA is supported"),
         ("hada_", "it belongs to LoHa; only LORA is supported"),
         ("lokr_", "it belongs to LoKr; only LORA is supported"),
@@ -386,7 +436,10 @@ fn refusal(key: &str) -> &'static str {
         ("prompt_embeddings", "it belongs to prompt tuning, which changes no weights"),
         ("modules_to_save", "a whole module, not a change to one; train with modules_to_save=None"),
         (".bias", "a whole bias, not a change to one; train with bias=\"none\""),
-        (".weight", "a whole weight, not a change to one; train without modules_to_save and resized embeddings"),
+        (
+            ".weight",
+            "a whole weight, not a change to one; train without modules_to_save and resized embeddings",
+        ),
     ];
     if key.len() > MAX_KEY_BYTES {
         return "its name is too long";
@@ -397,12 +450,19 @@ fn refusal(key: &str) -> &'static str {
 
 fn span(key: &str, info: &TensorInfo, part: Part) -> Result<TensorSpan, AdapterDefect> {
     if !matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-        return Err(AdapterDefect::TensorDtype { tensor: key.to_owned(), dtype: info.dtype.to_string() });
+        return Err(AdapterDefect::TensorDtype {
+            tensor: key.to_owned(),
+            dtype: info.dtype.to_string(),
+        });
     }
     let shape_error = || AdapterDefect::TensorShape {
         tensor: key.to_owned(),
         shape: info.shape.clone(),
-        expected: if part.is_a { "(rank, in); convolutions are not supported" } else { "(out, rank)" },
+        expected: if part.is_a {
+            "(rank, in); convolutions are not supported"
+        } else {
+            "(out, rank)"
+        },
     };
     let shape: [usize; 2] = info.shape.as_slice().try_into().map_err(|_| shape_error())?;
     // The rank may be 0 here: that has an error of its own.

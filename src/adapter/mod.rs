@@ -1,6 +1,7 @@
 //! An adapter's files → float deltas by [`WeightName`], and back; each refusal named.
 //!
-//! **Invariant:** an adapter that could mean something else than what is read here is refused, never guessed.
+//! **Invariant:** an adapter that could mean something else than what is read here is refused,
+//! never guessed.
 
 mod base_shapes;
 mod beside;

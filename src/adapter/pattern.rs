@@ -13,7 +13,8 @@ use crate::error::AdapterDefect;
 /// Longest pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 1024;
 
-/// Backtracking steps of one match: thousands of times what any sane pattern needs, and a few milliseconds.
+/// Backtracking steps of one match: thousands of times what any sane pattern needs, and a few
+/// milliseconds.
 const MAX_BACKTRACKS: usize = 20_000;
 
 /// Patterns under one key: a mixture of experts has 18,000 modules.
@@ -37,27 +38,46 @@ impl Pattern {
         Self::compile(key, text, format!(r"\A(?:{text})\z"), MAX_COMPILED_BYTES)
     }
 
-    /// `re.match((.*\.)?(text)$, name)`: a whole name, or what follows a dot in it. One of those that [`share`] allows so many
-    /// bytes each.
-    pub(crate) fn suffix(key: &'static str, text: &str, bytes: usize) -> Result<Self, AdapterDefect> {
+    /// `re.match((.*\.)?(text)$, name)`: a whole name, or what follows a dot in it. One of those
+    /// that [`share`] allows so many bytes each.
+    pub(crate) fn suffix(
+        key: &'static str,
+        text: &str,
+        bytes: usize,
+    ) -> Result<Self, AdapterDefect> {
         Self::compile(key, text, format!(r"\A(.*\.)?({text})$"), bytes)
     }
 
-    /// `re.match((?:^|.*?\.)text\.(\d+)\., name)`: the index that follows the name of a list of layers. The text is not a
-    /// group of its own there, so an alternation in it splits the whole.
+    /// `re.match((?:^|.*?\.)text\.(\d+)\., name)`: the index that follows the name of a list of
+    /// layers. The text is not a group of its own there, so an alternation in it splits the whole.
     fn layer_index(text: &str, bytes: usize) -> Result<Self, AdapterDefect> {
         Self::compile("layers_pattern", text, format!(r"\A(?:(?:|.*?\.){text}\.(\d+)\.)"), bytes)
     }
 
     /// `re.match(.*?\.[^.]*\.(\d+)\., name)`: what PEFT takes without a `layers_pattern`.
     fn any_layer_index() -> Result<Self, AdapterDefect> {
-        Self::compile("layers_pattern", "[^.]*", r"\A.*?\.[^.]*\.(\d+)\.".to_owned(), MAX_COMPILED_BYTES)
+        Self::compile(
+            "layers_pattern",
+            "[^.]*",
+            r"\A.*?\.[^.]*\.(\d+)\.".to_owned(),
+            MAX_COMPILED_BYTES,
+        )
     }
 
-    fn compile(key: &'static str, text: &str, full: String, bytes: usize) -> Result<Self, AdapterDefect> {
+    fn compile(
+        key: &'static str,
+        text: &str,
+        full: String,
+        bytes: usize,
+    ) -> Result<Self, AdapterDefect> {
         if text.len() > MAX_PATTERN_BYTES {
             let (pattern, length) = (shorten(text), text.len());
-            return Err(AdapterDefect::PatternTooLong { key, pattern, length, limit: MAX_PATTERN_BYTES });
+            return Err(AdapterDefect::PatternTooLong {
+                key,
+                pattern,
+                length,
+                limit: MAX_PATTERN_BYTES,
+            });
         }
         let regex = RegexBuilder::new(&full)
             .backtrack_limit(MAX_BACKTRACKS)
@@ -72,16 +92,20 @@ impl Pattern {
         self.regex.is_match(module).map_err(|source| invalid(self.key, &self.text, source))
     }
 
-    /// What this pattern finds in `module`: nothing, or a match, with the layer's index unless the match has none.
+    /// What this pattern finds in `module`: nothing, or a match, with the layer's index unless the
+    /// match has none.
     fn index(&self, module: &str) -> Result<Option<Option<u64>>, AdapterDefect> {
-        let captures = self.regex.captures(module).map_err(|source| invalid(self.key, &self.text, source))?;
+        let captures =
+            self.regex.captures(module).map_err(|source| invalid(self.key, &self.text, source))?;
         // The last group: the pattern may have groups of its own.
-        let last = |groups: fancy_regex::Captures<'_>| groups.get(groups.len() - 1)?.as_str().parse().ok();
+        let last =
+            |groups: fancy_regex::Captures<'_>| groups.get(groups.len() - 1)?.as_str().parse().ok();
         Ok(captures.map(last))
     }
 }
 
-/// Memory that each of `count` patterns under one key may take when it is compiled; refuses too many.
+/// Memory that each of `count` patterns under one key may take when it is compiled; refuses too
+/// many.
 pub(crate) fn share(key: &str, count: usize) -> Result<usize, AdapterDefect> {
     if count <= MAX_PATTERNS {
         return Ok(MAX_COMPILED_BYTES.min(MAX_ALL_COMPILED_BYTES / count.max(1)));
@@ -112,7 +136,9 @@ impl Selection {
     pub(crate) fn parse(key: &'static str, value: Option<&Value>) -> Result<Self, AdapterDefect> {
         match value {
             None | Some(Value::Null) => Ok(Self::Unset),
-            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
+                Ok(Self::AllLinear)
+            }
             Some(Value::String(text)) => Ok(Self::Regex(Pattern::full(key, text)?)),
             Some(list) => strings(key, list).map(Self::Names),
         }
@@ -157,7 +183,9 @@ impl Targets {
             Some(Value::String(text)) => vec![text.clone()],
             Some(list) => strings("layers_pattern", list)?,
         };
-        if !layers_to_transform.is_empty() && matches!(target_modules, Selection::Regex(_) | Selection::AllLinear) {
+        if !layers_to_transform.is_empty()
+            && matches!(target_modules, Selection::Regex(_) | Selection::AllLinear)
+        {
             return Err(AdapterDefect::ConfigUnsupported {
                 key: "layers_to_transform".into(),
                 value: format!("{layers_to_transform:?}"),
@@ -185,7 +213,13 @@ impl Targets {
             });
         }
         let exclude_modules = Selection::parse("exclude_modules", config.get("exclude_modules"))?;
-        Ok(Self { target_modules, exclude_modules, target_parameters, layers_to_transform, layers_pattern: patterns })
+        Ok(Self {
+            target_modules,
+            exclude_modules,
+            target_parameters,
+            layers_to_transform,
+            layers_pattern: patterns,
+        })
     }
 
     /// Comparisons that one module costs.
@@ -194,8 +228,8 @@ impl Targets {
         self.target_modules.len() + self.exclude_modules.len() + lists
     }
 
-    /// What the patterns of rank and alpha are matched against: the module's path, or its weight's where the config names
-    /// the parameter.
+    /// What the patterns of rank and alpha are matched against: the module's path, or its weight's
+    /// where the config names the parameter.
     pub(crate) fn pattern_name(&self, module: &str) -> String {
         let weight = format!("{module}.weight");
         if self.names_parameter(&weight) { weight } else { module.to_owned() }
@@ -207,12 +241,17 @@ impl Targets {
 
     /// Whether PEFT would place a layer at `module`: an embedding is taken only where it is named.
     pub(crate) fn selects(&self, module: &str, is_embedding: bool) -> Result<bool, AdapterDefect> {
-        let said = !matches!(self.target_modules, Selection::Unset) || !self.target_parameters.is_empty();
+        let said =
+            !matches!(self.target_modules, Selection::Unset) || !self.target_parameters.is_empty();
         Ok(said && self.leaves_out(module, is_embedding)?.is_none())
     }
 
     /// Why PEFT would place no layer at `module`, as the file spells it, if it would not.
-    pub(crate) fn leaves_out(&self, module: &str, is_embedding: bool) -> Result<Option<&'static str>, AdapterDefect> {
+    pub(crate) fn leaves_out(
+        &self,
+        module: &str,
+        is_embedding: bool,
+    ) -> Result<Option<&'static str>, AdapterDefect> {
         if self.names_parameter(&format!("{module}.weight")) {
             return Ok(None);
         }
@@ -250,7 +289,9 @@ fn is_name_or_suffix(name: &str, entry: &str) -> bool {
 }
 
 fn strings(key: &str, value: &Value) -> Result<Vec<String>, AdapterDefect> {
-    let list = value.as_array().map(|list| list.iter().map(|entry| entry.as_str().map(str::to_owned)).collect());
+    let list = value
+        .as_array()
+        .map(|list| list.iter().map(|entry| entry.as_str().map(str::to_owned)).collect());
     list.flatten().ok_or_else(|| AdapterDefect::ConfigValue {
         key: key.to_owned(),
         expected: "a string or a list of strings",

@@ -1,7 +1,8 @@
-//! A PEFT LoRA adapter, read whole into owned memory: `dW = scaling · B·A` for every weight it targets.
+//! A PEFT LoRA adapter, read whole into owned memory: `dW = scaling · B·A` for every weight it
+//! targets.
 //!
-//! **Invariant:** the content hash covers exactly the bytes that were parsed; nothing is opened twice, and both files were
-//! in the folder together.
+//! **Invariant:** the content hash covers exactly the bytes that were parsed; nothing is opened
+//! twice, and both files were in the folder together.
 //!
 //! **Source:** PEFT's `lora/layer.py`, `get_delta_weight`.
 
@@ -31,8 +32,8 @@ impl PeftAdapter {
     /// Reads the adapter in the folder `dir`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor file,
-    /// [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
+    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a
+    /// damaged tensor file, [`Error::FileTooLarge`], and [`Error::Io`] if a file cannot be read.
     pub fn open(dir: &Path, limits: &Limits) -> Result<Self> {
         Self::open_with(dir, limits, || ())
     }
@@ -54,27 +55,40 @@ impl PeftAdapter {
     /// Parses the bytes of `adapter_config.json` and of `adapter_model.safetensors`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a damaged tensor file.
+    /// [`Error::Adapter`] for everything [`AdapterDefect`] names, [`Error::SafeTensors`] for a
+    /// damaged tensor file.
     pub fn from_bytes(config: &[u8], tensors: Vec<u8>, limits: &Limits) -> Result<Self> {
         let file = SafeTensorsFile::from_bytes(tensors, TENSOR_FILE)?;
         Self::parse(Path::new("from memory"), config, file, limits)
     }
 
     fn parse(path: &Path, config: &[u8], file: SafeTensorsFile, limits: &Limits) -> Result<Self> {
-        let data_bytes = file.tensors().values().map(|info| (info.data_offsets.1 - info.data_offsets.0) as u64).sum();
+        let data_bytes = file
+            .tensors()
+            .values()
+            .map(|info| (info.data_offsets.1 - info.data_offsets.0) as u64)
+            .sum();
         let header = PeftHeader::parse(path, config, file.tensors(), data_bytes, limits)?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&(config.len() as u64).to_le_bytes()).update(config).update_rayon(file.file_bytes());
+        hasher
+            .update(&(config.len() as u64).to_le_bytes())
+            .update(config)
+            .update_rayon(file.file_bytes());
         let adapter = Self { header, config: config.to_vec(), file, hash: hasher.finalize() };
         adapter.check_tied_factors()?;
         Ok(adapter)
     }
 
-    /// With `ensure_weight_tying` PEFT loads one pair of factors for embedding and head: the file's two must be that pair.
+    /// With `ensure_weight_tying` PEFT loads one pair of factors for embedding and head: the file's
+    /// two must be that pair.
     fn check_tied_factors(&self) -> Result<()> {
-        let find = |name: &str| self.header.targets.iter().find(|target| target.weight.as_str() == name);
+        let find =
+            |name: &str| self.header.targets.iter().find(|target| target.weight.as_str() == name);
         let both = find(EMBEDDING).zip(find(HEAD));
-        let Some((embedding, head)) = both.filter(|_| self.header.config.ensure_weight_tying) else { return Ok(()) };
+        let Some((embedding, head)) = both.filter(|_| self.header.config.ensure_weight_tying)
+        else {
+            return Ok(());
+        };
         if self.delta(embedding)? == self.delta(head)? {
             return Ok(());
         }
@@ -86,7 +100,8 @@ impl PeftAdapter {
         &self.header
     }
 
-    /// BLAKE3 of the config's length (u64, little-endian), the config's bytes and the tensor file's bytes.
+    /// BLAKE3 of the config's length (u64, little-endian), the config's bytes and the tensor file's
+    /// bytes.
     pub fn hash(&self) -> blake3::Hash {
         self.hash
     }
@@ -109,16 +124,16 @@ impl PeftAdapter {
     /// The float deltas of every weight it changes, checked against `base`.
     ///
     /// # Errors
-    /// [`AdapterDefect::NotInBase`], [`AdapterDefect::ShapeMismatch`] and [`AdapterDefect::NotFinite`] inside
-    /// [`Error::Adapter`].
+    /// [`AdapterDefect::NotInBase`], [`AdapterDefect::ShapeMismatch`] and
+    /// [`AdapterDefect::NotFinite`] inside [`Error::Adapter`].
     pub fn deltas(&self, base: &BaseShapes) -> Result<AdapterDeltas> {
         self.header.fits(base)?;
         let delta = |target: &Target| Ok((target.weight.clone(), self.delta(target)?));
         self.header.targets.par_iter().map(delta).collect()
     }
 
-    /// Checks that the embedding or head that PEFT saved beside a change to it is the base's own, to the rounding of
-    /// bfloat16: another one would have to replace the base's.
+    /// Checks that the embedding or head that PEFT saved beside a change to it is the base's own,
+    /// to the rounding of bfloat16: another one would have to replace the base's.
     ///
     /// # Errors
     /// [`AdapterDefect::CopyDiffers`] inside [`Error::Adapter`], and what reading the base returns.
@@ -138,7 +153,8 @@ impl PeftAdapter {
             copy.par_chunks(info.cols()).enumerate().try_for_each(|(row, copy)| {
                 let mut own = vec![0_f32; copy.len()];
                 base.read_rows(source, row..row + 1, &mut own)?;
-                let same = own.iter().zip(copy).all(|(own, copy)| (own - copy).abs() <= own.abs() / 256.0);
+                let same =
+                    own.iter().zip(copy).all(|(own, copy)| (own - copy).abs() <= own.abs() / 256.0);
                 if same { Ok(()) } else { differs(row) }
             })?;
         }
@@ -165,7 +181,8 @@ impl PeftAdapter {
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(at) => {
-                let (tensor, row, column) = (span.key.clone(), at / span.shape[1], at % span.shape[1]);
+                let (tensor, row, column) =
+                    (span.key.clone(), at / span.shape[1], at % span.shape[1]);
                 let defect = AdapterDefect::NotFinite { tensor, row, column, value: values[at] };
                 Err(Error::adapter(&self.header.path, defect))
             }
@@ -175,7 +192,10 @@ impl PeftAdapter {
 
 impl fmt::Debug for PeftAdapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeftAdapter").field("path", &self.header.path).field("hash", &self.hash).finish_non_exhaustive()
+        f.debug_struct("PeftAdapter")
+            .field("path", &self.header.path)
+            .field("hash", &self.hash)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,8 @@
-//! What an adapter does less than it claims: nothing is wrong with its files, and somebody should know.
+//! What an adapter does less than it claims: nothing is wrong with its files, and somebody should
+//! know.
 //!
-//! **Source:** PEFT warns of "missing adapter keys" when it loads a file that lacks some; it keeps silent about factors
-//! of zeros.
+//! **Source:** PEFT warns of "missing adapter keys" when it loads a file that lacks some; it keeps
+//! silent about factors of zeros.
 
 use std::fmt;
 
@@ -40,7 +41,8 @@ pub enum AdapterRemark {
         /// Whether it is for an alpha of 0.
         alpha: bool,
     },
-    /// `fan_in_fan_out` is ignored, as PEFT ignores it for linear modules: they store their weights as (out, in).
+    /// `fan_in_fan_out` is ignored, as PEFT ignores it for linear modules: they store their weights
+    /// as (out, in).
     FanInFanOut,
 }
 
@@ -48,7 +50,10 @@ impl fmt::Display for AdapterRemark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (count, first) = match self {
             Self::Missing { count, selected, first } => {
-                write!(f, "{count} of the {selected} modules that its config selects have no tensors in the file: ")?;
+                write!(
+                    f,
+                    "{count} of the {selected} modules that its config selects have no tensors in the file: "
+                )?;
                 (count, first)
             }
             Self::Nothing { count, modules, first, alpha } => {
@@ -85,7 +90,8 @@ impl PeftHeader {
         Ok((count > 0).then_some(AdapterRemark::Missing { count, selected, first: missing }))
     }
 
-    /// The module of a weight as this file would spell it: what stands before `layers` in its own keys goes there.
+    /// The module of a weight as this file would spell it: what stands before `layers` in its own
+    /// keys goes there.
     fn spelled(&self, weight: &WeightName) -> Option<String> {
         let module = weight.as_str().strip_suffix(".weight")?;
         let Some(rest) = module.strip_prefix("model.") else { return Some(module.to_owned()) };
@@ -98,14 +104,15 @@ impl PeftHeader {
 }
 
 impl PeftAdapter {
-    /// What it does less than it claims. A module that its config names and the base lacks, or a layer that
-    /// `layers_to_transform` leaves out, is no such thing.
+    /// What it does less than it claims. A module that its config names and the base lacks, or a
+    /// layer that `layers_to_transform` leaves out, is no such thing.
     ///
     /// # Errors
     /// [`AdapterDefect::PatternInvalid`] inside [`Error::Adapter`] where a pattern takes too long.
     pub fn remarks(&self, base: &BaseShapes) -> Result<Vec<AdapterRemark>> {
         let header = self.header();
-        let missing = header.missing(base).map_err(|defect| Error::adapter(&header.path, defect))?;
+        let missing =
+            header.missing(base).map_err(|defect| Error::adapter(&header.path, defect))?;
         let ignored = header.config.fan_in_fan_out.then_some(AdapterRemark::FanInFanOut);
         let mut remarks: Vec<_> = ignored.into_iter().chain(missing).collect();
         let (mut silent, mut zeros) = (Vec::new(), Vec::new());
@@ -118,7 +125,8 @@ impl PeftAdapter {
         }
         for (targets, alpha) in [(silent, true), (zeros, false)] {
             if !targets.is_empty() {
-                let first = targets.iter().take(SHOWN).map(|target| peft_module(&target.module)).collect();
+                let first =
+                    targets.iter().take(SHOWN).map(|target| peft_module(&target.module)).collect();
                 let (count, modules) = (targets.len(), header.targets().len());
                 remarks.push(AdapterRemark::Nothing { count, modules, first, alpha });
             }
@@ -133,7 +141,9 @@ impl PeftAdapter {
             let width = span.dtype.bitsize() / 8;
             let bytes = self.tensor_bytes(span)?;
             let zero = |value: &[u8]| {
-                value.split_last().is_none_or(|(top, low)| top & 0x7f == 0 && low.iter().all(|b| *b == 0))
+                value
+                    .split_last()
+                    .is_none_or(|(top, low)| top & 0x7f == 0 && low.iter().all(|b| *b == 0))
             };
             if bytes.chunks_exact(width).all(zero) {
                 return Ok(true);

@@ -41,7 +41,8 @@ impl PeftHeader {
         let mut scalings: Vec<f64> = targets.iter().map(|target| target.scaling).collect();
         scalings.sort_by(f64::total_cmp);
         scalings.dedup();
-        let modules: BTreeSet<&str> = targets.iter().filter_map(|target| target.module.rsplit('.').next()).collect();
+        let modules: BTreeSet<&str> =
+            targets.iter().filter_map(|target| target.module.rsplit('.').next()).collect();
         let spans = || targets.iter().flat_map(|target| [&target.lora_a, &target.lora_b]);
         let dtypes: BTreeSet<String> = spans().map(|span| span.dtype.to_string()).collect();
         AdapterSummary {
@@ -72,7 +73,13 @@ impl std::fmt::Display for AdapterSummary {
                 .trim_end_matches('.')
                 .to_owned())
         )?;
-        write!(f, ", {}, {}, {}", self.target_modules.join(" "), self.dtypes.join(" "), size(self.bytes))
+        write!(
+            f,
+            ", {}, {}, {}",
+            self.target_modules.join(" "),
+            self.dtypes.join(" "),
+            size(self.bytes)
+        )
     }
 }
 

@@ -1,6 +1,10 @@
 //! Adapters made in memory against the formula they stand for.
 
-#![allow(clippy::cast_precision_loss, clippy::float_cmp, reason = "small numbers; the values must be equal, not near")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::float_cmp,
+    reason = "small numbers; the values must be equal, not near"
+)]
 
 use safetensors::Dtype;
 use serde_json::json;
@@ -28,13 +32,21 @@ fn base_of(made: &TinyAdapter) -> BaseShapes {
     let weights: Vec<_> = made
         .modules
         .iter()
-        .map(|m| (weight(&m.module), WeightInfo { shape: vec![m.out, m.input], dtype: "F32".into() }))
+        .map(|m| {
+            (weight(&m.module), WeightInfo { shape: vec![m.out, m.input], dtype: "F32".into() })
+        })
         .collect();
     BaseShapes::new("tiny", weights.iter().map(|(name, info)| (name, info)))
 }
 
 fn scaling_of(adapter: &PeftAdapter, module: &str) -> f64 {
-    adapter.header().targets().iter().find(|target| target.weight == weight(module)).unwrap().scaling
+    adapter
+        .header()
+        .targets()
+        .iter()
+        .find(|target| target.weight == weight(module))
+        .unwrap()
+        .scaling
 }
 
 #[test]
@@ -69,10 +81,15 @@ fn half_precision_factors_are_widened_exactly() {
 /// `(B·A)ᵀ` of the file has to be `lora_b · lora_a` of the delta.
 #[test]
 fn embedding_factors_are_swapped_and_transposed() {
-    let embedding = TinyModule { is_embedding: true, ..TinyModule::linear("model.embed_tokens", 7, 4) };
+    let embedding =
+        TinyModule { is_embedding: true, ..TinyModule::linear("model.embed_tokens", 7, 4) };
     let made = TinyAdapter::new(vec![embedding], 3, 1);
     let deltas = open(&made).deltas(&base_of(&made)).unwrap();
-    let FloatDelta::LowRank { rank: 3, lora_a, lora_b, .. } = &deltas[&weight("model.embed_tokens")] else { panic!() };
+    let FloatDelta::LowRank { rank: 3, lora_a, lora_b, .. } =
+        &deltas[&weight("model.embed_tokens")]
+    else {
+        panic!()
+    };
     let (a, b) = (&made.tensors()[0].2, &made.tensors()[1].2);
     for token in 0..7 {
         for dim in 0..4 {
@@ -107,7 +124,8 @@ fn patterns_set_rank_and_alpha_separately_and_the_first_match_wins() {
 fn a_pattern_is_a_whole_name_or_follows_a_dot() {
     let with = |pattern: &str| {
         let made = two_modules().with_config(json!({"alpha_pattern": {pattern: 6}}));
-        let opened = PeftAdapter::from_bytes(&made.config_bytes(), made.tensor_bytes(), &Limits::default());
+        let opened =
+            PeftAdapter::from_bytes(&made.config_bytes(), made.tensor_bytes(), &Limits::default());
         opened.map(|adapter| scaling_of(&adapter, Q))
     };
     for pattern in ["q_proj", "self_attn.q_proj", Q, "(?=q_)q_proj", "[qv]_proj", "layers.0.*"] {
@@ -142,7 +160,9 @@ fn settings_that_do_not_change_the_maths_are_accepted() {
 
 #[test]
 fn target_modules_may_be_a_regular_expression_or_all_linear() {
-    for targets in [json!(".*\\.(q|v)_proj"), json!("all-linear"), json!([Q, "v_proj"]), json!(null)] {
+    for targets in
+        [json!(".*\\.(q|v)_proj"), json!("all-linear"), json!([Q, "v_proj"]), json!(null)]
+    {
         let made = two_modules().with_config(json!({"target_modules": targets}));
         assert_eq!(open(&made).header().targets().len(), 2);
     }

@@ -1,7 +1,9 @@
-//! A file that is read while somebody may replace it: an adapter's two files must be of one version.
+//! A file that is read while somebody may replace it: an adapter's two files must be of one
+//! version.
 //!
-//! **Invariant:** both files are opened before either is read, and both must be the folder's own and unwritten when both
-//! have been read: a version that was moved into place meanwhile is found in at least one of them.
+//! **Invariant:** both files are opened before either is read, and both must be the folder's own
+//! and unwritten when both have been read: a version that was moved into place meanwhile is found
+//! in at least one of them.
 
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
@@ -41,10 +43,12 @@ impl Watched {
         read_open(&self.file, &self.path, max_bytes)
     }
 
-    /// Refuses a file that was written to since it was opened, or that is no longer the one of its name.
+    /// Refuses a file that was written to since it was opened, or that is no longer the one of its
+    /// name.
     pub(super) fn check_unchanged(&self) -> Result<(), AdapterDefect> {
         let now = [self.file.metadata(), std::fs::metadata(&self.path)];
-        let same = now.iter().all(|now| now.as_ref().is_ok_and(|now| Stamp::of(now) == self.opened));
+        let same =
+            now.iter().all(|now| now.as_ref().is_ok_and(|now| Stamp::of(now) == self.opened));
         if same { Ok(()) } else { Err(AdapterDefect::Changed { file: self.name }) }
     }
 }
@@ -52,7 +56,8 @@ impl Watched {
 impl Stamp {
     fn of(file: &Metadata) -> Self {
         #[cfg(unix)]
-        let identity = (std::os::unix::fs::MetadataExt::dev(file), std::os::unix::fs::MetadataExt::ino(file));
+        let identity =
+            (std::os::unix::fs::MetadataExt::dev(file), std::os::unix::fs::MetadataExt::ino(file));
         #[cfg(not(unix))]
         let identity = (0, 0);
         Self { identity, modified: file.modified().ok(), bytes: file.len() }

@@ -1,8 +1,11 @@
-//! Deltas → a standard PEFT folder that PEFT, vLLM and llama.cpp's converter load: `peft.rs` backwards.
+//! Deltas → a standard PEFT folder that PEFT, vLLM and llama.cpp's converter load: `peft.rs`
+//! backwards.
 //!
-//! Every module's scaling is 1 (`lora_alpha == r`): a scaling lies in `lora_A`, since some readers drop `alpha_pattern`.
+//! Every module's scaling is 1 (`lora_alpha == r`): a scaling lies in `lora_A`, since some readers
+//! drop `alpha_pattern`.
 //!
-//! **Invariant:** the folder appears whole or not at all, and nothing that was there is overwritten.
+//! **Invariant:** the folder appears whole or not at all, and nothing that was there is
+//! overwritten.
 //!
 //! **Source:** PEFT's `save_pretrained`.
 
@@ -25,24 +28,27 @@ use crate::{Error, Result, WeightName};
 /// What the written adapter says beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeftOptions {
-    /// `base_model_name_or_path`: a name on the hub or a folder. Without it a reader has to be told the base.
+    /// `base_model_name_or_path`: a name on the hub or a folder. Without it a reader has to be told
+    /// the base.
     pub base_model: Option<String>,
-    /// Fills every module up to the largest rank with zeros, so that the config needs no patterns: for readers that
-    /// ignore `alpha_pattern`, such as llama.cpp's converter, which would scale modules of smaller ranks wrongly.
+    /// Fills every module up to the largest rank with zeros, so that the config needs no patterns:
+    /// for readers that ignore `alpha_pattern`, such as llama.cpp's converter, which would scale
+    /// modules of smaller ranks wrongly.
     pub uniform_rank: bool,
 }
 
-/// Writes `deltas` as a PEFT LoRA adapter in F32 into the folder `dir`, which is made. A scaling other than 1 is multiplied
-/// into `lora_A`, rounded once to f32.
+/// Writes `deltas` as a PEFT LoRA adapter in F32 into the folder `dir`, which is made. A scaling
+/// other than 1 is multiplied into `lora_A`, rounded once to f32.
 ///
-/// The files are written into a folder beside `dir`, named `.NAME.PROCESS-NUMBER.part`, and moved; a crash leaves that one
-/// at most.
+/// The files are written into a folder beside `dir`, named `.NAME.PROCESS-NUMBER.part`, and moved;
+/// a crash leaves that one at most.
 ///
 /// # Errors
 /// Inside [`Error::Adapter`]: [`AdapterDefect::FolderNotEmpty`] where `dir` holds something,
-/// [`AdapterDefect::NothingToWrite`] without any change, [`AdapterDefect::NotLowRank`] for a dense or sparse delta,
-/// [`AdapterDefect::NotAModule`] for a weight that PEFT cannot name, [`AdapterDefect::NotFinite`]. [`Error::DeltaShape`]
-/// when factors do not agree in shape, and [`Error::Io`].
+/// [`AdapterDefect::NothingToWrite`] without any change, [`AdapterDefect::NotLowRank`] for a dense
+/// or sparse delta, [`AdapterDefect::NotAModule`] for a weight that PEFT cannot name,
+/// [`AdapterDefect::NotFinite`]. [`Error::DeltaShape`] when factors do not agree in shape, and
+/// [`Error::Io`].
 pub fn write_peft(dir: &Path, deltas: &AdapterDeltas, options: &PeftOptions) -> Result<()> {
     let wrap = |defect| Error::adapter(dir, defect);
     check_free(dir)?;
@@ -54,14 +60,18 @@ pub fn write_peft(dir: &Path, deltas: &AdapterDeltas, options: &PeftOptions) -> 
     let Some(rank) = modules.iter().map(|module| module.rank).max() else {
         return Err(wrap(AdapterDefect::NothingToWrite));
     };
-    let modules: Vec<Module> =
-        if options.uniform_rank { modules.into_iter().map(|m| m.padded(rank)).collect() } else { modules };
+    let modules: Vec<Module> = if options.uniform_rank {
+        modules.into_iter().map(|m| m.padded(rank)).collect()
+    } else {
+        modules
+    };
     let config = config(&modules, rank, options);
     let tensors = tensor_file(&modules).map_err(wrap)?;
     publish(dir, &[(CONFIG_FILE, &config), (TENSOR_FILE, &tensors)])
 }
 
-/// Writes an adapter's files, by their names, as they are into the folder `dir`, as [`write_peft`] does.
+/// Writes an adapter's files, by their names, as they are into the folder `dir`, as [`write_peft`]
+/// does.
 ///
 /// # Errors
 /// [`AdapterDefect::FolderNotEmpty`] inside [`Error::Adapter`], and [`Error::Io`].
@@ -86,7 +96,9 @@ impl Module {
         if name.is_empty() || WeightName::from_peft_module(&prefixed(&name)) != *weight {
             return Err(AdapterDefect::NotAModule { weight: weight.to_string() });
         }
-        let FloatDelta::LowRank { rank, lora_a, lora_b, .. } = delta else { unreachable!("`flatten` gives no other") };
+        let FloatDelta::LowRank { rank, lora_a, lora_b, .. } = delta else {
+            unreachable!("`flatten` gives no other")
+        };
         Ok(Self { is_embedding: name == "model.embed_tokens", name, rank, lora_a, lora_b })
     }
 
@@ -94,7 +106,12 @@ impl Module {
     fn padded(self, rank: usize) -> Self {
         let padding = vec![0_f32; rank - self.rank];
         let cols = self.lora_a.len() / self.rank;
-        let lora_b = self.lora_b.chunks_exact(self.rank).flat_map(|row| row.iter().chain(&padding)).copied().collect();
+        let lora_b = self
+            .lora_b
+            .chunks_exact(self.rank)
+            .flat_map(|row| row.iter().chain(&padding))
+            .copied()
+            .collect();
         let mut lora_a = self.lora_a;
         lora_a.resize(rank * cols, 0.0);
         Self { rank, lora_a, lora_b, ..self }
@@ -102,10 +119,12 @@ impl Module {
 
     /// Keys, shapes and values as PEFT stores them.
     fn tensors(&self) -> [(String, [usize; 2], Vec<f32>); 2] {
-        let (rank, cols, rows) = (self.rank, self.lora_a.len() / self.rank, self.lora_b.len() / self.rank);
+        let (rank, cols, rows) =
+            (self.rank, self.lora_a.len() / self.rank, self.lora_b.len() / self.rank);
         let key = |part: &str| format!("{}.{part}", prefixed(&self.name));
         if self.is_embedding {
-            // An embedding's change is (B·A)ᵀ: A is (rank, vocab), B is (dim, rank), the weight (vocab, dim).
+            // An embedding's change is (B·A)ᵀ: A is (rank, vocab), B is (dim, rank), the weight
+            // (vocab, dim).
             [
                 (key("lora_embedding_A"), [rank, rows], transpose(&self.lora_b, [rows, rank])),
                 (key("lora_embedding_B"), [cols, rank], transpose(&self.lora_a, [rank, cols])),
@@ -123,7 +142,8 @@ fn prefixed(module: &str) -> String {
     format!("base_model.model.{module}")
 }
 
-/// The bytes of `adapter_config.json`: the keys that PEFT itself writes, where they mean something without its defaults.
+/// The bytes of `adapter_config.json`: the keys that PEFT itself writes, where they mean something
+/// without its defaults.
 fn config(modules: &[Module], rank: usize, options: &PeftOptions) -> Vec<u8> {
     let names: Vec<&str> = modules.iter().map(|module| &module.name[..]).collect();
     // PEFT matches `(.*\.)?(KEY)$`; without the backslashes a dot would match anything.
@@ -174,7 +194,8 @@ fn tensor_file(modules: &[Module]) -> Result<Vec<u8>, AdapterDefect> {
     });
     // Older readers refuse a file that does not say which framework's layout it has.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    Ok(safetensors::serialize(views, Some(metadata)).expect("the tensors are valid and their names differ"))
+    Ok(safetensors::serialize(views, Some(metadata))
+        .expect("the tensors are valid and their names differ"))
 }
 
 /// Refuses a folder that holds something.
@@ -197,7 +218,8 @@ fn publish(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     fs::create_dir_all(parent).map_err(|source| Error::io(parent, source))?;
     let part = part_folder(parent, dir)?;
     let moved = fill(&part, files).and_then(|()| {
-        // A rename onto an empty folder is not possible everywhere. One that has filled meanwhile stays.
+        // A rename onto an empty folder is not possible everywhere. One that has filled meanwhile
+        // stays.
         match fs::remove_dir(dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(taken(dir, error)),
             _ => fs::rename(&part, dir).map_err(|source| taken(dir, source))?,
@@ -215,10 +237,14 @@ fn publish(dir: &Path, files: &[(&str, &[u8])]) -> Result<()> {
 fn part_folder(parent: &Path, dir: &Path) -> Result<PathBuf> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let Some(name) = dir.file_name() else {
-        return Err(Error::io(dir, io::Error::new(ErrorKind::InvalidInput, "give a folder by its name")));
+        return Err(Error::io(
+            dir,
+            io::Error::new(ErrorKind::InvalidInput, "give a folder by its name"),
+        ));
     };
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let part = parent.join(format!(".{}.{}-{number}.part", name.to_string_lossy(), std::process::id()));
+    let part =
+        parent.join(format!(".{}.{}-{number}.part", name.to_string_lossy(), std::process::id()));
     fs::create_dir(&part).map_err(|source| Error::io(&part, source))?;
     Ok(part)
 }
@@ -236,7 +262,8 @@ fn fill(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     sync_folder(folder).map_err(|source| Error::io(folder, source))
 }
 
-/// What it means that `dir` could not be taken: systems differ in what they say of a folder that has filled.
+/// What it means that `dir` could not be taken: systems differ in what they say of a folder that
+/// has filled.
 fn taken(dir: &Path, error: io::Error) -> Error {
     check_free(dir).err().unwrap_or_else(|| Error::io(dir, error))
 }

@@ -1,4 +1,5 @@
-//! Deltas flattened, written and read again: the same changes to the same weights, or a refusal by name.
+//! Deltas flattened, written and read again: the same changes to the same weights, or a refusal by
+//! name.
 
 #![allow(clippy::cast_precision_loss, reason = "small numbers")]
 
@@ -18,7 +19,8 @@ const DOWN: &str = "model.layers.11.mlp.down_proj.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-const SHAPES: [(&str, [usize; 2]); 4] = [(Q, [6, 5]), (DOWN, [5, 9]), (EMBEDDING, [11, 5]), (HEAD, [11, 5])];
+const SHAPES: [(&str, [usize; 2]); 4] =
+    [(Q, [6, 5]), (DOWN, [5, 9]), (EMBEDDING, [11, 5]), (HEAD, [11, 5])];
 
 fn made(rng: &mut StdRng, [rows, cols]: [usize; 2], rank: usize, scaling: f64) -> FloatDelta {
     let mut random = |n: usize| (0..n).map(|_| rng.random_range(-1.0_f32..1.0)).collect();
@@ -28,12 +30,15 @@ fn made(rng: &mut StdRng, [rows, cols]: [usize; 2], rank: usize, scaling: f64) -
 fn with_ranks(seed: u64, ranks: [usize; 4], scaling: f64) -> AdapterDeltas {
     let rng = &mut StdRng::seed_from_u64(seed);
     let deltas = SHAPES.iter().zip(ranks).filter(|(_, rank)| *rank > 0);
-    deltas.map(|((weight, shape), rank)| (WeightName::new(weight), made(rng, *shape, rank, scaling))).collect()
+    deltas
+        .map(|((weight, shape), rank)| (WeightName::new(weight), made(rng, *shape, rank, scaling)))
+        .collect()
 }
 
 fn base() -> BaseShapes {
     let info = |shape: [usize; 2]| WeightInfo { shape: shape.to_vec(), dtype: "F32".into() };
-    let weights: Vec<_> = SHAPES.iter().map(|(weight, shape)| (WeightName::new(weight), info(*shape))).collect();
+    let weights: Vec<_> =
+        SHAPES.iter().map(|(weight, shape)| (WeightName::new(weight), info(*shape))).collect();
     BaseShapes::new("tiny", weights.iter().map(|(weight, info)| (weight, info)))
 }
 
@@ -45,10 +50,14 @@ fn read(dir: &Path) -> AdapterDeltas {
 fn product(deltas: &[&FloatDelta], [rows, cols]: [usize; 2]) -> Vec<[f64; 2]> {
     let mut sums = vec![[0.0; 2]; rows * cols];
     for delta in deltas {
-        let FloatDelta::LowRank { rank, lora_a, lora_b, scaling } = delta else { panic!("{delta:?}") };
+        let FloatDelta::LowRank { rank, lora_a, lora_b, scaling } = delta else {
+            panic!("{delta:?}")
+        };
         for (k, sum) in sums.iter_mut().enumerate() {
             for r in 0..*rank {
-                let term = scaling * f64::from(lora_b[k / cols * rank + r]) * f64::from(lora_a[r * cols + k % cols]);
+                let term = scaling
+                    * f64::from(lora_b[k / cols * rank + r])
+                    * f64::from(lora_a[r * cols + k % cols]);
                 *sum = [sum[0] + term, sum[1] + term.abs()];
             }
         }
@@ -57,7 +66,9 @@ fn product(deltas: &[&FloatDelta], [rows, cols]: [usize; 2]) -> Vec<[f64; 2]> {
 }
 
 fn assert_same_product(found: &[&FloatDelta], expected: &[&FloatDelta], shape: [usize; 2]) {
-    for ([found, _], [expected, size]) in product(found, shape).into_iter().zip(product(expected, shape)) {
+    for ([found, _], [expected, size]) in
+        product(found, shape).into_iter().zip(product(expected, shape))
+    {
         assert!((found - expected).abs() <= size / f64::from(1 << 23), "{found} for {expected}");
     }
 }
@@ -76,7 +87,9 @@ fn defect(result: crate::Result<impl std::fmt::Debug>) -> AdapterDefect {
 #[test]
 fn what_is_written_is_read_back_bit_for_bit() {
     let parent = tempfile::tempdir().unwrap();
-    for (name, ranks) in [("mixed", [3, 1, 5, 8]), ("equal", [4; 4]), ("one", [0, 0, 0, 7]), ("rows", [0, 0, 9, 0])] {
+    for (name, ranks) in
+        [("mixed", [3, 1, 5, 8]), ("equal", [4; 4]), ("one", [0, 0, 0, 7]), ("rows", [0, 0, 9, 0])]
+    {
         let (dir, deltas) = (parent.path().join(name), with_ranks(1, ranks, 1.0));
         write_peft(&dir, &deltas, &PeftOptions::default()).unwrap();
         assert_eq!(read(&dir), deltas, "{name}");
@@ -96,7 +109,8 @@ fn the_config_names_each_module_in_full_with_a_scaling_of_one() {
     assert_eq!([&config["r"], &config["lora_alpha"]], [&json!(8); 2]);
     let pattern = json!({r"model\.layers\.1\.self_attn\.q_proj": 3});
     assert_eq!([&config["rank_pattern"], &config["alpha_pattern"]], [&pattern; 2]);
-    let modules = ["model.embed_tokens", "model.layers.1.self_attn.q_proj", "model.layers.11.mlp.down_proj"];
+    let modules =
+        ["model.embed_tokens", "model.layers.1.self_attn.q_proj", "model.layers.11.mlp.down_proj"];
     assert_eq!(config["target_modules"], json!(modules));
     let adapter = PeftAdapter::open(&dir, &Limits::default()).unwrap();
     assert_eq!(adapter.summary().scalings, [1.0]);
@@ -122,7 +136,8 @@ fn a_scaling_is_in_the_factors_to_the_rounding_of_f32() {
 fn a_uniform_rank_needs_no_patterns_and_changes_nothing() {
     let parent = tempfile::tempdir().unwrap();
     let (dir, deltas) = (parent.path().join("a"), with_ranks(3, [3, 1, 2, 5], 1.0));
-    write_peft(&dir, &deltas, &PeftOptions { uniform_rank: true, ..PeftOptions::default() }).unwrap();
+    write_peft(&dir, &deltas, &PeftOptions { uniform_rank: true, ..PeftOptions::default() })
+        .unwrap();
     assert_eq!([&config(&dir)["rank_pattern"], &config(&dir)["alpha_pattern"]], [&json!({}); 2]);
     let found = read(&dir);
     for (weight, shape) in SHAPES {
@@ -145,7 +160,8 @@ fn a_flattened_path_is_the_float64_sum_of_its_products() {
         let weight = WeightName::new(weight);
         let FloatDelta::LowRank { rank, scaling, .. } = &flat[&weight] else { panic!() };
         assert_eq!((*rank, *scaling), (expected_rank, 1.0));
-        let parts: Vec<&FloatDelta> = levels.iter().filter_map(|level| level.get(&weight)).collect();
+        let parts: Vec<&FloatDelta> =
+            levels.iter().filter_map(|level| level.get(&weight)).collect();
         assert_same_product(&[&flat[&weight]], &parts, shape);
     }
 }
@@ -153,12 +169,20 @@ fn a_flattened_path_is_the_float64_sum_of_its_products() {
 #[test]
 fn the_order_of_components_is_that_of_the_path() {
     let level = |a: f32, b: f32| {
-        let delta = FloatDelta::LowRank { rank: 1, lora_a: vec![a, a], lora_b: vec![b, b, b], scaling: 0.5 };
+        let delta = FloatDelta::LowRank {
+            rank: 1,
+            lora_a: vec![a, a],
+            lora_b: vec![b, b, b],
+            scaling: 0.5,
+        };
         AdapterDeltas::from([(WeightName::new(Q), delta)])
     };
     let flat = flatten(&[&level(2.0, 3.0), &level(4.0, 5.0)]).unwrap();
     let (lora_a, lora_b) = (vec![1.0, 1.0, 2.0, 2.0], vec![3.0, 5.0, 3.0, 5.0, 3.0, 5.0]);
-    assert_eq!(flat[&WeightName::new(Q)], FloatDelta::LowRank { rank: 2, lora_a, lora_b, scaling: 1.0 });
+    assert_eq!(
+        flat[&WeightName::new(Q)],
+        FloatDelta::LowRank { rank: 2, lora_a, lora_b, scaling: 1.0 }
+    );
 }
 
 #[test]
@@ -174,14 +198,25 @@ fn what_a_lora_cannot_hold_is_refused_by_name() {
         );
     }
     let parent = tempfile::tempdir().unwrap();
-    let write = |deltas: &AdapterDeltas| defect(write_peft(&parent.path().join("a"), deltas, &PeftOptions::default()));
+    let write = |deltas: &AdapterDeltas| {
+        defect(write_peft(&parent.path().join("a"), deltas, &PeftOptions::default()))
+    };
     assert!(matches!(write(&dense), AdapterDefect::NotLowRank { .. }));
     let rng = &mut StdRng::seed_from_u64(1);
-    for weight in ["model.layers.0.self_attn.q_proj.bias", "layers.0.mlp.up_proj.weight", ".weight"] {
+    for weight in ["model.layers.0.self_attn.q_proj.bias", "layers.0.mlp.up_proj.weight", ".weight"]
+    {
         let found = write(&of(weight, made(rng, [2, 2], 1, 1.0)));
-        assert!(matches!(&found, AdapterDefect::NotAModule { weight: named } if named == weight), "{found}");
+        assert!(
+            matches!(&found, AdapterDefect::NotAModule { weight: named } if named == weight),
+            "{found}"
+        );
     }
-    let infinite = FloatDelta::LowRank { rank: 1, lora_a: vec![1.0, 3e38], lora_b: vec![1.0; 2], scaling: 10.0 };
+    let infinite = FloatDelta::LowRank {
+        rank: 1,
+        lora_a: vec![1.0, 3e38],
+        lora_b: vec![1.0; 2],
+        scaling: 10.0,
+    };
     assert!(matches!(write(&of(Q, infinite)), AdapterDefect::NotFinite { row: 0, column: 1, .. }));
     assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
 }
@@ -195,7 +230,8 @@ fn factors_of_two_shapes_are_not_joined() {
         let result = flatten(&[&levels[0], other]);
         assert!(matches!(result, Err(Error::DeltaShape { .. })), "{result:?}");
     }
-    let ragged = FloatDelta::LowRank { rank: 2, lora_a: vec![0.0; 9], lora_b: vec![0.0; 12], scaling: 1.0 };
+    let ragged =
+        FloatDelta::LowRank { rank: 2, lora_a: vec![0.0; 9], lora_b: vec![0.0; 12], scaling: 1.0 };
     let result = flatten(&[&AdapterDeltas::from([(WeightName::new(Q), ragged)])]);
     assert!(matches!(result, Err(Error::DeltaShape { found: 9, .. })), "{result:?}");
 }
@@ -237,8 +273,10 @@ fn of_many_writers_one_wins_whole() {
     let dir = parent.path().join("a");
     let made: Vec<AdapterDeltas> = (0..8).map(|seed| with_ranks(seed, [2; 4], 1.0)).collect();
     let results: Vec<_> = std::thread::scope(|scope| {
-        let writers: Vec<_> =
-            made.iter().map(|deltas| scope.spawn(|| write_peft(&dir, deltas, &PeftOptions::default()))).collect();
+        let writers: Vec<_> = made
+            .iter()
+            .map(|deltas| scope.spawn(|| write_peft(&dir, deltas, &PeftOptions::default())))
+            .collect();
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     });
     let winners: Vec<usize> = (0..8).filter(|&k| results[k].is_ok()).collect();

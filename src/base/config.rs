@@ -1,7 +1,7 @@
 //! A model's hyper-parameters, checked.
 //!
-//! **Invariant:** every size is at least one and at most a sane cap, so shapes computed from it cannot wrap; the key
-//! and value heads divide the query heads; a head's width is even.
+//! **Invariant:** every size is at least one and at most a sane cap, so shapes computed from it
+//! cannot wrap; the key and value heads divide the query heads; a head's width is even.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -44,7 +44,8 @@ pub enum RopeScaling {
 /// The hyper-parameters of a Llama-family model (Llama, Mistral, Qwen2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`. A GGUF file of `llama` may be Mistral's, too.
+    /// `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`. A GGUF file of `llama` may
+    /// be Mistral's, too.
     pub architecture: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -103,7 +104,8 @@ impl ModelConfig {
             within("sliding_window", window, 1..=MAX_POSITIONS)?;
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let expected = format!("a divisor of num_attention_heads ({})", self.num_attention_heads);
+            let expected =
+                format!("a divisor of num_attention_heads ({})", self.num_attention_heads);
             return Err(wrong("num_key_value_heads", self.num_key_value_heads, expected));
         }
         if !self.head_dim.is_multiple_of(2) {
@@ -117,11 +119,20 @@ impl ModelConfig {
         match &self.rope_scaling {
             RopeScaling::None => Ok(()),
             RopeScaling::Linear { factor } => within("rope_scaling.factor", *factor, FACTOR),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position,
+            } => {
                 within("rope_scaling.factor", *factor, FACTOR)?;
                 within("rope_scaling.low_freq_factor", *low_freq_factor, FACTOR)?;
                 within("rope_scaling.high_freq_factor", *high_freq_factor, FACTOR)?;
-                within("rope_scaling.original_max_position_embeddings", *original_max_position, 1..=MAX_POSITIONS)?;
+                within(
+                    "rope_scaling.original_max_position_embeddings",
+                    *original_max_position,
+                    1..=MAX_POSITIONS,
+                )?;
                 if high_freq_factor <= low_freq_factor {
                     let expected = format!("more than low_freq_factor ({low_freq_factor})");
                     return Err(wrong("rope_scaling.high_freq_factor", high_freq_factor, expected));
@@ -129,8 +140,14 @@ impl ModelConfig {
                 Ok(())
             }
             RopeScaling::Factors(factors) => {
-                within("length of rope_freqs.weight", factors.len(), self.head_dim / 2..=self.head_dim / 2)?;
-                factors.iter().try_for_each(|factor| within("rope_freqs.weight", f64::from(*factor), FACTOR))
+                within(
+                    "length of rope_freqs.weight",
+                    factors.len(),
+                    self.head_dim / 2..=self.head_dim / 2,
+                )?;
+                factors
+                    .iter()
+                    .try_for_each(|factor| within("rope_freqs.weight", f64::from(*factor), FACTOR))
             }
         }
     }
@@ -138,9 +155,11 @@ impl ModelConfig {
     /// Every weight the architecture has, with its shape.
     pub(super) fn expected_weights(&self, biases: Biases) -> BTreeMap<WeightName, Vec<usize>> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let (q, kv) =
+            (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
         let mut weights = BTreeMap::new();
-        let mut add = |name: String, shape: Vec<usize>| weights.insert(WeightName::new(name), shape);
+        let mut add =
+            |name: String, shape: Vec<usize>| weights.insert(WeightName::new(name), shape);
         add(EMBEDDING.to_owned(), vec![self.vocab_size, hidden]);
         add("model.norm.weight".to_owned(), vec![hidden]);
         if !self.tie_word_embeddings {
@@ -173,11 +192,19 @@ impl ModelConfig {
 pub(super) fn default_head_dim(hidden: usize, heads: usize) -> Result<usize, ConfigDefect> {
     match hidden.checked_rem(heads) {
         Some(0) => Ok(hidden / heads),
-        _ => Err(wrong("num_attention_heads", heads, format!("a divisor of the hidden size ({hidden})"))),
+        _ => Err(wrong(
+            "num_attention_heads",
+            heads,
+            format!("a divisor of the hidden size ({hidden})"),
+        )),
     }
 }
 
-fn within<T: PartialOrd + Display>(key: &str, found: T, range: RangeInclusive<T>) -> Result<(), ConfigDefect> {
+fn within<T: PartialOrd + Display>(
+    key: &str,
+    found: T,
+    range: RangeInclusive<T>,
+) -> Result<(), ConfigDefect> {
     if range.contains(&found) {
         return Ok(());
     }

@@ -1,8 +1,9 @@
 //! Which tokens end a generation.
 //!
-//! **Source:** of a folder, what transformers' `generate` takes: `generation_config.json`'s `eos_token_id` alone where it has
-//! one, else `config.json`'s; an id below 0 is no token and ends nothing. Of a GGUF file, llama.cpp's `special_eog_ids`: what the
-//! keys name and what is known by its text, since many files name one token of several.
+//! **Source:** of a folder, what transformers' `generate` takes: `generation_config.json`'s
+//! `eos_token_id` alone where it has one, else `config.json`'s; an id below 0 is no token and ends
+//! nothing. Of a GGUF file, llama.cpp's `special_eog_ids`: what the keys name and what is known by
+//! its text, since many files name one token of several.
 
 use std::collections::BTreeSet;
 
@@ -61,14 +62,16 @@ const BY_TEXT: [&str; 22] = [
     "[e~[",
 ];
 
-/// Tokens of infilling that end a generation: the key that names one, and the texts it is known by where the key is missing.
+/// Tokens of infilling that end a generation: the key that names one, and the texts it is known by
+/// where the key is missing.
 const OF_INFILLING: [(&str, &[&str]); 3] = [
     ("fim_pad", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     ("fim_rep", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     ("fim_sep", &["<|file_sep|>"]),
 ];
 
-/// Whether a token of this text is one of control, whatever type its file gives it: no text is ever split into it.
+/// Whether a token of this text is one of control, whatever type its file gives it: no text is ever
+/// split into it.
 pub(crate) fn is_control_text(text: &str) -> bool {
     BY_TEXT.contains(&text)
 }
@@ -98,8 +101,13 @@ pub(super) fn of_gguf(file: &GgufFile) -> Result<Vec<u32>> {
     // Where `<|call|>` and its like end a turn, `<|end|>` ends a message within it.
     let messages = (has("<|return|>") && (has("<|call|>") || has("<|calls|>")))
         || (has("<|flush|>") && (has("<|call|>") || has("<|calls|>")));
-    let no_end = |text: &str| (text == "<|end|>" && messages) || (text == "</s>" && has("<|tool_response>"));
-    Ok(ends.iter().copied().filter(|&id| !tokens.get(id as usize).is_some_and(|text| no_end(text))).collect())
+    let no_end =
+        |text: &str| (text == "<|end|>" && messages) || (text == "</s>" && has("<|tool_response>"));
+    Ok(ends
+        .iter()
+        .copied()
+        .filter(|&id| !tokens.get(id as usize).is_some_and(|text| no_end(text)))
+        .collect())
 }
 
 fn distinct(ids: impl Iterator<Item = u32>) -> Vec<u32> {

@@ -1,9 +1,10 @@
-//! The families that are run, and what each one's configuration class takes where `config.json` is silent.
+//! The families that are run, and what each one's configuration class takes where `config.json` is
+//! silent.
 //!
 //! **Invariant:** a default stands here and nowhere else.
 //!
-//! **Source:** `LlamaConfig`, `MistralConfig` and `Qwen2Config` of transformers 5.23; `tests/fixtures/families` holds their
-//! values.
+//! **Source:** `LlamaConfig`, `MistralConfig` and `Qwen2Config` of transformers 5.23;
+//! `tests/fixtures/families` holds their values.
 
 use crate::error::ConfigDefect;
 
@@ -35,9 +36,11 @@ pub(super) struct Family {
 pub(super) enum Window {
     /// The class knows no window.
     Never,
-    /// All layers have the window of `sliding_window`, this many tokens where the key is absent; null is none.
+    /// All layers have the window of `sliding_window`, this many tokens where the key is absent;
+    /// null is none.
     Always(usize),
-    /// With `use_sliding_window`, the layers from `max_window_layers` on, or those that `layer_types` names.
+    /// With `use_sliding_window`, the layers from `max_window_layers` on, or those that
+    /// `layer_types` names.
     Switched {
         /// `sliding_window` where the key is absent.
         window: usize,
@@ -108,9 +111,12 @@ const FAMILIES: [Family; 3] = [
     },
 ];
 
-/// The family of a `config.json`. transformers takes `model_type`; where `architectures` says another family, nobody knows
-/// which of the two the weights are.
-pub(super) fn of(architectures: &[String], model_type: Option<&str>) -> Result<&'static Family, ConfigDefect> {
+/// The family of a `config.json`. transformers takes `model_type`; where `architectures` says
+/// another family, nobody knows which of the two the weights are.
+pub(super) fn of(
+    architectures: &[String],
+    model_type: Option<&str>,
+) -> Result<&'static Family, ConfigDefect> {
     let named = architectures.first().map(String::as_str);
     let found = || match (named, model_type) {
         (None, None) => "not named".to_owned(),
@@ -144,14 +150,18 @@ mod tests {
 
     #[test]
     fn every_default_is_that_of_the_familys_configuration_class() {
-        let golden: Value = serde_json::from_str(include_str!("../../tests/fixtures/families/defaults.json")).unwrap();
+        let golden: Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/families/defaults.json"))
+                .unwrap();
         let golden = golden["families"].as_object().unwrap();
         assert_eq!(golden.len(), FAMILIES.len());
         for family in &FAMILIES {
             let (window, switch, first_layer) = match family.window {
                 Window::Never => (json!("unknown"), json!("unknown"), json!("unknown")),
                 Window::Always(window) => (json!(window), json!("unknown"), json!("unknown")),
-                Window::Switched { window, first_layer } => (json!(window), json!(false), json!(first_layer)),
+                Window::Switched { window, first_layer } => {
+                    (json!(window), json!(false), json!(first_layer))
+                }
             };
             let ours = json!({
                 "model_type": family.model_type,

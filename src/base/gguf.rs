@@ -1,9 +1,10 @@
 //! A base as a GGUF file of architecture `llama` (Llama and Mistral) or `qwen2`.
 //!
-//! **Invariant:** rows come in Hugging Face order. The converter stores q and k of `llama` with each head's two halves
-//! interleaved; [`permuted_row`] says where a row went.
+//! **Invariant:** rows come in Hugging Face order. The converter stores q and k of `llama` with
+//! each head's two halves interleaved; [`permuted_row`] says where a row went.
 //!
-//! **Source:** llama.cpp's GGUF keys and `LlamaModel.permute`: `w.reshape(heads, 2, rows / heads / 2, in).swapaxes(1, 2)`.
+//! **Source:** llama.cpp's GGUF keys and `LlamaModel.permute`:
+//! `w.reshape(heads, 2, rows / heads / 2, in).swapaxes(1, 2)`.
 
 use super::config::{Biases, ModelConfig, RopeScaling, default_head_dim, wrong};
 use super::end_tokens;
@@ -31,7 +32,8 @@ pub(super) fn read_config(file: &GgufFile) -> Result<(ModelConfig, Biases)> {
     let config = Metadata { file, arch }.config(architecture)?;
     config.check().map_err(|defect| error(file, defect))?;
     let has_bias = |module: &str| file.info(&format!("blk.0.{module}.bias")).is_ok();
-    let biases = Biases { qkv: has_bias("attn_q"), o: has_bias("attn_output"), mlp: has_bias("ffn_gate") };
+    let biases =
+        Biases { qkv: has_bias("attn_q"), o: has_bias("attn_output"), mlp: has_bias("ffn_gate") };
     Ok((config, biases))
 }
 
@@ -47,7 +49,8 @@ pub(super) fn permuted_heads(config: &ModelConfig, tensor: &str) -> Option<usize
     }
 }
 
-/// The row of the file that holds row `row` (Hugging Face order) of a permuted weight, `head_dim` rows a head.
+/// The row of the file that holds row `row` (Hugging Face order) of a permuted weight, `head_dim`
+/// rows a head.
 pub(super) fn permuted_row(row: usize, head_dim: usize) -> usize {
     let (head, within) = (row / head_dim, row % head_dim);
     let (part, j) = (within / (head_dim / 2), within % (head_dim / 2));
@@ -67,33 +70,48 @@ impl Metadata<'_> {
         let hidden_size = self.required("embedding_length")?;
         let num_hidden_layers = self.required("block_count")?;
         let of_a_layer = |key: &str| self.of_a_layer(key, num_hidden_layers);
-        let num_attention_heads = self.needed("attention.head_count", of_a_layer("attention.head_count")?)?;
+        let num_attention_heads =
+            self.needed("attention.head_count", of_a_layer("attention.head_count")?)?;
         let head_dim = match self.size("attention.key_length")? {
             Some(head_dim) => head_dim,
-            None => default_head_dim(hidden_size, num_attention_heads).map_err(|defect| error(file, defect))?,
+            None => default_head_dim(hidden_size, num_attention_heads)
+                .map_err(|defect| error(file, defect))?,
         };
         for key in ["attention.value_length", "rope.dimension_count"] {
             if let Some(found) = self.size(key)?.filter(|found| *found != head_dim) {
-                return Err(error(file, wrong(&self.key(key), found, format!("the head's width, {head_dim}"))));
+                return Err(error(
+                    file,
+                    wrong(&self.key(key), found, format!("the head's width, {head_dim}")),
+                ));
             }
         }
-        // llama.cpp reads this key for other architectures and lets every layer of these attend to everything.
+        // llama.cpp reads this key for other architectures and lets every layer of these attend to
+        // everything.
         let context = self.required("context_length")?;
-        if let Some(window) = self.size("attention.sliding_window")?.filter(|window| (1..context).contains(window)) {
+        if let Some(window) =
+            self.size("attention.sliding_window")?.filter(|window| (1..context).contains(window))
+        {
             let path = file.path().display();
-            tracing::warn!("{path}: its attention window of {window} tokens is not used, as in llama.cpp");
+            tracing::warn!(
+                "{path}: its attention window of {window} tokens is not used, as in llama.cpp"
+            );
         }
         Ok(ModelConfig {
             architecture: architecture.to_owned(),
             hidden_size,
-            intermediate_size: self.needed("feed_forward_length", of_a_layer("feed_forward_length")?)?,
+            intermediate_size: self
+                .needed("feed_forward_length", of_a_layer("feed_forward_length")?)?,
             num_hidden_layers,
             num_attention_heads,
-            num_key_value_heads: of_a_layer("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+            num_key_value_heads: of_a_layer("attention.head_count_kv")?
+                .unwrap_or(num_attention_heads),
             head_dim,
             vocab_size: file.info("token_embd.weight")?.rows(),
             rms_norm_eps: self.float("attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
-                error(file, ConfigDefect::Missing { key: self.key("attention.layer_norm_rms_epsilon") })
+                error(
+                    file,
+                    ConfigDefect::Missing { key: self.key("attention.layer_norm_rms_epsilon") },
+                )
             })?,
             rope_theta: self.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA),
             rope_scaling: self.rope_scaling()?,
@@ -101,7 +119,9 @@ impl Metadata<'_> {
             sliding_window: None,
             tie_word_embeddings: file.info("output.weight").is_err(),
             eos_token_ids: end_tokens::of_gguf(file)?,
-            bos_token_id: file.signed("tokenizer.ggml.bos_token_id")?.and_then(end_tokens::token_id),
+            bos_token_id: file
+                .signed("tokenizer.ggml.bos_token_id")?
+                .and_then(end_tokens::token_id),
         })
     }
 
@@ -114,7 +134,8 @@ impl Metadata<'_> {
         Ok(())
     }
 
-    /// As llama.cpp reads it: a factor without a type is linear, `none` scales nothing, and explicit divisors come on top.
+    /// As llama.cpp reads it: a factor without a type is linear, `none` scales nothing, and
+    /// explicit divisors come on top.
     fn rope_scaling(&self) -> Result<RopeScaling> {
         let file = self.file;
         let unsupported = |key: &str, found: String, expected| {
@@ -128,14 +149,22 @@ impl Metadata<'_> {
         let factor = match (file.text(&self.key("rope.scaling.type"))?, factor) {
             (Some("none"), _) => 1.0,
             // Zero stands for none there.
-            (None | Some("linear"), factor) => factor.filter(|factor| *factor != 0.0).unwrap_or(1.0),
-            (Some(found), _) => return Err(unsupported("rope.scaling.type", found.to_owned(), "none or linear")),
+            (None | Some("linear"), factor) => {
+                factor.filter(|factor| *factor != 0.0).unwrap_or(1.0)
+            }
+            (Some(found), _) => {
+                return Err(unsupported("rope.scaling.type", found.to_owned(), "none or linear"));
+            }
         };
         if let Some(found) = self.float("rope.scaling.attn_factor")?.filter(|found| *found != 1.0) {
             return Err(unsupported("rope.scaling.attn_factor", found.to_string(), "1"));
         }
         let Ok(tensor) = file.info(ROPE_FACTORS) else {
-            return Ok(if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor } });
+            return Ok(if factor == 1.0 {
+                RopeScaling::None
+            } else {
+                RopeScaling::Linear { factor }
+            });
         };
         let rows = tensor.rows();
         let mut divisors = vec![0.0; rows * tensor.cols()];
@@ -151,13 +180,19 @@ impl Metadata<'_> {
         let Ok(Some(list)) = self.file.integers(&name) else { return self.size(key) };
         if list.len() != layers {
             let found = format!("a list of {} values", list.len());
-            return Err(error(self.file, wrong(&name, found, format!("one for each of {layers} layers"))));
+            return Err(error(
+                self.file,
+                wrong(&name, found, format!("one for each of {layers} layers")),
+            ));
         }
         if let Some(pair) = list.windows(2).find(|pair| pair[0] != pair[1]) {
-            let (found, expected) = (format!("{} and {}", pair[0], pair[1]), "the same value for all layers");
+            let (found, expected) =
+                (format!("{} and {}", pair[0], pair[1]), "the same value for all layers");
             return Err(error(self.file, ConfigDefect::Unsupported { key: name, found, expected }));
         }
-        let one = |value: &u64| usize::try_from(*value).map_err(|_| wrong(&name, value, "a size that fits memory"));
+        let one = |value: &u64| {
+            usize::try_from(*value).map_err(|_| wrong(&name, value, "a size that fits memory"))
+        };
         list.first().map(one).transpose().map_err(|defect| error(self.file, defect))
     }
 
@@ -176,7 +211,9 @@ impl Metadata<'_> {
     fn size(&self, key: &str) -> Result<Option<usize>> {
         let key = self.key(key);
         let Some(found) = self.file.integer(&key)? else { return Ok(None) };
-        usize::try_from(found).map(Some).map_err(|_| error(self.file, wrong(&key, found, "a size that fits memory")))
+        usize::try_from(found)
+            .map(Some)
+            .map_err(|_| error(self.file, wrong(&key, found, "a size that fits memory")))
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>> {

@@ -1,4 +1,5 @@
-//! A setting that may be absent, null or given: a configuration class takes its default for the first alone.
+//! A setting that may be absent, null or given: a configuration class takes its default for the
+//! first alone.
 
 use serde::{Deserialize, Deserializer};
 
@@ -20,7 +21,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Given<T> {
 }
 
 impl<T: Copy> Given<T> {
-    /// The value, or the default where the key is absent. Null is refused: the class takes none for this key.
+    /// The value, or the default where the key is absent. Null is refused: the class takes none for
+    /// this key.
     pub(super) fn or(self, key: &str, default: T) -> Result<T, ConfigDefect> {
         match self {
             Self::Absent => Ok(default),

@@ -1,6 +1,7 @@
 //! A base as a Hugging Face folder: `config.json` and one or several safetensors files.
 //!
-//! **Invariant:** a setting that would change the computation and is not understood is refused by name.
+//! **Invariant:** a setting that would change the computation and is not understood is refused by
+//! name.
 //!
 //! **Source:** transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config`.
 
@@ -95,20 +96,26 @@ pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, Biases)> {
 }
 
 fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
-    let family = family::of(raw.architectures.as_deref().unwrap_or_default(), raw.model_type.as_deref())?;
-    if let Some(activation) = raw.hidden_act.as_ref().filter(|name| !ACTIVATIONS.contains(&name.as_str())) {
+    let family =
+        family::of(raw.architectures.as_deref().unwrap_or_default(), raw.model_type.as_deref())?;
+    if let Some(activation) =
+        raw.hidden_act.as_ref().filter(|name| !ACTIVATIONS.contains(&name.as_str()))
+    {
         return Err(unsupported("hidden_act", activation, ACTIVATIONS[0]));
     }
-    let max_position_embeddings =
-        raw.max_position_embeddings.or("max_position_embeddings", family.max_position_embeddings)?;
+    let max_position_embeddings = raw
+        .max_position_embeddings
+        .or("max_position_embeddings", family.max_position_embeddings)?;
     let (rope_theta, rope_scaling) = rope(&raw, family.rope_theta, max_position_embeddings)?;
     let hidden_size = raw.hidden_size.or("hidden_size", family.hidden_size)?;
-    let num_attention_heads = raw.num_attention_heads.or("num_attention_heads", family.num_attention_heads)?;
+    let num_attention_heads =
+        raw.num_attention_heads.or("num_attention_heads", family.num_attention_heads)?;
     let head_dim = match raw.head_dim {
         Some(head_dim) => head_dim,
         None => default_head_dim(hidden_size, num_attention_heads)?,
     };
-    let num_hidden_layers = raw.num_hidden_layers.or("num_hidden_layers", family.num_hidden_layers)?;
+    let num_hidden_layers =
+        raw.num_hidden_layers.or("num_hidden_layers", family.num_hidden_layers)?;
     let sliding_window = window(&raw, family, num_hidden_layers, max_position_embeddings)?;
     let biases = match family.biases {
         FamilyBiases::AsConfigured => {
@@ -121,10 +128,15 @@ fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
     let config = ModelConfig {
         architecture: family.architecture.to_owned(),
         hidden_size,
-        intermediate_size: raw.intermediate_size.or("intermediate_size", family.intermediate_size)?,
+        intermediate_size: raw
+            .intermediate_size
+            .or("intermediate_size", family.intermediate_size)?,
         num_hidden_layers,
         num_attention_heads,
-        num_key_value_heads: raw.num_key_value_heads.or_none(family.num_key_value_heads).unwrap_or(num_attention_heads),
+        num_key_value_heads: raw
+            .num_key_value_heads
+            .or_none(family.num_key_value_heads)
+            .unwrap_or(num_attention_heads),
         head_dim,
         vocab_size: raw.vocab_size.or("vocab_size", family.vocab_size)?,
         rms_norm_eps: raw.rms_norm_eps.or("rms_norm_eps", family.rms_norm_eps)?,
@@ -149,20 +161,36 @@ fn window(
 ) -> Result<Option<usize>, ConfigDefect> {
     let windowed = |kind: &String| kind == "sliding_attention";
     match family.window {
-        // The class takes no notice of the key, but the cache of keys and values does once a text is longer.
-        Window::Never => match raw.sliding_window.or_none(None).filter(|window| *window < max_position_embeddings) {
-            Some(found) => Err(unsupported("sliding_window", found, "null: this family's attention has no window")),
+        // The class takes no notice of the key, but the cache of keys and values does once a text
+        // is longer.
+        Window::Never => match raw
+            .sliding_window
+            .or_none(None)
+            .filter(|window| *window < max_position_embeddings)
+        {
+            Some(found) => Err(unsupported(
+                "sliding_window",
+                found,
+                "null: this family's attention has no window",
+            )),
             None => Ok(None),
         },
         Window::Always(default) => {
             let window = raw.sliding_window.or_none(Some(default));
             match raw.layer_types.iter().flatten().find(|kind| window.is_some() != windowed(kind)) {
-                Some(found) => Err(unsupported("layer_types", found, "what sliding_window says, for all layers")),
+                Some(found) => Err(unsupported(
+                    "layer_types",
+                    found,
+                    "what sliding_window says, for all layers",
+                )),
                 None => Ok(window),
             }
         }
         Window::Switched { window, first_layer } => {
-            let window = raw.sliding_window.or_none(Some(window)).filter(|_| raw.use_sliding_window == Some(true));
+            let window = raw
+                .sliding_window
+                .or_none(Some(window))
+                .filter(|_| raw.use_sliding_window == Some(true));
             let count = match &raw.layer_types {
                 Some(types) => types.iter().filter(|kind| windowed(kind)).count(),
                 None => layers.saturating_sub(raw.max_window_layers.unwrap_or(first_layer)),
@@ -172,7 +200,11 @@ fn window(
                 (Some(window), count) if count >= layers => Ok(Some(window)),
                 (Some(_), count) => {
                     let found = format!("{count} of {layers}");
-                    Err(unsupported("layers with a sliding_window", found, "one window for all layers, or none"))
+                    Err(unsupported(
+                        "layers with a sliding_window",
+                        found,
+                        "one window for all layers, or none",
+                    ))
                 }
                 (None, count) if raw.layer_types.is_some() && count > 0 => {
                     let expected = "full_attention where use_sliding_window is not true";
@@ -192,14 +224,17 @@ pub(super) fn open_files(dir: &Path) -> Result<Vec<SafeTensorsFile>> {
     }
     let path = dir.join("model.safetensors.index.json");
     if !path.exists() {
-        let defect = wrapped::no_model(dir).unwrap_or_else(|| ConfigDefect::NoWeights { hint: what_lacks(dir) });
+        let defect = wrapped::no_model(dir)
+            .unwrap_or_else(|| ConfigDefect::NoWeights { hint: what_lacks(dir) });
         return Err(Error::Config { path: dir.to_owned(), defect });
     }
     let index: Index = read_json(&path, MAX_INDEX_BYTES)?;
     // A tensor that no shard has is none that is missed, unless the architecture asks for it.
-    let shards: BTreeMap<_, _> = index.weight_map.iter().map(|(tensor, name)| (name, tensor)).collect();
+    let shards: BTreeMap<_, _> =
+        index.weight_map.iter().map(|(tensor, name)| (name, tensor)).collect();
     let open = |(name, tensor): (&String, &String)| {
-        let shard = shard(dir, name, tensor).map_err(|defect| Error::Config { path: path.clone(), defect })?;
+        let shard = shard(dir, name, tensor)
+            .map_err(|defect| Error::Config { path: path.clone(), defect })?;
         SafeTensorsFile::open_mapped(&shard)
     };
     shards.into_iter().map(open).collect()
@@ -227,9 +262,13 @@ fn shard(dir: &Path, name: &str, tensor: &str) -> Result<PathBuf, ConfigDefect> 
         folder.is_ok_and(|folder| root.is_ok_and(|root| folder.starts_with(root)))
     };
     let parts = Path::new(name).components();
-    let plain = !name.contains(['\\', ':']) && parts.clone().all(|part| matches!(part, Component::Normal(_)));
+    let plain = !name.contains(['\\', ':'])
+        && parts.clone().all(|part| matches!(part, Component::Normal(_)));
     let below = file.parent().filter(|_| parts.count() > 1);
-    if !plain || !name.ends_with(".safetensors") || below.is_some_and(|folder| folder.exists() && !within(folder)) {
+    if !plain
+        || !name.ends_with(".safetensors")
+        || below.is_some_and(|folder| folder.exists() && !within(folder))
+    {
         return Err(ConfigDefect::ShardName { file: name.to_owned() });
     }
     if !file.exists() {
@@ -240,7 +279,10 @@ fn shard(dir: &Path, name: &str, tensor: &str) -> Result<PathBuf, ConfigDefect> 
 
 fn read_json<T: DeserializeOwned>(path: &Path, max_bytes: u64) -> Result<T> {
     let bytes = read_limited(path, max_bytes)?;
-    from_json(&bytes).map_err(|reason| Error::Config { path: path.to_owned(), defect: ConfigDefect::Json { reason } })
+    from_json(&bytes).map_err(|reason| Error::Config {
+        path: path.to_owned(),
+        defect: ConfigDefect::Json { reason },
+    })
 }
 
 pub(super) fn unsupported(key: &str, found: impl ToString, expected: &'static str) -> ConfigDefect {

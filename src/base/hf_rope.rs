@@ -1,11 +1,12 @@
-//! The rotary embedding that `config.json` asks for, spelled as before version 5 of transformers or as since.
+//! The rotary embedding that `config.json` asks for, spelled as before version 5 of transformers or
+//! as since.
 //!
 //! **Invariant:** where two spellings of one fact disagree, the one counts that transformers takes.
 //!
-//! **Source:** transformers' `modeling_rope_utils.py`, `convert_rope_params_to_dict` and `standardize_rope_params`: a
-//! `rope_scaling` that is not empty comes before `rope_parameters`, `rope_type` before `type`, a `rope_theta` or
-//! `partial_rotary_factor` inside before one at the top, but `original_max_position_embeddings` at the top before one
-//! inside.
+//! **Source:** transformers' `modeling_rope_utils.py`, `convert_rope_params_to_dict` and
+//! `standardize_rope_params`: a `rope_scaling` that is not empty comes before `rope_parameters`,
+//! `rope_type` before `type`, a `rope_theta` or `partial_rotary_factor` inside before one at the
+//! top, but `original_max_position_embeddings` at the top before one inside.
 
 use serde_json::{Map, Value};
 
@@ -26,7 +27,11 @@ pub(super) fn rope(
     let nothing = Map::new();
     let rope = Rope { key, map: given.unwrap_or(&nothing) };
     if let Some((name, _)) = rope.map.iter().find(|(_, value)| value.is_object()) {
-        return Err(unsupported(&rope.name(name), "an object", "one rotary embedding for all layers"));
+        return Err(unsupported(
+            &rope.name(name),
+            "an object",
+            "one rotary embedding for all layers",
+        ));
     }
     let partial = rope.number("partial_rotary_factor")?.or(raw.partial_rotary_factor);
     if let Some(part) = partial.filter(|part| *part != 1.0) {
@@ -42,16 +47,23 @@ pub(super) fn rope(
             high_freq_factor: rope.required("high_freq_factor")?,
             original_max_position: match raw.original_max_position_embeddings {
                 Some(positions) => positions,
-                None => rope.size("original_max_position_embeddings")?.unwrap_or(max_position_embeddings),
+                None => rope
+                    .size("original_max_position_embeddings")?
+                    .unwrap_or(max_position_embeddings),
             },
         },
-        other => return Err(unsupported(&rope.name("rope_type"), other, "default, linear or llama3")),
+        other => {
+            return Err(unsupported(&rope.name("rope_type"), other, "default, linear or llama3"));
+        }
     };
     Ok((theta, scaling))
 }
 
 /// The object, unless it is absent, null or empty: Python's `or` passes all three over.
-fn non_empty<'a>(key: &str, value: Option<&'a Value>) -> Result<Option<&'a Map<String, Value>>, ConfigDefect> {
+fn non_empty<'a>(
+    key: &str,
+    value: Option<&'a Value>,
+) -> Result<Option<&'a Map<String, Value>>, ConfigDefect> {
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(map)) => Ok(Some(map).filter(|map| !map.is_empty())),
@@ -79,7 +91,9 @@ impl<'a> Rope<'a> {
     ) -> Result<Option<T>, ConfigDefect> {
         match self.map.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => read(value).map(Some).ok_or_else(|| wrong(&self.name(key), value, expected)),
+            Some(value) => {
+                read(value).map(Some).ok_or_else(|| wrong(&self.name(key), value, expected))
+            }
         }
     }
 
@@ -92,7 +106,9 @@ impl<'a> Rope<'a> {
     }
 
     fn size(&self, key: &str) -> Result<Option<usize>, ConfigDefect> {
-        self.get(key, "a whole number", |value| value.as_u64().and_then(|size| usize::try_from(size).ok()))
+        self.get(key, "a whole number", |value| {
+            value.as_u64().and_then(|size| usize::try_from(size).ok())
+        })
     }
 
     fn required(&self, key: &str) -> Result<f64, ConfigDefect> {

@@ -1,4 +1,5 @@
-//! Bases made of random weights in a known model's shapes: for benches, where speed depends on shapes alone.
+//! Bases made of random weights in a known model's shapes: for benches, where speed depends on
+//! shapes alone.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,8 +13,8 @@ use crate::WeightName;
 pub const SHAPES: [&str; 2] = ["llama-3.2-1b", "smollm2-135m"];
 
 impl BaseModel {
-    /// A base of random weights in the shapes called `name` (one of [`SHAPES`]): embedding and matrices uniform in
-    /// ±0.05, norms 1. The same on every machine. It has no tokenizer.
+    /// A base of random weights in the shapes called `name` (one of [`SHAPES`]): embedding and
+    /// matrices uniform in ±0.05, norms 1. The same on every machine. It has no tokenizer.
     pub fn made(name: &str) -> Option<Self> {
         let sizes = match name {
             "llama-3.2-1b" => [2048, 8192, 16, 32, 8, 64, 128_256],
@@ -44,7 +45,10 @@ impl BaseModel {
             .into_iter()
             .map(|(name, shape)| {
                 let info = WeightInfo { shape, dtype: "made".to_owned() };
-                (name.clone(), Weight { info, file: 0, tensor: name.to_string(), permuted_heads: None })
+                (
+                    name.clone(),
+                    Weight { info, file: 0, tensor: name.to_string(), permuted_heads: None },
+                )
             })
             .collect();
         let path = PathBuf::from(format!("made:{name}"));
@@ -58,8 +62,10 @@ pub(super) fn fill(name: &WeightName, info: &WeightInfo, rows: Range<usize>, out
         out.fill(1.0);
         return;
     }
-    let seed =
-        name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let seed = name
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     for (row, out) in rows.zip(out.chunks_exact_mut(info.cols())) {
         let mut state = seed ^ (row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         for value in out {
@@ -67,7 +73,8 @@ pub(super) fn fill(name: &WeightName, info: &WeightInfo, rows: Range<usize>, out
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            *value = f32::from(i16::from_ne_bytes([z.to_ne_bytes()[3], z.to_ne_bytes()[5]])) * (0.05 / 32768.0);
+            *value = f32::from(i16::from_ne_bytes([z.to_ne_bytes()[3], z.to_ne_bytes()[5]]))
+                * (0.05 / 32768.0);
         }
     }
 }

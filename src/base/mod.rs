@@ -1,7 +1,7 @@
 //! The base model: opened once, read-only, memory-mapped, with its content hash.
 //!
-//! **Invariant:** an open base has exactly the weights its architecture needs, each of the shape its configuration
-//! gives, whatever the file format; rows are given in Hugging Face order.
+//! **Invariant:** an open base has exactly the weights its architecture needs, each of the shape
+//! its configuration gives, whatever the file format; rows are given in Hugging Face order.
 
 mod config;
 mod end_tokens;
@@ -87,13 +87,14 @@ impl BaseModel {
     /// Opens a Hugging Face folder or a GGUF file.
     ///
     /// # Errors
-    /// When a file is missing or damaged, the architecture or a setting is not supported, or the weights are not those
-    /// that the configuration asks for.
+    /// When a file is missing or damaged, the architecture or a setting is not supported, or the
+    /// weights are not those that the configuration asks for.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::open_folder(path);
         }
-        let named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let named =
+            path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
         if path.exists() && !named && sniff_file(path) != Some(FileKind::Gguf) {
             return Err(Error::Config { path: path.to_owned(), defect: wrapped::no_gguf(path) });
         }
@@ -120,13 +121,20 @@ impl BaseModel {
         }
         let path = file.path().to_owned();
         let weights = select(&path, config.expected_weights(biases), found)?;
-        Ok(Self { path, config, files: Files::Gguf(Box::new(file)), weights, content_hash: OnceLock::new() })
+        Ok(Self {
+            path,
+            config,
+            files: Files::Gguf(Box::new(file)),
+            weights,
+            content_hash: OnceLock::new(),
+        })
     }
 
     fn open_folder(path: &Path) -> Result<Self> {
         let (mut config, biases) = hf::read_config(path)?;
         let files = hf::open_files(path)?;
-        let peft = wrapped::is_peft_model(&files).map_err(|defect| Error::Config { path: path.to_owned(), defect })?;
+        let peft = wrapped::is_peft_model(&files)
+            .map_err(|defect| Error::Config { path: path.to_owned(), defect })?;
         let mut found = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for tensor in file.names().filter(|tensor| !tensor.ends_with("rotary_emb.inv_freq")) {
@@ -149,7 +157,13 @@ impl BaseModel {
         }
         let path = path.to_owned();
         let weights = select(&path, config.expected_weights(biases), found)?;
-        Ok(Self { path, config, files: Files::SafeTensors(files), weights, content_hash: OnceLock::new() })
+        Ok(Self {
+            path,
+            config,
+            files: Files::SafeTensors(files),
+            weights,
+            content_hash: OnceLock::new(),
+        })
     }
 
     /// The folder or file.
@@ -185,15 +199,17 @@ impl BaseModel {
 
     /// Parameters of the model: elements of all its weights, a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        self.weights().map(|(_, info)| info.shape.iter().map(|dim| *dim as u64).product::<u64>()).sum()
+        self.weights()
+            .map(|(_, info)| info.shape.iter().map(|dim| *dim as u64).product::<u64>())
+            .sum()
     }
 
-    /// Dequantises `rows` of weight `name` into `out` (`rows.len() × in`, row-major, f32), in Hugging Face row order.
-    /// A vector is one row.
+    /// Dequantises `rows` of weight `name` into `out` (`rows.len() × in`, row-major, f32), in
+    /// Hugging Face row order. A vector is one row.
     ///
     /// # Errors
-    /// [`Error::Weight`] when the model has no such weight or rows, or `out` has another length; the file's own error
-    /// when its type cannot be read.
+    /// [`Error::Weight`] when the model has no such weight or rows, or `out` has another length;
+    /// the file's own error when its type cannot be read.
     pub fn read_rows(&self, name: &WeightName, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let weight = self.find(name)?;
         let (count, cols, Range { start, end }) = (weight.info.rows(), weight.info.cols(), rows);
@@ -227,8 +243,8 @@ impl BaseModel {
         }
     }
 
-    /// BLAKE3 of the weight file's bytes, in hex; of several files, BLAKE3 over one line `NAME HASH` each, by name.
-    /// Computed on the first call, which reads all of the file.
+    /// BLAKE3 of the weight file's bytes, in hex; of several files, BLAKE3 over one line
+    /// `NAME HASH` each, by name. Computed on the first call, which reads all of the file.
     pub fn content_hash(&self) -> &str {
         self.content_hash.get_or_init(|| match &self.files {
             Files::Made => hash(self.path.as_os_str().as_encoded_bytes()),
@@ -237,7 +253,8 @@ impl BaseModel {
                 hash_files(folder, &file.files().collect::<Vec<_>>())
             }
             Files::SafeTensors(files) => {
-                let files: Vec<_> = files.iter().map(|file| (file.path(), file.file_bytes())).collect();
+                let files: Vec<_> =
+                    files.iter().map(|file| (file.path(), file.file_bytes())).collect();
                 hash_files(&self.path, &files)
             }
         })
@@ -256,14 +273,15 @@ fn hash(bytes: &[u8]) -> String {
     blake3::Hasher::new().update_rayon(bytes).finalize().to_hex().to_string()
 }
 
-/// The hash of one file, or of a list of several, which are named as they are below `base` (its own folder, or the one
-/// that it lies in).
+/// The hash of one file, or of a list of several, which are named as they are below `base` (its own
+/// folder, or the one that it lies in).
 fn hash_files(base: &Path, files: &[(&Path, &[u8])]) -> String {
     if let [(_, bytes)] = files {
         return hash(bytes);
     }
     let line = |(path, bytes): &(&Path, &[u8])| {
-        let below = path.strip_prefix(base).unwrap_or(Path::new(path.file_name().unwrap_or_default()));
+        let below =
+            path.strip_prefix(base).unwrap_or(Path::new(path.file_name().unwrap_or_default()));
         format!("{} {}\n", below.to_string_lossy().replace('\\', "/"), hash(bytes))
     };
     hash(files.iter().map(line).collect::<String>().as_bytes())
@@ -275,12 +293,19 @@ fn select(
     expected: BTreeMap<WeightName, Vec<usize>>,
     found: BTreeMap<WeightName, Weight>,
 ) -> Result<BTreeMap<WeightName, Weight>> {
-    let error = |weight: &WeightName, defect| Error::Weight { path: path.to_owned(), weight: weight.clone(), defect };
+    let error = |weight: &WeightName, defect| Error::Weight {
+        path: path.to_owned(),
+        weight: weight.clone(),
+        defect,
+    };
     for (name, shape) in expected.iter() {
         match found.get(name).map(|weight| &weight.info.shape) {
             None => return Err(error(name, WeightDefect::Missing { expected: shape.clone() })),
             Some(found) if found != shape => {
-                return Err(error(name, WeightDefect::Shape { expected: shape.clone(), found: found.clone() }));
+                return Err(error(
+                    name,
+                    WeightDefect::Shape { expected: shape.clone(), found: found.clone() },
+                ));
             }
             Some(_) => {}
         }

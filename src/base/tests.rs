@@ -63,7 +63,10 @@ fn folder_gives_back_every_weight_bit_for_bit() {
             assert_eq!(&base.weight(&WeightName::new(name)).unwrap().shape, shape);
             assert_eq!(&read_all(&base, name), values, "{name}");
         }
-        assert_eq!(base.parameters(), weights.values().map(|(_, values)| values.len() as u64).sum::<u64>());
+        assert_eq!(
+            base.parameters(),
+            weights.values().map(|(_, values)| values.len() as u64).sum::<u64>()
+        );
     }
 }
 
@@ -76,7 +79,11 @@ fn half_precision_folder_gives_the_rounded_weights() {
         let model = TinyModel { dtype, ..TinyModel::default() };
         let base = BaseModel::open(folder(&model).path()).unwrap();
         for (name, (_, values)) in model.weights() {
-            assert_eq!(read_all(&base, &name), values.into_iter().map(round).collect::<Vec<_>>(), "{name}");
+            assert_eq!(
+                read_all(&base, &name),
+                values.into_iter().map(round).collect::<Vec<_>>(),
+                "{name}"
+            );
         }
     }
 }
@@ -157,7 +164,9 @@ fn threads_read_the_same_rows_at_once() {
 
 #[test]
 fn content_hash_follows_the_weights_only() {
-    let hash = |model: &TinyModel| BaseModel::open(folder(model).path()).unwrap().content_hash().to_owned();
+    let hash = |model: &TinyModel| {
+        BaseModel::open(folder(model).path()).unwrap().content_hash().to_owned()
+    };
     let (one, other) = (TinyModel::default(), TinyModel { seed: 2, ..TinyModel::default() });
     let dir = folder(&one);
     edit_config(dir.path(), |config| config["eos_token_id"] = json!([1, 2]));
@@ -176,15 +185,23 @@ fn settings_of_both_transformers_generations_are_read() {
     let dir = folder(&TinyModel::default());
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192});
-    let expected =
-        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 8192 };
+    let expected = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position: 8192,
+    };
     edit_config(dir.path(), |config| {
         config["rope_theta"] = json!(500000.0);
         config["rope_scaling"] = llama3.clone();
     });
-    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [2, 7]}"#).unwrap();
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [2, 7]}"#)
+        .unwrap();
     let v4 = BaseModel::open(dir.path()).unwrap().config().clone();
-    assert_eq!((v4.rope_theta, &v4.rope_scaling, &v4.eos_token_ids[..]), (500000.0, &expected, &[2, 7][..]));
+    assert_eq!(
+        (v4.rope_theta, &v4.rope_scaling, &v4.eos_token_ids[..]),
+        (500000.0, &expected, &[2, 7][..])
+    );
     edit_config(dir.path(), |config| {
         let fields = config.as_object_mut().unwrap();
         fields.remove("rope_theta");
@@ -200,7 +217,9 @@ fn settings_of_both_transformers_generations_are_read() {
 fn sliding_window_is_used_only_where_the_model_uses_it() {
     let window = |change: Value| {
         let dir = folder(&TinyModel { arch: "MistralForCausalLM", ..TinyModel::default() });
-        edit_config(dir.path(), |config| config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
+        edit_config(dir.path(), |config| {
+            config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone())
+        });
         BaseModel::open(dir.path()).unwrap().config().sliding_window
     };
     assert_eq!(window(json!({"sliding_window": 64})), Some(64));
@@ -216,10 +235,16 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         (json!({"sliding_window": 8}), "sliding_window"),
     ] {
         let defect = config_refusal(change);
-        assert!(matches!(&defect, ConfigDefect::Unsupported { key, .. } if key == name), "{defect}");
+        assert!(
+            matches!(&defect, ConfigDefect::Unsupported { key, .. } if key == name),
+            "{defect}"
+        );
     }
     let defect = config_refusal(json!({"quantization_config": {"quant_method": "gptq"}}));
-    assert!(matches!(&defect, ConfigDefect::Quantised { method, .. } if method == "gptq"), "{defect}");
+    assert!(
+        matches!(&defect, ConfigDefect::Quantised { method, .. } if method == "gptq"),
+        "{defect}"
+    );
     let defect = config_refusal(json!({"architectures": ["GPT2LMHeadModel"]}));
     assert!(matches!(defect, ConfigDefect::Architecture { .. }), "{defect}");
 }
@@ -251,7 +276,9 @@ fn absurd_settings_are_refused_before_anything_is_computed_from_them() {
 fn weights_that_are_missing_misshapen_or_unknown_are_refused_by_name() {
     let weight_refusal = |change: Value| {
         let dir = folder(&TinyModel::default());
-        edit_config(dir.path(), |config| config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
+        edit_config(dir.path(), |config| {
+            config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone())
+        });
         match refusal(dir.path()) {
             Error::Weight { weight, defect, .. } => (weight.to_string(), defect),
             other => panic!("{other}"),
@@ -260,11 +287,20 @@ fn weights_that_are_missing_misshapen_or_unknown_are_refused_by_name() {
     let (name, defect) = weight_refusal(json!({"tie_word_embeddings": false}));
     assert!(name == HEAD && matches!(defect, WeightDefect::Missing { .. }), "{defect}");
     let (name, defect) = weight_refusal(json!({"vocab_size": 271}));
-    assert!(name == "model.embed_tokens.weight" && matches!(defect, WeightDefect::Shape { .. }), "{defect}");
+    assert!(
+        name == "model.embed_tokens.weight" && matches!(defect, WeightDefect::Shape { .. }),
+        "{defect}"
+    );
     let (name, defect) = weight_refusal(json!({"num_hidden_layers": 1}));
-    assert!(name.starts_with("model.layers.1.") && matches!(defect, WeightDefect::NoPlace), "{defect}");
+    assert!(
+        name.starts_with("model.layers.1.") && matches!(defect, WeightDefect::NoPlace),
+        "{defect}"
+    );
     let (name, defect) = weight_refusal(json!({"attention_bias": true}));
-    assert!(name.ends_with(".bias") && matches!(defect, WeightDefect::Missing { .. }), "{name}: {defect}");
+    assert!(
+        name.ends_with(".bias") && matches!(defect, WeightDefect::Missing { .. }),
+        "{name}: {defect}"
+    );
 }
 
 #[test]
@@ -276,11 +312,17 @@ fn folders_that_are_no_model_are_refused_each_for_its_reason() {
     };
     assert!(matches!(defect(&dir.path().join("config.json")), ConfigDefect::InsideFolder { .. }));
     let index = dir.path().join("model.safetensors.index.json");
-    for (file, tensor) in [("../model.safetensors", "model.norm.weight"), ("a.bin", "model.norm.weight")] {
+    for (file, tensor) in
+        [("../model.safetensors", "model.norm.weight"), ("a.bin", "model.norm.weight")]
+    {
         std::fs::write(&index, json!({"weight_map": {tensor: file}}).to_string()).unwrap();
         assert!(matches!(defect(dir.path()), ConfigDefect::ShardName { .. }));
     }
-    std::fs::write(&index, json!({"weight_map": {"model.norm.weight": "b.safetensors"}}).to_string()).unwrap();
+    std::fs::write(
+        &index,
+        json!({"weight_map": {"model.norm.weight": "b.safetensors"}}).to_string(),
+    )
+    .unwrap();
     assert!(matches!(defect(dir.path()), ConfigDefect::MissingShard { .. }));
     std::fs::remove_file(&index).unwrap();
     assert!(matches!(defect(dir.path()), ConfigDefect::NoWeights { .. }));
@@ -297,7 +339,10 @@ fn rows_beyond_the_weight_and_unknown_names_are_refused() {
     base.read_rows(&name, 0..1, &mut out).unwrap();
     for (rows, length) in [(0..2, 64), (0..1, 63), (1..2, 64), (0..0, 1)] {
         let error = base.read_rows(&name, rows, &mut out[..length]).unwrap_err();
-        assert!(matches!(error, Error::Weight { defect: WeightDefect::Rows { .. }, .. }), "{error}");
+        assert!(
+            matches!(error, Error::Weight { defect: WeightDefect::Rows { .. }, .. }),
+            "{error}"
+        );
     }
     let error = base.read_rows(&WeightName::new("nothing"), 0..1, &mut out).unwrap_err();
     assert!(matches!(error, Error::Weight { defect: WeightDefect::Unknown, .. }), "{error}");

@@ -1,7 +1,8 @@
-//! What a file says of head and embedding beside `tie_word_embeddings: true`. Merging an adapter of the head leaves a head of
-//! its own under that flag, so the tensors decide.
+//! What a file says of head and embedding beside `tie_word_embeddings: true`. Merging an adapter of
+//! the head leaves a head of its own under that flag, so the tensors decide.
 //!
-//! **Source:** transformers' `tie_weights`: both there and different, they are not tied; one there, it is both.
+//! **Source:** transformers' `tie_weights`: both there and different, they are not tied; one there,
+//! it is both.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,10 @@ use crate::{Result, WeightName};
 const PART: usize = 1 << 20;
 
 /// Leaves one matrix for both where the file has one or two equal ones; returns whether it does.
-pub(super) fn settle(found: &mut BTreeMap<WeightName, Weight>, files: &[SafeTensorsFile]) -> Result<bool> {
+pub(super) fn settle(
+    found: &mut BTreeMap<WeightName, Weight>,
+    files: &[SafeTensorsFile],
+) -> Result<bool> {
     let [embedding, head] = [EMBEDDING, HEAD].map(WeightName::new);
     match (found.get(&embedding), found.get(&head)) {
         (_, None) => return Ok(true),

@@ -16,7 +16,8 @@ impl BaseModel {
     /// [`Error::NonFinite`] for the first one by name and place; what reading returns.
     pub fn check_values(&self) -> Result<()> {
         let weights: Vec<_> = self.weights.iter().collect();
-        let checks: Vec<_> = weights.into_par_iter().map(|(name, weight)| self.check_weight(name, weight)).collect();
+        let checks: Vec<_> =
+            weights.into_par_iter().map(|(name, weight)| self.check_weight(name, weight)).collect();
         checks.into_iter().collect()
     }
 

@@ -1,18 +1,21 @@
-//! The tensor operations of the Llama family, on buffers that stay on the device. A forward pass is a straight sequence
-//! of these calls, so a device may record them and run them at once; only [`Compute::read`] waits.
+//! The tensor operations of the Llama family, on buffers that stay on the device. A forward pass is
+//! a straight sequence of these calls, so a device may record them and run them at once; only
+//! [`Compute::read`] waits.
 //!
-//! A buffer used as a matrix is row-major; a *row* is one token of one sequence. A buffer may be longer than a call needs.
+//! A buffer used as a matrix is row-major; a *row* is one token of one sequence. A buffer may be
+//! longer than a call needs.
 //!
-//! **Invariant:** a row's result depends on that row and its own sequence alone, bit for bit, whatever else is in the
-//! batch. (A device may have several kernels for different numbers of rows; between them results agree to rounding. The CPU's
-//! agree to the bit.)
+//! **Invariant:** a row's result depends on that row and its own sequence alone, bit for bit,
+//! whatever else is in the batch. (A device may have several kernels for different numbers of rows;
+//! between them results agree to rounding. The CPU's agree to the bit.)
 
 use std::ops::Range;
 
 use super::Device;
 use crate::Result;
 
-/// One product of [`Compute::matmul`]: `out[t] = W · x[t]`, plus `bias`, plus the old `out[t]` if `accumulate`.
+/// One product of [`Compute::matmul`]: `out[t] = W · x[t]`, plus `bias`, plus the old `out[t]` if
+/// `accumulate`.
 pub struct Product<'a, D: Device + ?Sized> {
     /// `W (out, in)`.
     pub weight: &'a D::Matrix,
@@ -38,7 +41,8 @@ pub struct Span {
 /// Heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Query heads; a multiple of `kv_heads`. Query head `h` reads key head `h / (heads / kv_heads)`.
+    /// Query heads; a multiple of `kv_heads`. Query head `h` reads key head
+    /// `h / (heads / kv_heads)`.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
@@ -54,7 +58,8 @@ pub struct Attention<'a, D: Compute + ?Sized> {
     pub keys: &'a mut D::Buffer,
     /// `(rows, kv_heads × head_dim)`.
     pub values: &'a D::Buffer,
-    /// `(rows, head_dim)`: `head_dim / 2` cosines, then as many sines, for the position of every row.
+    /// `(rows, head_dim)`: `head_dim / 2` cosines, then as many sines, for the position of every
+    /// row.
     pub angles: &'a D::Buffer,
     /// The layer's cache.
     pub cache: &'a mut D::KvLayer,
@@ -73,7 +78,8 @@ pub struct Choice {
     pub temperature: f32,
     /// Only this many likeliest tokens; of equals the first.
     pub top_k: Option<usize>,
-    /// Only the likeliest tokens that together reach this probability, counted among those that `top_k` leaves.
+    /// Only the likeliest tokens that together reach this probability, counted among those that
+    /// `top_k` leaves.
     pub top_p: Option<f32>,
     /// Of those, only the tokens that are at least this share as likely as the likeliest.
     pub min_p: Option<f32>,
@@ -116,20 +122,33 @@ pub trait Compute: Device {
     /// When the device failed since the last read.
     fn read(&self, buffer: &Self::Buffer, range: Range<usize>) -> Result<Vec<f32>>;
 
-    /// `out[t] = table[tokens[t]]`, `(tokens, columns of table)`. Every token is below the rows of `table`.
+    /// `out[t] = table[tokens[t]]`, `(tokens, columns of table)`. Every token is below the rows of
+    /// `table`.
     fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer);
 
     /// `out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight` for `rows` rows as wide as `weight`.
-    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, eps: f32, rows: usize, out: &mut Self::Buffer);
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        weight: &Self::Buffer,
+        eps: f32,
+        rows: usize,
+        out: &mut Self::Buffer,
+    );
 
     /// Multiplies `x (rows, in)` by several matrices at once. All have the same number of inputs.
-    fn matmul<const N: usize>(&self, x: &Self::Buffer, rows: usize, products: [Product<'_, Self>; N]);
+    fn matmul<const N: usize>(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        products: [Product<'_, Self>; N],
+    );
 
     /// Rotates queries and keys, with `h = head_dim / 2`:
-    /// `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j`. Appends the keys and values of every span to
-    /// the cache, then lets every query see the keys up to its own position: softmax of `q · k / sqrt(head_dim)`, times the
-    /// values.
-    /// Spans ascend in both rows and slots; `past + rows` is within the capacity.
+    /// `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j`. Appends the keys and
+    /// values of every span to the cache, then lets every query see the keys up to its own
+    /// position: softmax of `q · k / sqrt(head_dim)`, times the values. Spans ascend in both rows
+    /// and slots; `past + rows` is within the capacity.
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]);
 
     /// `gate ← gate / (1 + exp(−gate)) · up`, over `len` values.
@@ -138,9 +157,16 @@ pub trait Compute: Device {
     /// `out[i] = x[rows[i]]`, rows of `width` values.
     fn select_rows(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
 
-    /// Chooses a token from each of the first rows of `logits (rows, vocab_size)`, one row a choice.
+    /// Chooses a token from each of the first rows of `logits (rows, vocab_size)`, one row a
+    /// choice.
     ///
     /// # Errors
-    /// [`NonFiniteLogits`](crate::Error::NonFiniteLogits), or when the device failed since the last read.
-    fn choose(&self, logits: &Self::Buffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>>;
+    /// [`NonFiniteLogits`](crate::Error::NonFiniteLogits), or when the device failed since the last
+    /// read.
+    fn choose(
+        &self,
+        logits: &Self::Buffer,
+        vocab_size: usize,
+        choices: &[Choice],
+    ) -> Result<Vec<u32>>;
 }

@@ -62,7 +62,8 @@ pub trait Device: Send + Sync {
     /// When the device has no room.
     fn upload_buffer(&self, values: Vec<f32>) -> Result<Self::Buffer>;
 
-    /// Makes room for a node's deltas and starts to move them. They may arrive with the pass that first uses them.
+    /// Makes room for a node's deltas and starts to move them. They may arrive with the pass that
+    /// first uses them.
     ///
     /// # Errors
     /// When the device has no room.
@@ -89,7 +90,8 @@ pub trait Device: Send + Sync {
     /// When the device fails.
     fn read_matrix(&self, matrix: &Self::Matrix) -> Result<LatticeMatrix>;
 
-    /// Copies some rows of several matrices as they now are: for each matrix its rows one after another, without padding.
+    /// Copies some rows of several matrices as they now are: for each matrix its rows one after
+    /// another, without padding.
     ///
     /// # Errors
     /// When the device fails.
@@ -99,11 +101,15 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// When the device has no room; the matrices are as before.
-    fn prepare_pass(&self, matrices: &[Self::Matrix], terms: &[(&Self::Deltas, Sign)]) -> Result<Self::Pass>;
+    fn prepare_pass(
+        &self,
+        matrices: &[Self::Matrix],
+        terms: &[(&Self::Deltas, Sign)],
+    ) -> Result<Self::Pass>;
 
-    /// Adds and subtracts every delta of every term in one read and write of each matrix it touches; a
-    /// [`MatrixId`](crate::lattice::MatrixId) counts in `matrices`. Returns when the pass is over. `pass` was prepared for the
-    /// same matrices and terms.
+    /// Adds and subtracts every delta of every term in one read and write of each matrix it
+    /// touches; a [`MatrixId`](crate::lattice::MatrixId) counts in `matrices`. Returns when the
+    /// pass is over. `pass` was prepared for the same matrices and terms.
     ///
     /// # Errors
     /// When the device fails; the matrices are then in no known state.
@@ -118,13 +124,17 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// As these; the matrices are then in no known state.
-    fn prepare_and_apply(&self, matrices: &mut [Self::Matrix], terms: &[(&Self::Deltas, Sign)]) -> Result<PassTimes> {
+    fn prepare_and_apply(
+        &self,
+        matrices: &mut [Self::Matrix],
+        terms: &[(&Self::Deltas, Sign)],
+    ) -> Result<PassTimes> {
         let pass = self.prepare_pass(matrices, terms)?;
         self.delta_apply(matrices, terms, pass)
     }
 
-    /// BLAKE3 of each matrix: rows, columns (u64), integers row by row without padding (i16), steps (f32), all
-    /// little-endian.
+    /// BLAKE3 of each matrix: rows, columns (u64), integers row by row without padding (i16), steps
+    /// (f32), all little-endian.
     ///
     /// # Errors
     /// When the device fails.

@@ -1,4 +1,5 @@
-//! What can be wrong with an adapter: each defect named, with what was expected, what was found and what to do.
+//! What can be wrong with an adapter: each defect named, with what was expected, what was found and
+//! what to do.
 
 use std::path::PathBuf;
 
@@ -9,7 +10,9 @@ use crate::suggest::did_you_mean;
 #[non_exhaustive]
 pub enum AdapterDefect {
     /// A file every adapter has is not there.
-    #[error("there is no {file} in this folder; is it a PEFT adapter saved with `save_pretrained`?")]
+    #[error(
+        "there is no {file} in this folder; is it a PEFT adapter saved with `save_pretrained`?"
+    )]
     MissingFile {
         /// The missing file.
         file: &'static str,
@@ -31,7 +34,9 @@ pub enum AdapterDefect {
         what: &'static str,
     },
     /// Its files were written or replaced while they were read, so they may belong to two versions.
-    #[error("{file} was changed or replaced while the adapter was read; try again when nobody writes to this folder")]
+    #[error(
+        "{file} was changed or replaced while the adapter was read; try again when nobody writes to this folder"
+    )]
     Changed {
         /// The file.
         file: &'static str,
@@ -106,7 +111,9 @@ pub enum AdapterDefect {
         limit: usize,
     },
     /// A regular expression does not parse, or needs too many steps to match.
-    #[error("the pattern `{pattern}` of {key} cannot be used: {source}; simplify it or list the modules by name")]
+    #[error(
+        "the pattern `{pattern}` of {key} cannot be used: {source}; simplify it or list the modules by name"
+    )]
     PatternInvalid {
         /// The key that holds it.
         key: &'static str,
@@ -344,7 +351,9 @@ pub enum AdapterDefect {
         value: f32,
     },
     /// A change that no LoRA adapter can hold.
-    #[error("the change to {weight} is {kind}, and a LoRA adapter holds low-rank changes only; leave this node out")]
+    #[error(
+        "the change to {weight} is {kind}, and a LoRA adapter holds low-rank changes only; leave this node out"
+    )]
     NotLowRank {
         /// The weight.
         weight: String,
@@ -361,9 +370,13 @@ pub enum AdapterDefect {
         weight: String,
     },
     /// There is no change, and PEFT has no adapter without one.
-    #[error("there is no change to write, and PEFT knows no adapter that changes nothing; use the base as it is")]
+    #[error(
+        "there is no change to write, and PEFT knows no adapter that changes nothing; use the base as it is"
+    )]
     NothingToWrite,
     /// The folder to write into holds something.
-    #[error("this folder is not empty, and nothing is overwritten; give another folder, or empty this one first")]
+    #[error(
+        "this folder is not empty, and nothing is overwritten; give another folder, or empty this one first"
+    )]
     FolderNotEmpty,
 }

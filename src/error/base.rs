@@ -32,7 +32,9 @@ pub enum ConfigDefect {
         file: PathBuf,
     },
     /// An adapter's folder.
-    #[error("this is an adapter, not a base model (its base is {base}): give it in a tree, and its base here")]
+    #[error(
+        "this is an adapter, not a base model (its base is {base}): give it in a tree, and its base here"
+    )]
     Adapter {
         /// What its configuration names, in quotes, or `unnamed`.
         base: String,
@@ -55,7 +57,9 @@ pub enum ConfigDefect {
         tensor: String,
     },
     /// Quantised weights in safetensors.
-    #[error("the weights are quantised ({method}); expected plain f64, f32, f16 or bf16 weights, or a GGUF file{twin}")]
+    #[error(
+        "the weights are quantised ({method}); expected plain f64, f32, f16 or bf16 weights, or a GGUF file{twin}"
+    )]
     Quantised {
         /// The method.
         method: String,
@@ -144,10 +148,14 @@ pub enum ConfigDefect {
 #[non_exhaustive]
 pub enum WeightDefect {
     /// The model has no such weight.
-    #[error("the base has no such weight: check the adapter's target modules, or whether it was made for another base")]
+    #[error(
+        "the base has no such weight: check the adapter's target modules, or whether it was made for another base"
+    )]
     Unknown,
     /// The file lacks a weight that the configuration asks for.
-    #[error("missing, expected shape {expected:?}: the model is not complete, or its configuration is of another one")]
+    #[error(
+        "missing, expected shape {expected:?}: the model is not complete, or its configuration is of another one"
+    )]
     Missing {
         /// The shape by the configuration.
         expected: Vec<usize>,
@@ -161,7 +169,9 @@ pub enum WeightDefect {
         found: Vec<usize>,
     },
     /// The file has a weight that the architecture does not use.
-    #[error("the file has this tensor, but the configured architecture has no place for it: choose another base")]
+    #[error(
+        "the file has this tensor, but the configured architecture has no place for it: choose another base"
+    )]
     NoPlace,
     /// Two tensors for one weight.
     #[error("two tensors give this weight: remove one of the files")]

@@ -17,7 +17,9 @@ pub enum FileKind {
     #[error("a pointer of Git LFS, not the file itself: run `git lfs pull` where it was cloned")]
     LfsPointer,
     /// HTML or XML.
-    #[error("a web page, not the file itself (a log-in or an error?): fetch it again and look at the first lines")]
+    #[error(
+        "a web page, not the file itself (a log-in or an error?): fetch it again and look at the first lines"
+    )]
     Page,
     /// A zip archive.
     #[error(
@@ -62,7 +64,9 @@ pub enum SafeTensorsDefect {
         file: u64,
     },
     /// The header is longer than any real one.
-    #[error("the header says it has {bytes} bytes, more than {limit}: not a safetensors file, or a damaged one")]
+    #[error(
+        "the header says it has {bytes} bytes, more than {limit}: not a safetensors file, or a damaged one"
+    )]
     HeaderTooLarge {
         /// Its length as the file gives it.
         bytes: u64,
@@ -102,7 +106,9 @@ pub enum SafeTensorsDefect {
         found: usize,
     },
     /// Shape and type do not give the tensor's length.
-    #[error("tensor `{tensor}` of shape {shape:?} and type {dtype} cannot have {bytes} bytes: the header is damaged")]
+    #[error(
+        "tensor `{tensor}` of shape {shape:?} and type {dtype} cannot have {bytes} bytes: the header is damaged"
+    )]
     Size {
         /// The name.
         tensor: String,
@@ -130,7 +136,9 @@ pub enum SafeTensorsDefect {
         tensor: String,
     },
     /// The tensor is not of a float type that is read.
-    #[error("tensor `{tensor}` is of type {found}, expected F64, F32, F16 or BF16: convert the file")]
+    #[error(
+        "tensor `{tensor}` is of type {found}, expected F64, F32, F16 or BF16: convert the file"
+    )]
     NotFloat {
         /// The name.
         tensor: String,
@@ -164,13 +172,17 @@ pub enum GgufDefect {
         found: FileKind,
     },
     /// The numbers are written the other way round.
-    #[error("a big-endian GGUF file, made for another kind of processor: fetch or convert the little-endian one")]
+    #[error(
+        "a big-endian GGUF file, made for another kind of processor: fetch or convert the little-endian one"
+    )]
     BigEndian,
     /// The file does not start as a GGUF file does.
     #[error("not a GGUF file: it does not start with the letters GGUF")]
     Magic,
     /// A version that is not read.
-    #[error("GGUF version {found} is not read, only 2 and 3: convert the model again with a current converter")]
+    #[error(
+        "GGUF version {found} is not read, only 2 and 3: convert the model again with a current converter"
+    )]
     Version {
         /// The file's version.
         found: u32,
@@ -230,7 +242,9 @@ pub enum GgufDefect {
         found: u32,
     },
     /// A tensor whose shape is empty, too large, or not whole blocks.
-    #[error("tensor `{tensor}` has shape {shape:?}, which is empty, too large or not whole blocks of its type")]
+    #[error(
+        "tensor `{tensor}` has shape {shape:?}, which is empty, too large or not whole blocks of its type"
+    )]
     Shape {
         /// The name.
         tensor: String,
@@ -297,7 +311,9 @@ pub enum GgufDefect {
         file: PathBuf,
     },
     /// A file that its name calls another part than it is.
-    #[error("by its metadata this is part {found} of {found_count}, by its name {part} of {count}: fetch it again")]
+    #[error(
+        "by its metadata this is part {found} of {found_count}, by its name {part} of {count}: fetch it again"
+    )]
     PartNumber {
         /// By its name, from 1.
         part: u64,
@@ -309,7 +325,9 @@ pub enum GgufDefect {
         found_count: u64,
     },
     /// The parts do not have the tensors that the first one counts.
-    #[error("the parts have {found} tensors, expected {expected}: one of them is of another model; fetch them again")]
+    #[error(
+        "the parts have {found} tensors, expected {expected}: one of them is of another model; fetch them again"
+    )]
     PartTensors {
         /// `split.tensors.count`.
         expected: u64,
@@ -317,7 +335,9 @@ pub enum GgufDefect {
         found: u64,
     },
     /// A metadata value of another type than its key has.
-    #[error("metadata `{key}` is not {expected}: the file is damaged or from a converter that is not known")]
+    #[error(
+        "metadata `{key}` is not {expected}: the file is damaged or from a converter that is not known"
+    )]
     Metadata {
         /// The key.
         key: String,
@@ -331,7 +351,9 @@ pub enum GgufDefect {
         tensor: String,
     },
     /// A request beyond the tensor's end, or for a buffer of another length.
-    #[error("rows {start}..{end} of tensor `{tensor}` into {out} places: it has {rows} rows of {cols}")]
+    #[error(
+        "rows {start}..{end} of tensor `{tensor}` into {out} places: it has {rows} rows of {cols}"
+    )]
     Range {
         /// The name.
         tensor: String,
@@ -353,13 +375,19 @@ pub enum GgufDefect {
 #[non_exhaustive]
 pub enum HubDefect {
     /// Not a model's name.
-    #[error("not a model's name: expected ORG/NAME or ORG/NAME@REVISION of letters, digits, `-`, `_` and `.`")]
+    #[error(
+        "not a model's name: expected ORG/NAME or ORG/NAME@REVISION of letters, digits, `-`, `_` and `.`"
+    )]
     Name,
     /// The program was built without the hub.
-    #[error("this build cannot download models: build with `--features hub`, or give a folder or a .gguf file")]
+    #[error(
+        "this build cannot download models: build with `--features hub`, or give a folder or a .gguf file"
+    )]
     NotBuilt,
     /// A file cannot be fetched.
-    #[error("cannot fetch {file}: {reason}; check the name and the network, or give a folder or a .gguf file")]
+    #[error(
+        "cannot fetch {file}: {reason}; check the name and the network, or give a folder or a .gguf file"
+    )]
     Fetch {
         /// The file.
         file: String,

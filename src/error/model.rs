@@ -18,13 +18,17 @@ pub enum TokenizerDefect {
         found: String,
     },
     /// A GGUF pre-tokenizer that is not known.
-    #[error("the pre-tokenizer `{found}` is not known: give the model's tokenizer.json with --tokenizer FILE")]
+    #[error(
+        "the pre-tokenizer `{found}` is not known: give the model's tokenizer.json with --tokenizer FILE"
+    )]
     PreTokenizer {
         /// `tokenizer.ggml.pre`.
         found: String,
     },
     /// A value of the vocabulary that does not fit the others.
-    #[error("the vocabulary is damaged: {what}; give the model's tokenizer.json with --tokenizer FILE")]
+    #[error(
+        "the vocabulary is damaged: {what}; give the model's tokenizer.json with --tokenizer FILE"
+    )]
     Vocabulary {
         /// What does not fit.
         what: String,
@@ -73,7 +77,9 @@ pub enum ChatDefect {
     #[error("the model has no chat template: it was not trained for chat; generate without --chat")]
     Missing,
     /// Several templates, none of which is the default.
-    #[error("there are several chat templates and none is the default: say which with --template ({known})")]
+    #[error(
+        "there are several chat templates and none is the default: say which with --template ({known})"
+    )]
     NoDefault {
         /// Their names.
         known: String,

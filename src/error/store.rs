@@ -1,4 +1,5 @@
-//! What can be wrong with a store of compiled deltas, or with what is asked of it: each defect named.
+//! What can be wrong with a store of compiled deltas, or with what is asked of it: each defect
+//! named.
 
 use super::{RefusedEntry, refusals};
 
@@ -16,13 +17,17 @@ pub enum StoreDefect {
     #[error("there is something here already; name a folder that does not exist or is empty")]
     Exists,
     /// The empty folder where a store is to be made cannot be replaced by it.
-    #[error("this folder cannot be replaced by a store ({problem}); name a folder in it that does not exist yet")]
+    #[error(
+        "this folder cannot be replaced by a store ({problem}); name a folder in it that does not exist yet"
+    )]
     NotReplaceable {
         /// What the operating system said.
         problem: String,
     },
     /// A part was written by another version of this program.
-    #[error("{part} has format version {found}, this program reads version {expected}; use the program that wrote it")]
+    #[error(
+        "{part} has format version {found}, this program reads version {expected}; use the program that wrote it"
+    )]
     FormatVersion {
         /// Which part.
         part: &'static str,
@@ -32,7 +37,9 @@ pub enum StoreDefect {
         found: u32,
     },
     /// Bytes that are not what was written.
-    #[error("{part} is damaged: {problem}; run `pleach store verify`, and bring the store back from a copy")]
+    #[error(
+        "{part} is damaged: {problem}; run `pleach store verify`, and bring the store back from a copy"
+    )]
     Damaged {
         /// Which part.
         part: String,
@@ -68,7 +75,8 @@ pub enum StoreDefect {
     /// The store may be read, not written.
     #[error("the store may not be written here: its files, or the disk they lie on, are read-only")]
     ReadOnly,
-    /// A program that wrote ended in the middle, and what it left cannot be tidied up without writing.
+    /// A program that wrote ended in the middle, and what it left cannot be tidied up without
+    /// writing.
     #[error(
         "a program ended while it had the store open to write, which must be tidied up first: open the store once where it may \
          be written, for example with `pleach store stat`"
@@ -125,7 +133,9 @@ pub enum StoreDefect {
         done: &'static str,
     },
     /// A node of that name is there.
-    #[error("there is a node {name} already, in generation {generation}; replace it instead (--replace)")]
+    #[error(
+        "there is a node {name} already, in generation {generation}; replace it instead (--replace)"
+    )]
     NodeExists {
         /// Its name.
         name: String,
@@ -187,7 +197,9 @@ pub enum StoreDefect {
         known: Vec<u64>,
     },
     /// A node's labels are too many or too long.
-    #[error("{name}: {problem}; a node holds up to {count} labels, keys of 1 to 128 bytes, 4 KiB in all")]
+    #[error(
+        "{name}: {problem}; a node holds up to {count} labels, keys of 1 to 128 bytes, 4 KiB in all"
+    )]
     Labels {
         /// The node.
         name: String,
@@ -269,7 +281,13 @@ pub enum StoreDefect {
     },
 }
 
-fn stale(name: &str, parent: &str, trained_under: Option<&str>, trained_on: u64, found: u64) -> String {
+fn stale(
+    name: &str,
+    parent: &str,
+    trained_under: Option<&str>,
+    trained_on: u64,
+    found: u64,
+) -> String {
     let what_to_do = "or accept it (--stale accept)";
     match (trained_under, parent) {
         (Some("/"), _) => format!(

@@ -10,7 +10,8 @@ use serde::ser::SerializeStruct;
 use super::Error;
 use crate::suggest::did_you_mean;
 
-/// A node, or an entry of a tree's folder, that is not served while the others are. As JSON `{node, reason}`.
+/// A node, or an entry of a tree's folder, that is not served while the others are. As JSON
+/// `{node, reason}`.
 #[derive(Clone, Debug)]
 pub struct RefusedEntry {
     /// The node's name; for what is no node, the path from the tree's folder.
@@ -70,8 +71,12 @@ pub enum PassedOverWhy {
 impl fmt::Display for PassedOverWhy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Checkpoint => f.write_str("a trainer's checkpoint, an earlier state of the adapter beside it"),
-            Self::Volume => f.write_str("a Kubernetes volume's own folder, which its links lead to"),
+            Self::Checkpoint => {
+                f.write_str("a trainer's checkpoint, an earlier state of the adapter beside it")
+            }
+            Self::Volume => {
+                f.write_str("a Kubernetes volume's own folder, which its links lead to")
+            }
             Self::Cache => f.write_str("a cache"),
             Self::Pattern(pattern) => write!(f, "skip = [{pattern:?}] in tree.toml"),
         }

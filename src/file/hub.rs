@@ -1,9 +1,10 @@
 //! Models from the Hugging Face hub: `hf:ORG/NAME[@REVISION]` becomes a local folder.
 //!
-//! **Invariant:** nothing is downloaded unless a base is asked for by such a name, and never code or pickles: only the
-//! configuration, the tokenizer and safetensors.
+//! **Invariant:** nothing is downloaded unless a base is asked for by such a name, and never code
+//! or pickles: only the configuration, the tokenizer and safetensors.
 //!
-//! **Source:** the hub client's cache layout; `HF_ENDPOINT` and `HF_HOME` say where from and where to.
+//! **Source:** the hub client's cache layout; `HF_ENDPOINT` and `HF_HOME` say where from and where
+//! to.
 
 #[cfg(feature = "hub")]
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,20 +68,31 @@ impl HubModel {
     #[cfg(feature = "hub")]
     fn fetch_through(&self, builder: ApiBuilder) -> Result<PathBuf> {
         let api = builder.build().map_err(|e| self.error("the hub", &e))?;
-        let repo = api.repo(Repo::with_revision(self.repo.clone(), RepoType::Model, self.revision.clone()));
+        let repo = api.repo(Repo::with_revision(
+            self.repo.clone(),
+            RepoType::Model,
+            self.revision.clone(),
+        ));
         let get = |file: &str| repo.get(file).map_err(|e| self.error(file, &e));
         let config = get("config.json")?;
         let folder = config.parent().unwrap_or(&config).to_owned();
         match repo.info() {
             Ok(info) => {
-                let files: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
-                files.iter().filter(|file| is_needed(file)).try_for_each(|file| get(file).map(drop))?;
+                let files: Vec<&str> =
+                    info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+                files
+                    .iter()
+                    .filter(|file| is_needed(file))
+                    .try_for_each(|file| get(file).map(drop))?;
                 if files.contains(&INDEX) {
                     shards(&get(INDEX)?)?.iter().try_for_each(|file| get(file).map(drop))?;
                 }
             }
-            // Off line, a complete model may be in the cache; opening the folder names what it lacks.
-            Err(error) => tracing::warn!("{}: the hub does not answer ({error}); using the cache", self.repo),
+            // Off line, a complete model may be in the cache; opening the folder names what it
+            // lacks.
+            Err(error) => {
+                tracing::warn!("{}: the hub does not answer ({error}); using the cache", self.repo)
+            }
         }
         Ok(folder)
     }
@@ -113,7 +125,8 @@ fn is_plain(segment: &str) -> bool {
 #[cfg(feature = "hub")]
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Whether a base needs this file, beside the parts of its weights: configuration, tokenizer, chat templates.
+/// Whether a base needs this file, beside the parts of its weights: configuration, tokenizer, chat
+/// templates.
 #[cfg(feature = "hub")]
 fn is_needed(file: &str) -> bool {
     const NAMES: [&str; 8] = [
@@ -126,12 +139,13 @@ fn is_needed(file: &str) -> bool {
         "model.safetensors",
         INDEX,
     ];
-    let template = file.strip_prefix("additional_chat_templates/").filter(|name| name.ends_with(".jinja"));
+    let template =
+        file.strip_prefix("additional_chat_templates/").filter(|name| name.ends_with(".jinja"));
     NAMES.contains(&file) || template.is_some_and(is_plain)
 }
 
-/// The files that an index names, in the model's folder or below it. What is no name of such a file is left to who opens the
-/// folder.
+/// The files that an index names, in the model's folder or below it. What is no name of such a file
+/// is left to who opens the folder.
 #[cfg(feature = "hub")]
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
     #[derive(serde::Deserialize)]

@@ -10,8 +10,8 @@ use crate::error::FileKind;
 /// Reads JSON in UTF-8; a byte order mark before it means nothing and is passed over.
 ///
 /// # Errors
-/// What the parser says; or that the file is something else, or has a number that JSON has not (Python writes `NaN` and
-/// `Infinity`), with the place.
+/// What the parser says; or that the file is something else, or has a number that JSON has not
+/// (Python writes `NaN` and `Infinity`), with the place.
 pub(crate) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     serde_json::from_slice(text).map_err(|error| explain(text).unwrap_or(error))
@@ -26,7 +26,9 @@ fn explain(bytes: &[u8]) -> Option<serde_json::Error> {
         }
         (Some(FileKind::Json) | None, _) => {
             let (word, line, column) = number_of_python(bytes)?;
-            say(&format!("{word} at line {line} column {column}: JSON has no such number; write one, or null"))
+            say(&format!(
+                "{word} at line {line} column {column}: JSON has no such number; write one, or null"
+            ))
         }
         (Some(kind), _) => say(&format!("the file is {kind}")),
     }
@@ -43,7 +45,9 @@ fn number_of_python(bytes: &[u8]) -> Option<(&'static str, usize, usize)> {
             b'\n' => (line, start) = (line + 1, at + 1),
             _ if quoted => {}
             _ => {
-                let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|w| bytes[at..].starts_with(w.as_bytes()));
+                let word = ["NaN", "Infinity", "-Infinity"]
+                    .into_iter()
+                    .find(|w| bytes[at..].starts_with(w.as_bytes()));
                 if let Some(word) = word {
                     return Some((word, line, at - start + 1));
                 }

@@ -1,7 +1,7 @@
 //! Maps a file into memory, read-only.
 //!
-//! **Invariant:** the only `unsafe` outside the instruction-set files. A mapped file must not be cut short or written
-//! in place while it is open: replace a model by renaming a new file over it.
+//! **Invariant:** the only `unsafe` outside the instruction-set files. A mapped file must not be
+//! cut short or written in place while it is open: replace a model by renaming a new file over it.
 
 #![allow(unsafe_code, reason = "mapping a file is unsafe: another process may change it")]
 
@@ -21,11 +21,13 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
 /// The same for a regular file that is open; `path` is for messages.
 pub(super) fn map_open(file: &File, path: &Path) -> Result<Mmap> {
     let map = || -> std::io::Result<Mmap> {
-        let bytes = usize::try_from(file.metadata()?.len())
-            .map_err(|_| std::io::Error::new(std::io::ErrorKind::FileTooLarge, "larger than the address space"))?;
-        // SAFETY: the file is only read and its length is the mapping's length, so every byte exists now. The
-        // bytes are only ever read as plain integers, for which any value is valid. That nobody truncates the file
-        // while it is mapped is the documented duty of whoever owns the folder.
+        let bytes = usize::try_from(file.metadata()?.len()).map_err(|_| {
+            std::io::Error::new(std::io::ErrorKind::FileTooLarge, "larger than the address space")
+        })?;
+        // SAFETY: the file is only read and its length is the mapping's length, so every byte
+        // exists now. The bytes are only ever read as plain integers, for which any value is valid.
+        // That nobody truncates the file while it is mapped is the documented duty of whoever owns
+        // the folder.
         unsafe { MmapOptions::new().len(bytes).map(file) }
     };
     map().map_err(|e| Error::io(path, e))

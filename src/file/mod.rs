@@ -1,8 +1,10 @@
 //! Files: safetensors and GGUF, mapped or read into memory, and the hub they may come from.
 //!
-//! **Invariant:** `mmap.rs` is the only place that maps a file. Every size in a file is checked against the file's own
-//! length before it is used, and no file makes the reader take more than twice its size plus 16 MiB.
-//! **Invariant:** only regular files are opened: a named pipe would wait for a writer that never comes, a device has no end.
+//! **Invariant:** `mmap.rs` is the only place that maps a file. Every size in a file is checked
+//! against the file's own length before it is used, and no file makes the reader take more than
+//! twice its size plus 16 MiB.
+//! **Invariant:** only regular files are opened: a named pipe would wait for a writer that never
+//! comes, a device has no end.
 
 mod cache;
 pub mod gguf;
@@ -40,8 +42,8 @@ impl FileBytes {
         mmap::map(path).map(Self::Mapped)
     }
 
-    /// Maps an open file, which lies at `path`, of which small parts are read all over: the system reads only what
-    /// [`Self::will_need`] asks for, and not some megabytes around each.
+    /// Maps an open file, which lies at `path`, of which small parts are read all over: the system
+    /// reads only what [`Self::will_need`] asks for, and not some megabytes around each.
     pub(crate) fn map_scattered(file: &File, path: &Path) -> Result<Self> {
         let map = mmap::map_open(file, path)?;
         // Advice alone: what comes of it changes no byte.
@@ -79,7 +81,8 @@ pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
 /// Reads a whole file of at most `max_bytes` into memory.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::NotAFile`], or [`Error::FileTooLarge`] before more than `max_bytes` are read.
+/// [`Error::Io`], [`Error::NotAFile`], or [`Error::FileTooLarge`] before more than `max_bytes` are
+/// read.
 pub fn read_limited(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, _) = open_limited(path, max_bytes)?;
     read_open(&file, path, max_bytes)
@@ -90,7 +93,9 @@ pub(crate) fn read_open(file: &File, path: &Path, max_bytes: u64) -> Result<Vec<
     let found = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut bytes = Vec::with_capacity(usize::try_from(found.min(max_bytes)).unwrap_or(0));
     // One byte more than allowed tells a file that is too large, or that grows, from one that fits.
-    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    file.take(max_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(path, e))?;
     let found = bytes.len() as u64;
     if found > max_bytes {
         return Err(Error::FileTooLarge { path: path.to_owned(), bytes: found, limit: max_bytes });

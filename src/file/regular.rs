@@ -1,7 +1,8 @@
 //! Opens regular files, and nothing else.
 //!
-//! **Invariant:** what is not a regular file is refused before it is opened: opening a named pipe waits for whoever writes
-//! to it, and opening a device may do something. What was opened is looked at again, since a name may change hands between.
+//! **Invariant:** what is not a regular file is refused before it is opened: opening a named pipe
+//! waits for whoever writes to it, and opening a device may do something. What was opened is looked
+//! at again, since a name may change hands between.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::path::Path;
@@ -19,10 +20,16 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
     options.read(true);
     // Where a pipe took the file's place meanwhile, this returns at once.
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOCTTY);
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        libc::O_NONBLOCK | libc::O_NOCTTY,
+    );
     let file = match options.open(path) {
-        // A file that a server of files has leased: it is given back to who waits, and no pipe answers so.
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => File::open(path).map_err(io)?,
+        // A file that a server of files has leased: it is given back to who waits, and no pipe
+        // answers so.
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            File::open(path).map_err(io)?
+        }
         opened => opened.map_err(io)?,
     };
     let metadata = file.metadata().map_err(io)?;

@@ -1,9 +1,10 @@
 //! Safetensors files: base models are mapped, adapters are read into memory.
 //!
-//! **Invariant:** once a file is open, every tensor lies inside it, no two tensors share a byte, and shape, type and
-//! byte range agree.
+//! **Invariant:** once a file is open, every tensor lies inside it, no two tensors share a byte,
+//! and shape, type and byte range agree.
 //!
-//! **Source:** the format's README: a little-endian `u64`, that many bytes of JSON, then the tensors without gaps.
+//! **Source:** the format's README: a little-endian `u64`, that many bytes of JSON, then the
+//! tensors without gaps.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -44,7 +45,8 @@ impl SafeTensorsFile {
         Self::new(FileBytes::map(path)?, path.to_owned())
     }
 
-    /// Reads an adapter's file of at most `max_bytes` into memory: it may be replaced on disk at any time.
+    /// Reads an adapter's file of at most `max_bytes` into memory: it may be replaced on disk at
+    /// any time.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::FileTooLarge`] or [`Error::SafeTensors`].
@@ -63,7 +65,10 @@ impl SafeTensorsFile {
     fn new(bytes: FileBytes, path: PathBuf) -> Result<Self> {
         match parse(&bytes) {
             Ok((data, tensors)) => Ok(Self { path, bytes, data, tensors }),
-            Err(defect) => Err(Error::SafeTensors { path, defect: other_kind(sniff(&bytes)).unwrap_or(defect) }),
+            Err(defect) => Err(Error::SafeTensors {
+                path,
+                defect: other_kind(sniff(&bytes)).unwrap_or(defect),
+            }),
         }
     }
 
@@ -87,7 +92,9 @@ impl SafeTensorsFile {
     /// # Errors
     /// [`Error::SafeTensors`] when there is none of that name.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors.get(name).ok_or_else(|| self.error(SafeTensorsDefect::NoTensor { tensor: name.to_owned() }))
+        self.tensors
+            .get(name)
+            .ok_or_else(|| self.error(SafeTensorsDefect::NoTensor { tensor: name.to_owned() }))
     }
 
     /// One tensor's bytes, as they lie in the file.
@@ -113,13 +120,20 @@ impl SafeTensorsFile {
     /// Converts `elements` of a tensor (row-major) to f32 into `out`, which is as long.
     ///
     /// # Errors
-    /// [`Error::SafeTensors`] when there is no such tensor, its type is no float, or the range does not fit.
+    /// [`Error::SafeTensors`] when there is no such tensor, its type is no float, or the range does
+    /// not fit.
     pub fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<()> {
         let (float, count) = self.float(name)?;
         let Range { start, end } = elements;
         if start > end || end > count || out.len() != end - start {
             let (tensor, out) = (name.to_owned(), out.len());
-            return Err(self.error(SafeTensorsDefect::Range { tensor, start, end, out, elements: count }));
+            return Err(self.error(SafeTensorsDefect::Range {
+                tensor,
+                start,
+                end,
+                out,
+                elements: count,
+            }));
         }
         float.decode(&self.tensor_bytes(name)?[start * float.size()..end * float.size()], out);
         Ok(())
@@ -137,7 +151,11 @@ impl SafeTensorsFile {
             Dtype::F32 => FloatType::F32,
             Dtype::F16 => FloatType::F16,
             Dtype::BF16 => FloatType::BF16,
-            found => return Err(self.error(SafeTensorsDefect::NotFloat { tensor: name.to_owned(), found })),
+            found => {
+                return Err(
+                    self.error(SafeTensorsDefect::NotFloat { tensor: name.to_owned(), found })
+                );
+            }
         };
         Ok((float, (info.data_offsets.1 - info.data_offsets.0) / float.size()))
     }
@@ -159,7 +177,10 @@ fn parse(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), SafeTens
     }
     let header = usize::try_from(length).ok().and_then(|length| rest.get(..length));
     let Some(header) = header else {
-        return Err(SafeTensorsDefect::HeaderBeyondFile { needed: length + LENGTH_BYTES as u64, file });
+        return Err(SafeTensorsDefect::HeaderBeyondFile {
+            needed: length + LENGTH_BYTES as u64,
+            file,
+        });
     };
     let tensors = parse_header(header, rest.len() - header.len())?;
     Ok((LENGTH_BYTES + header.len(), tensors))
@@ -167,37 +188,57 @@ fn parse(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), SafeTens
 
 /// What to say of a file that the header's checks refuse and that is something else altogether.
 fn other_kind(found: Option<FileKind>) -> Option<SafeTensorsDefect> {
-    found.filter(|kind| *kind != FileKind::SafeTensors).map(|found| SafeTensorsDefect::OtherFile { found })
+    found
+        .filter(|kind| *kind != FileKind::SafeTensors)
+        .map(|found| SafeTensorsDefect::OtherFile { found })
 }
 
-/// Reads the header of the file at `path`, of at most `max_bytes`, and nothing else: the tensors and their length.
-pub(crate) fn read_header(path: &Path, max_bytes: u64) -> Result<(BTreeMap<String, TensorInfo>, u64)> {
+/// Reads the header of the file at `path`, of at most `max_bytes`, and nothing else: the tensors
+/// and their length.
+pub(crate) fn read_header(
+    path: &Path,
+    max_bytes: u64,
+) -> Result<(BTreeMap<String, TensorInfo>, u64)> {
     let (mut file, bytes) = open_limited(path, max_bytes)?;
     let wrap = |defect| {
         let defect = other_kind(sniff_file(path)).unwrap_or(defect);
         Error::SafeTensors { path: path.to_owned(), defect }
     };
     let Some(rest) = bytes.checked_sub(LENGTH_BYTES as u64) else {
-        return Err(wrap(SafeTensorsDefect::HeaderBeyondFile { needed: LENGTH_BYTES as u64, file: bytes }));
+        return Err(wrap(SafeTensorsDefect::HeaderBeyondFile {
+            needed: LENGTH_BYTES as u64,
+            file: bytes,
+        }));
     };
     let mut length = [0; LENGTH_BYTES];
     file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER_BYTES {
-        return Err(wrap(SafeTensorsDefect::HeaderTooLarge { bytes: length, limit: MAX_HEADER_BYTES }));
+        return Err(wrap(SafeTensorsDefect::HeaderTooLarge {
+            bytes: length,
+            limit: MAX_HEADER_BYTES,
+        }));
     }
     let Some(data) = rest.checked_sub(length) else {
-        return Err(wrap(SafeTensorsDefect::HeaderBeyondFile { needed: length + LENGTH_BYTES as u64, file: bytes }));
+        return Err(wrap(SafeTensorsDefect::HeaderBeyondFile {
+            needed: length + LENGTH_BYTES as u64,
+            file: bytes,
+        }));
     };
     let mut header = Vec::new();
     file.take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
-    let tensors = parse_header(&header, usize::try_from(data).unwrap_or(usize::MAX)).map_err(wrap)?;
+    let tensors =
+        parse_header(&header, usize::try_from(data).unwrap_or(usize::MAX)).map_err(wrap)?;
     Ok((tensors, data))
 }
 
 /// Checks a header that `data` bytes of tensors follow.
-fn parse_header(header: &[u8], data: usize) -> Result<BTreeMap<String, TensorInfo>, SafeTensorsDefect> {
-    let Header(mut tensors) = serde_json::from_slice(header).map_err(|reason| SafeTensorsDefect::Header { reason })?;
+fn parse_header(
+    header: &[u8],
+    data: usize,
+) -> Result<BTreeMap<String, TensorInfo>, SafeTensorsDefect> {
+    let Header(mut tensors) =
+        serde_json::from_slice(header).map_err(|reason| SafeTensorsDefect::Header { reason })?;
     if tensors.len() > MAX_TENSORS {
         return Err(SafeTensorsDefect::TooManyTensors { found: tensors.len(), limit: MAX_TENSORS });
     }
@@ -216,13 +257,18 @@ fn parse_header(header: &[u8], data: usize) -> Result<BTreeMap<String, TensorInf
     Ok(by_name)
 }
 
-/// Checks that the tensors, sorted by offset, follow each other without a gap; gives the end of the last.
+/// Checks that the tensors, sorted by offset, follow each other without a gap; gives the end of the
+/// last.
 fn check_layout(tensors: &[(String, TensorInfo)]) -> Result<usize, SafeTensorsDefect> {
     let mut end = 0;
     for (tensor, info) in tensors {
         let (start, stop) = info.data_offsets;
         if start != end {
-            return Err(SafeTensorsDefect::Offset { tensor: tensor.clone(), expected: end, found: start });
+            return Err(SafeTensorsDefect::Offset {
+                tensor: tensor.clone(),
+                expected: end,
+                found: start,
+            });
         }
         let elements = info.shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
         let bits = elements.and_then(|elements| elements.checked_mul(info.dtype.bitsize()));
@@ -240,7 +286,8 @@ fn check_layout(tensors: &[(String, TensorInfo)]) -> Result<usize, SafeTensorsDe
     Ok(end)
 }
 
-/// The JSON header's tensors, in the file's order. serde's own maps would drop one of two equal names.
+/// The JSON header's tensors, in the file's order. serde's own maps would drop one of two equal
+/// names.
 struct Header(Vec<(String, TensorInfo)>);
 
 impl<'de> Deserialize<'de> for Header {
@@ -332,7 +379,8 @@ mod tests {
     fn part_of_a_tensor_is_converted_in_place() {
         let header = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,2],"data_offsets":[4,12]},
             "a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
-        let file = file(header, &[0, 0, 0x80, 0x3f, 0x80, 0x3f, 0, 0x40, 0x40, 0x40, 0x80, 0x40]).unwrap();
+        let file =
+            file(header, &[0, 0, 0x80, 0x3f, 0x80, 0x3f, 0, 0x40, 0x40, 0x40, 0x80, 0x40]).unwrap();
         assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(file.info("b").unwrap().shape, [2, 2]);
         assert_eq!(file.to_f32("a").unwrap(), [1.0]);
@@ -347,7 +395,9 @@ mod tests {
     #[test]
     fn two_tensors_of_one_name_are_refused() {
         let header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
-        assert!(matches!(defect(header, &[0; 2]), SafeTensorsDefect::DuplicateTensor { tensor } if tensor == "a"));
+        assert!(
+            matches!(defect(header, &[0; 2]), SafeTensorsDefect::DuplicateTensor { tensor } if tensor == "a")
+        );
     }
 
     #[test]
@@ -370,7 +420,8 @@ mod tests {
             ("[3]", "[0,2]"),
             ("[1]", "[0,18446744073709551615]"),
         ] {
-            let header = format!(r#"{{"a":{{"dtype":"I8","shape":{shape},"data_offsets":{offsets}}}}}"#);
+            let header =
+                format!(r#"{{"a":{{"dtype":"I8","shape":{shape},"data_offsets":{offsets}}}}}"#);
             assert!(matches!(defect(&header, &[0; 2]), SafeTensorsDefect::Size { .. }), "{shape}");
         }
     }
@@ -388,17 +439,24 @@ mod tests {
             SafeTensorsDefect::HeaderBeyondFile { needed: 17, .. }
         ));
         assert!(matches!(defect("{", &[]), SafeTensorsDefect::Header { .. }));
-        assert!(matches!(defect("{}", &[1]), SafeTensorsDefect::DataLength { expected: 0, found: 1 }));
+        assert!(matches!(
+            defect("{}", &[1]),
+            SafeTensorsDefect::DataLength { expected: 0, found: 1 }
+        ));
         let many_dims = r#"{"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}}"#;
         assert!(matches!(defect(many_dims, &[0]), SafeTensorsDefect::Header { .. }));
     }
 
     #[test]
     fn integer_tensor_is_not_read_as_floats() {
-        let file = file(r#"{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]).unwrap();
+        let file =
+            file(r#"{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]).unwrap();
         assert!(matches!(
             file.to_f32("a"),
-            Err(Error::SafeTensors { defect: SafeTensorsDefect::NotFloat { found: Dtype::I32, .. }, .. })
+            Err(Error::SafeTensors {
+                defect: SafeTensorsDefect::NotFloat { found: Dtype::I32, .. },
+                ..
+            })
         ));
     }
 }

@@ -1,9 +1,10 @@
 //! What a file is by its first bytes, whatever its name says.
 //!
-//! Why: what comes in a model's place (a pointer of Git LFS, a page that asks to log in, a pickle with another suffix) used
-//! to be called damaged.
+//! Why: what comes in a model's place (a pointer of Git LFS, a page that asks to log in, a pickle
+//! with another suffix) used to be called damaged.
 //!
-//! **Source:** Git LFS's pointer format; `PK` of zip, which torch's own files are; pickle's `PROTO` opcode.
+//! **Source:** Git LFS's pointer format; `PK` of zip, which torch's own files are; pickle's `PROTO`
+//! opcode.
 
 use std::io::Read;
 use std::path::Path;
@@ -18,8 +19,9 @@ const HEAD: usize = 512;
 pub(crate) fn sniff(bytes: &[u8]) -> Option<FileKind> {
     let head = &bytes[..bytes.len().min(HEAD)];
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    let starts =
-        |prefix: &str| text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()));
+    let starts = |prefix: &str| {
+        text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
     // A safetensors header may start with any length: only what follows it tells.
     let safetensors = head.get(8) == Some(&b'{') && head.get(6..8) == Some(&[0, 0]);
     Some(match head {
@@ -51,7 +53,10 @@ mod tests {
     fn first_bytes_tell_what_a_file_is() {
         for (bytes, kind) in [
             (&b""[..], Some(FileKind::Empty)),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:", Some(FileKind::LfsPointer)),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:",
+                Some(FileKind::LfsPointer),
+            ),
             (b"\n <!DOCTYPE HTML>", Some(FileKind::Page)),
             (b"\xef\xbb\xbf<html lang", Some(FileKind::Page)),
             (b"<?xml version=\"1.0\"?><Error>", Some(FileKind::Page)),

@@ -37,20 +37,26 @@ impl BaseLattice {
 
     /// What an adapter can land on; `name` is what errors call the base.
     pub fn shapes(&self, name: &str) -> BaseShapes {
-        let info = |grid: &Grid| WeightInfo { shape: vec![grid.rows(), grid.cols], dtype: String::new() };
+        let info =
+            |grid: &Grid| WeightInfo { shape: vec![grid.rows(), grid.cols], dtype: String::new() };
         let infos: Vec<_> = self.grids.iter().map(|(weight, grid)| (weight, info(grid))).collect();
         BaseShapes::new(name, infos.iter().map(|(weight, info)| (*weight, info)))
     }
 
-    /// BLAKE3 of every matrix's name, a zero byte, rows and columns (u64), steps (f32) and largest integers (u16), all
-    /// little-endian, in the order of the names. Deltas compiled for one hash fit no other.
+    /// BLAKE3 of every matrix's name, a zero byte, rows and columns (u64), steps (f32) and largest
+    /// integers (u16), all little-endian, in the order of the names. Deltas compiled for one hash
+    /// fit no other.
     pub fn hash(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         for (weight, grid) in &self.grids {
             hasher.update(weight.as_str().as_bytes()).update(&[0]);
-            hasher.update(&(grid.rows() as u64).to_le_bytes()).update(&(grid.cols as u64).to_le_bytes());
-            hasher.update(&grid.steps.iter().flat_map(|step| step.to_le_bytes()).collect::<Vec<_>>());
-            hasher.update(&grid.row_max.iter().flat_map(|max| max.to_le_bytes()).collect::<Vec<_>>());
+            hasher
+                .update(&(grid.rows() as u64).to_le_bytes())
+                .update(&(grid.cols as u64).to_le_bytes());
+            hasher
+                .update(&grid.steps.iter().flat_map(|step| step.to_le_bytes()).collect::<Vec<_>>());
+            hasher
+                .update(&grid.row_max.iter().flat_map(|max| max.to_le_bytes()).collect::<Vec<_>>());
         }
         hasher.finalize()
     }

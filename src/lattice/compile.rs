@@ -1,9 +1,9 @@
-//! Compiles a float delta to integers on a matrix's lattice, once, in f64 with IEEE operations only, so that every
-//! machine compiles the same integers.
+//! Compiles a float delta to integers on a matrix's lattice, once, in f64 with IEEE operations
+//! only, so that every machine compiles the same integers.
 //!
-//! For a low-rank delta `scaling · B · A` the rank components are balanced by powers of two, both factors are scaled to
-//! the same largest norm at a shift of 16, and a row of `B` too large for that takes the largest shift that keeps
-//! `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
+//! For a low-rank delta `scaling · B · A` the rank components are balanced by powers of two, both
+//! factors are scaled to the same largest norm at a shift of 16, and a row of `B` too large for
+//! that takes the largest shift that keeps `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
 
 use super::delta::{CompiledDelta, DeltaKind, Factors, SparseRows};
 use super::{Grid, LIMIT, LatticeMatrix};
@@ -13,15 +13,17 @@ use crate::{Error, Result, WeightName};
 /// Ranks above this are split into chunks, each rounded on its own.
 pub const CHUNK_RANK: usize = 64;
 
-/// The largest shift. Sixteen leaves `Q` in the upper half of the sum, where a kernel finds it without shifting, and
-/// costs no accuracy once both factors share it: the factors' rounding stays far below the final half step.
+/// The largest shift. Sixteen leaves `Q` in the upper half of the sum, where a kernel finds it
+/// without shifting, and costs no accuracy once both factors share it: the factors' rounding stays
+/// far below the final half step.
 const MAX_SHIFT: i32 = 16;
 
 /// Compiles `delta` for the base matrix that `grid` describes; `weight` names it in errors.
 ///
 /// # Errors
-/// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::NonFinite`] when a value is NaN or
-/// infinite; [`Error::Overflow`] when the delta alone does not fit the lattice, with the row that needs the most room.
+/// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::NonFinite`] when
+/// a value is NaN or infinite; [`Error::Overflow`] when the delta alone does not fit the lattice,
+/// with the row that needs the most room.
 pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<CompiledDelta> {
     check_finite(weight, delta)?;
     let (rows, cols) = (grid.rows(), grid.cols);
@@ -64,18 +66,26 @@ pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<C
     finish(weight, kind, &bounds, grid)
 }
 
-/// An adapter's files are checked where they are read; a delta made in memory is checked here. Unchecked, a NaN would be 0.
+/// An adapter's files are checked where they are read; a delta made in memory is checked here.
+/// Unchecked, a NaN would be 0.
 fn check_finite(weight: &WeightName, delta: &FloatDelta) -> Result<()> {
-    let check = |what: &str, values: &mut dyn Iterator<Item = f32>| match values.enumerate().find(|v| !v.1.is_finite())
+    let check = |what: &str, values: &mut dyn Iterator<Item = f32>| match values
+        .enumerate()
+        .find(|v| !v.1.is_finite())
     {
-        Some((index, value)) => Err(Error::NonFinite { tensor: format!("{weight} ({what})"), index, value }),
+        Some((index, value)) => {
+            Err(Error::NonFinite { tensor: format!("{weight} ({what})"), index, value })
+        }
         None => Ok(()),
     };
     match delta {
         FloatDelta::LowRank { lora_a, lora_b, scaling, .. } => {
             check("lora_a", &mut lora_a.iter().copied())?;
             check("lora_b", &mut lora_b.iter().copied())?;
-            #[allow(clippy::cast_possible_truncation, reason = "not finite, so it stays what it is")]
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "not finite, so it stays what it is"
+            )]
             let scaling = (!scaling.is_finite()).then_some(*scaling as f32);
             check("scaling", &mut scaling.into_iter())
         }
@@ -85,22 +95,41 @@ fn check_finite(weight: &WeightName, delta: &FloatDelta) -> Result<()> {
 }
 
 /// Sets `row_max`: the bound of a low-rank delta, the exact maximum of another.
-fn finish(weight: &WeightName, kind: DeltaKind, bounds: &[f64], grid: &Grid) -> Result<CompiledDelta> {
-    // The sums of a low-rank delta are counted exactly wherever its bound does not clear a row; the others are stored.
+fn finish(
+    weight: &WeightName,
+    kind: DeltaKind,
+    bounds: &[f64],
+    grid: &Grid,
+) -> Result<CompiledDelta> {
+    // The sums of a low-rank delta are counted exactly wherever its bound does not clear a row; the
+    // others are stored.
     let limit = if matches!(kind, DeltaKind::LowRank(_)) { 1 << 30 } else { LIMIT };
-    let needed = |row: usize| headroom_for(grid.headroom, f64::from(grid.row_max[row]) + bounds[row]);
+    let needed =
+        |row: usize| headroom_for(grid.headroom, f64::from(grid.row_max[row]) + bounds[row]);
     let overflows = (0..bounds.len()).filter(|&row| bounds[row] > f64::from(limit));
     if let Some(row) = overflows.max_by(|&a, &b| needed(a).total_cmp(&needed(b))) {
         let (node, weight) = (String::new(), weight.clone());
         let headroom = grid.headroom;
-        return Err(Error::Overflow { node, weight, row, needed: needed(row), headroom, in_store: false });
+        return Err(Error::Overflow {
+            node,
+            weight,
+            row,
+            needed: needed(row),
+            headroom,
+            in_store: false,
+        });
     }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 2^30")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0 and 2^30"
+    )]
     let row_max = bounds.iter().map(|bound| bound.ceil() as u32).collect();
     Ok(CompiledDelta { rows: grid.rows(), cols: grid.cols, row_max, kind })
 }
 
-/// The headroom at which a row that reaches `reach` lattice steps at `headroom` would fit, with 2 % to spare, rounded up.
+/// The headroom at which a row that reaches `reach` lattice steps at `headroom` would fit, with 2 %
+/// to spare, rounded up.
 pub(crate) fn headroom_for(headroom: f32, reach: f64) -> f64 {
     (f64::from(headroom) * reach / f64::from(LIMIT) * 1.02 * 100.0).ceil() / 100.0
 }
@@ -114,12 +143,20 @@ struct Source<'a> {
     cols: usize,
 }
 
-/// Compiles rank components `first .. first + count`; adds each row's bound of `|Q_ij|` to `bounds` (infinite where even
-/// a shift of 0 does not hold the row).
-fn compile_chunk(source: &Source, first: usize, count: usize, steps: &[f32], bounds: &mut [f64]) -> Factors {
+/// Compiles rank components `first .. first + count`; adds each row's bound of `|Q_ij|` to `bounds`
+/// (infinite where even a shift of 0 does not hold the row).
+fn compile_chunk(
+    source: &Source,
+    first: usize,
+    count: usize,
+    steps: &[f32],
+    bounds: &mut [f64],
+) -> Factors {
     let Source { lora_a, lora_b, rank, scaling, cols } = *source;
     let a = |r: usize, j: usize| f64::from(lora_a[(first + r) * cols + j]);
-    let b = |i: usize, r: usize| f64::from(lora_b[i * rank + first + r]) * scaling / f64::from(steps[i]);
+    let b = |i: usize, r: usize| {
+        f64::from(lora_b[i * rank + first + r]) * scaling / f64::from(steps[i])
+    };
     let mut factors = Factors::zeros(count, steps.len(), cols);
 
     let balance: Vec<f64> = (0..count)
@@ -133,17 +170,26 @@ fn compile_chunk(source: &Source, first: usize, count: usize, steps: &[f32], bou
         })
         .collect();
     let rows: Vec<f64> = (0..steps.len() * count)
-        .map(|k| if balance[k % count] == 0.0 { 0.0 } else { b(k / count, k % count) / balance[k % count] })
+        .map(|k| {
+            if balance[k % count] == 0.0 {
+                0.0
+            } else {
+                b(k / count, k % count) / balance[k % count]
+            }
+        })
         .collect();
-    let largest_row = rows.chunks_exact(count).fold(0_f64, |m, row| m.max(norm(row.iter().copied())));
-    let largest_column = (0..cols).fold(0_f64, |m, j| m.max(norm((0..count).map(|r| a(r, j) * balance[r]))));
+    let largest_row =
+        rows.chunks_exact(count).fold(0_f64, |m, row| m.max(norm(row.iter().copied())));
+    let largest_column =
+        (0..cols).fold(0_f64, |m, j| m.max(norm((0..count).map(|r| a(r, j) * balance[r]))));
     if largest_row == 0.0 || largest_column == 0.0 {
         return factors;
     }
-    // The largest row of B' and the largest column of A' get the same norm at the full shift, or A' the largest that fits.
-    // Rounding adds at most half a unit to each component.
+    // The largest row of B' and the largest column of A' get the same norm at the full shift, or A'
+    // the largest that fits. Rounding adds at most half a unit to each component.
     let reach = 32767.0 - 0.5 * (count as f64).sqrt();
-    let scale = (largest_row / largest_column * power_of_two(MAX_SHIFT)).sqrt().min(reach / largest_column);
+    let scale =
+        (largest_row / largest_column * power_of_two(MAX_SHIFT)).sqrt().min(reach / largest_column);
     let mut largest_square = 0_u64;
     for j in 0..cols {
         let mut square = 0_u64;
@@ -164,8 +210,15 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// Writes row `i` of `B'`, which is `row / scale` at a shift of 0, and its shift; returns the bound of `|Q_ij|`.
-fn compile_row(row: &[f64], scale: f64, largest_square: u64, i: usize, factors: &mut Factors) -> f64 {
+/// Writes row `i` of `B'`, which is `row / scale` at a shift of 0, and its shift; returns the bound
+/// of `|Q_ij|`.
+fn compile_row(
+    row: &[f64],
+    scale: f64,
+    largest_square: u64,
+    i: usize,
+    factors: &mut Factors,
+) -> f64 {
     if row.iter().all(|&v| v == 0.0) {
         factors.shift[i] = u8::try_from(MAX_SHIFT).expect("at most 16");
         return 0.0;
@@ -175,7 +228,11 @@ fn compile_row(row: &[f64], scale: f64, largest_square: u64, i: usize, factors: 
         // Exact: a sum of at most 64 squares of integers below 2^15.
         let square: f64 = row.iter().map(|v| scaled(v).powi(2)).sum();
         let fits = row.iter().all(|v| scaled(v).abs() <= f64::from(i16::MAX)) && {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^37")]
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "below 2^37"
+            )]
             let square = square as u128;
             square * u128::from(largest_square) < 1 << 60
         };
@@ -192,9 +249,14 @@ fn compile_row(row: &[f64], scale: f64, largest_square: u64, i: usize, factors: 
 }
 
 /// Compiles single entries to compressed rows.
-fn compile_sparse(weight: &WeightName, entries: &[(u32, u32, f32)], grid: &Grid) -> Result<(DeltaKind, Vec<f64>)> {
+fn compile_sparse(
+    weight: &WeightName,
+    entries: &[(u32, u32, f32)],
+    grid: &Grid,
+) -> Result<(DeltaKind, Vec<f64>)> {
     let mut bounds = vec![0_f64; grid.rows()];
-    let mut sparse = SparseRows { row_start: vec![0; grid.rows() + 1], cols: Vec::new(), values: Vec::new() };
+    let mut sparse =
+        SparseRows { row_start: vec![0; grid.rows() + 1], cols: Vec::new(), values: Vec::new() };
     let mut last = None;
     for &(i, j, value) in entries {
         if i as usize >= grid.rows() || j as usize >= grid.cols || last >= Some((i, j)) {
@@ -222,7 +284,11 @@ fn saturate(value: f64) -> i16 {
 /// The binary exponent of a positive finite number: `2^e ≤ x < 2^(e+1)`.
 pub(crate) fn exponent(x: f64) -> i32 {
     let bits = x.to_bits() >> 52 & 0x7ff;
-    if bits == 0 { exponent(x * power_of_two(64)) - 64 } else { i32::try_from(bits).expect("11 bits") - 1023 }
+    if bits == 0 {
+        exponent(x * power_of_two(64)) - 64
+    } else {
+        i32::try_from(bits).expect("11 bits") - 1023
+    }
 }
 
 /// `2^e`, exactly; `e` clamped to the normal numbers.

@@ -1,4 +1,5 @@
-//! Compiled deltas and their floats: what is written to an adapter is what the integers were, to half a step a chunk.
+//! Compiled deltas and their floats: what is written to an adapter is what the integers were, to
+//! half a step a chunk.
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "made numbers")]
 
 use proptest::prelude::*;
@@ -11,9 +12,11 @@ use crate::lattice::{LIMIT, compile, quantise};
 
 fn made_grid(rng: &mut StdRng, rows: usize, cols: usize) -> Grid {
     // A row of zeros now and then, and rows of very different size.
-    let sizes: Vec<f32> =
-        (0..rows).map(|_| if rng.random_bool(0.1) { 0.0 } else { rng.random_range(0.01..1.0) }).collect();
-    let values: Vec<f32> = (0..rows * cols).map(|k| sizes[k / cols] * rng.random_range(-1.0..1.0)).collect();
+    let sizes: Vec<f32> = (0..rows)
+        .map(|_| if rng.random_bool(0.1) { 0.0 } else { rng.random_range(0.01..1.0) })
+        .collect();
+    let values: Vec<f32> =
+        (0..rows * cols).map(|k| sizes[k / cols] * rng.random_range(-1.0..1.0)).collect();
     let read = |range: std::ops::Range<usize>, out: &mut [f32]| {
         out.copy_from_slice(&values[range.start * cols..range.end * cols]);
         Ok(())
@@ -22,7 +25,9 @@ fn made_grid(rng: &mut StdRng, rows: usize, cols: usize) -> Grid {
 }
 
 fn made_low_rank(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, size: f32) -> FloatDelta {
-    let mut random = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| size * rng.random_range(-1.0..1.0)).collect() };
+    let mut random = |n: usize, size: f32| -> Vec<f32> {
+        (0..n).map(|_| size * rng.random_range(-1.0..1.0)).collect()
+    };
     let (mut lora_a, mut lora_b) = (random(rank * cols, 1.0), random(rows * rank, size));
     // Components of very different size and balance.
     for r in 0..rank {
@@ -35,20 +40,25 @@ fn made_low_rank(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, size: 
 
 /// The bound `m_i` of the module's invariant.
 fn summed_bound(chunks: &[Factors], i: usize, cols: usize) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = i16>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let norm = |values: &mut dyn Iterator<Item = i16>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
     let chunk = |f: &Factors| {
-        let a = (0..cols).map(|j| norm(&mut (0..f.pairs * 2).map(|r| f.a(r, j)))).fold(0.0, f64::max);
+        let a =
+            (0..cols).map(|j| norm(&mut (0..f.pairs * 2).map(|r| f.a(r, j)))).fold(0.0, f64::max);
         norm(&mut f.b_row(i).iter().copied()) * a / f64::from(1_u32 << f.shift[i])
     };
     chunks.iter().map(chunk).sum()
 }
 
-/// What compiling costs at one weight, in steps: half a step a chunk, and half a unit of each factor times the other.
+/// What compiling costs at one weight, in steps: half a step a chunk, and half a unit of each
+/// factor times the other.
 fn compile_error(chunks: &[Factors], i: usize, j: usize) -> f64 {
     let chunk = |f: &Factors| {
         let b = f.b_row(i).iter().map(|&b| f64::from(b).abs());
         let a = (0..f.pairs * 2).map(|r| f64::from(f.a(r, j)).abs());
-        0.5 + a.zip(b).map(|(a, b)| 0.5 * (a + b) + 0.25).sum::<f64>() / f64::from(1_u32 << f.shift[i])
+        0.5 + a.zip(b).map(|(a, b)| 0.5 * (a + b) + 0.25).sum::<f64>()
+            / f64::from(1_u32 << f.shift[i])
     };
     chunks.iter().map(chunk).sum()
 }
@@ -90,7 +100,8 @@ proptest! {
                     .sum();
                 let error = (product / step - f64::from(compiled.q(i, j))).abs();
                 prop_assert!(error <= bound * (1.0 + 1e-9), "row {i} column {j}: {error} steps, {bound} allowed");
-                // Two or three steps at most in practice; five were seen where 127 large components cancel in 2 × 4 weights.
+                // Two or three steps at most in practice; five were seen where 127 large components
+                // cancel in 2 × 4 weights.
                 let moved = f64::from(compiled.q(i, j).abs_diff(again.q(i, j)));
                 let allowed = bound + compile_error(again_chunks, i, j) + 1e-6;
                 prop_assert!(moved <= allowed, "row {i} column {j}: {moved} steps, {allowed} allowed");
@@ -102,9 +113,15 @@ proptest! {
 /// The largest magnitudes of both factors of every component.
 fn largest(delta: &FloatDelta, cols: usize) -> Vec<[f32; 2]> {
     let FloatDelta::LowRank { rank, lora_a, lora_b, .. } = delta else { panic!("{delta:?}") };
-    let largest = |values: &mut dyn Iterator<Item = &f32>| values.fold(0_f32, |m, v| m.max(v.abs()));
+    let largest =
+        |values: &mut dyn Iterator<Item = &f32>| values.fold(0_f32, |m, v| m.max(v.abs()));
     (0..*rank)
-        .map(|r| [largest(&mut lora_a[r * cols..][..cols].iter()), largest(&mut lora_b.iter().skip(r).step_by(*rank))])
+        .map(|r| {
+            [
+                largest(&mut lora_a[r * cols..][..cols].iter()),
+                largest(&mut lora_b.iter().skip(r).step_by(*rank)),
+            ]
+        })
         .collect()
 }
 
@@ -125,9 +142,13 @@ fn both_factors_of_a_component_are_of_one_size() {
 fn a_delta_of_zeros_has_rank_zero() {
     let rng = &mut StdRng::seed_from_u64(4);
     let grid = made_grid(rng, 3, 5);
-    let made = FloatDelta::LowRank { rank: 3, lora_a: vec![1.0; 15], lora_b: vec![0.0; 9], scaling: 1.0 };
+    let made =
+        FloatDelta::LowRank { rank: 3, lora_a: vec![1.0; 15], lora_b: vec![0.0; 9], scaling: 1.0 };
     let floats = decompile(&compile(&WeightName::new("w"), &made, &grid).unwrap(), &grid);
-    assert_eq!(floats, FloatDelta::LowRank { rank: 0, lora_a: vec![], lora_b: vec![], scaling: 1.0 });
+    assert_eq!(
+        floats,
+        FloatDelta::LowRank { rank: 0, lora_a: vec![], lora_b: vec![], scaling: 1.0 }
+    );
     assert_eq!(decompile(&compile(&WeightName::new("w"), &floats, &grid).unwrap(), &grid), floats);
 }
 

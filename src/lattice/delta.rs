@@ -6,7 +6,8 @@
 //! Q_ij = ( Σ_r B'_ir · A'_rj + 2^(s_i − 1) ) >> s_i        in i32, rounding half up (no half when s_i = 0)
 //! ```
 //!
-//! **Invariant:** `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`, so by Cauchy–Schwarz every partial sum, in any order, fits an i32.
+//! **Invariant:** `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`, so by Cauchy–Schwarz every partial sum, in any
+//! order, fits an i32.
 //! **Invariant:** `row_max[i] ≥ max_j |Q_ij|`.
 
 use bytemuck::Zeroable;
@@ -38,8 +39,9 @@ pub struct CompiledDelta {
     pub rows: usize,
     /// Columns (inputs).
     pub cols: usize,
-    /// An upper bound of `max_j |Q_ij|` for every row: what the bound check adds up. [`compile`](super::compile) gives
-    /// Cauchy–Schwarz's; [`tighten`](crate::device::cpu::tighten) counts.
+    /// An upper bound of `max_j |Q_ij|` for every row: what the bound check adds up.
+    /// [`compile`](super::compile) gives Cauchy–Schwarz's; [`tighten`](crate::device::cpu::tighten)
+    /// counts.
     pub row_max: Vec<u32>,
     /// The integers.
     pub kind: DeltaKind,
@@ -62,7 +64,8 @@ pub(crate) fn largest_magnitude(sums: &[i64]) -> u32 {
 /// How the integers of a delta are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DeltaKind {
-    /// The sum of factored products, each of rank at most [`super::CHUNK_RANK`] and rounded on its own.
+    /// The sum of factored products, each of rank at most [`super::CHUNK_RANK`] and rounded on its
+    /// own.
     LowRank(Vec<Factors>),
     /// Every integer, laid out as [`super::LatticeMatrix`] lays out its own.
     Dense(Vec<Lane>),
@@ -75,9 +78,10 @@ pub enum DeltaKind {
 pub struct Factors {
     /// Rank components in pairs (an odd rank is padded with zeros).
     pub pairs: usize,
-    /// `A'` in panels of 32 columns. Panel `c` holds, for each pair `p`, 16 even columns and then 16 odd columns, each as
-    /// `(A'_{2p,j}, A'_{2p+1,j})`: lanes `(c · pairs + p) · 2` and the next. A dot-product instruction on i16 pairs
-    /// then leaves even and odd columns in two registers that interleave by one shift.
+    /// `A'` in panels of 32 columns. Panel `c` holds, for each pair `p`, 16 even columns and then
+    /// 16 odd columns, each as `(A'_{2p,j}, A'_{2p+1,j})`: lanes `(c · pairs + p) · 2` and the
+    /// next. A dot-product instruction on i16 pairs then leaves even and odd columns in two
+    /// registers that interleave by one shift.
     pub a: Vec<Lane>,
     /// `B'`, `(rows, 2 · pairs)`, row-major.
     pub b: Vec<i16>,
@@ -136,10 +140,15 @@ impl CompiledDelta {
     pub fn q(&self, i: usize, j: usize) -> i32 {
         match &self.kind {
             DeltaKind::LowRank(chunks) => chunks.iter().map(|f| f.q(i, j)).sum(),
-            DeltaKind::Dense(lanes) => lanes[i * self.cols.div_ceil(LANES) + j / LANES].0[j % LANES].into(),
+            DeltaKind::Dense(lanes) => {
+                lanes[i * self.cols.div_ceil(LANES) + j / LANES].0[j % LANES].into()
+            }
             DeltaKind::Sparse(s) => {
                 let range = s.row_start[i] as usize..s.row_start[i + 1] as usize;
-                s.cols[range.clone()].iter().position(|&c| c as usize == j).map_or(0, |k| s.values[range][k].into())
+                s.cols[range.clone()]
+                    .iter()
+                    .position(|&c| c as usize == j)
+                    .map_or(0, |k| s.values[range][k].into())
             }
         }
     }
@@ -166,7 +175,10 @@ impl CompiledDelta {
             }
             DeltaKind::Sparse(s) => {
                 let range = s.row_start[i] as usize..s.row_start[i + 1] as usize;
-                s.cols[range.clone()].iter().zip(&s.values[range]).for_each(|(&j, &q)| add(j as usize, q.into()));
+                s.cols[range.clone()]
+                    .iter()
+                    .zip(&s.values[range])
+                    .for_each(|(&j, &q)| add(j as usize, q.into()));
             }
         }
     }
@@ -174,12 +186,15 @@ impl CompiledDelta {
     /// Bytes held in memory.
     pub fn bytes(&self) -> usize {
         let kind = match &self.kind {
-            DeltaKind::LowRank(chunks) => {
-                chunks.iter().map(|f| size_of_val(&f.a[..]) + size_of_val(&f.b[..]) + f.shift.len()).sum()
-            }
+            DeltaKind::LowRank(chunks) => chunks
+                .iter()
+                .map(|f| size_of_val(&f.a[..]) + size_of_val(&f.b[..]) + f.shift.len())
+                .sum(),
             DeltaKind::Dense(lanes) => size_of_val(&lanes[..]),
             DeltaKind::Sparse(s) => {
-                size_of_val(&s.row_start[..]) + size_of_val(&s.cols[..]) + size_of_val(&s.values[..])
+                size_of_val(&s.row_start[..])
+                    + size_of_val(&s.cols[..])
+                    + size_of_val(&s.values[..])
             }
         };
         kind + size_of_val(&self.row_max[..])
@@ -197,7 +212,12 @@ impl CompiledDelta {
 impl Factors {
     /// `Q_ij` of this chunk by the definition.
     pub fn q(&self, i: usize, j: usize) -> i32 {
-        let sum: i32 = self.b_row(i).iter().enumerate().map(|(r, &b)| i32::from(b) * i32::from(self.a(r, j))).sum();
+        let sum: i32 = self
+            .b_row(i)
+            .iter()
+            .enumerate()
+            .map(|(r, &b)| i32::from(b) * i32::from(self.a(r, j)))
+            .sum();
         let shift = self.shift[i];
         let half = if shift == 0 { 0 } else { 1 << (shift - 1) };
         (sum + half) >> shift

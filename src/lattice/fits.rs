@@ -1,7 +1,9 @@
-//! Whether a matrix stays on the lattice with the deltas of a path: one arithmetic for a switch and for every check before.
+//! Whether a matrix stays on the lattice with the deltas of a path: one arithmetic for a switch and
+//! for every check before.
 //!
-//! A row is clear where the base's largest integer and the deltas' largest ones sum to at most 32767. The others are
-//! counted: exactly where the row's integers are at hand; where they are not, from what the deltas alone add up to.
+//! A row is clear where the base's largest integer and the deltas' largest ones sum to at most
+//! 32767. The others are counted: exactly where the row's integers are at hand; where they are not,
+//! from what the deltas alone add up to.
 
 use rayon::prelude::*;
 
@@ -13,7 +15,9 @@ use crate::{Error, Result, WeightName};
 
 /// Refuses a delta of another shape than its matrix.
 pub(crate) fn check_shape(weight: &WeightName, grid: &Grid, delta: &CompiledDelta) -> Result<()> {
-    for (what, expected, found) in [("rows", grid.rows(), delta.rows), ("columns", grid.cols, delta.cols)] {
+    for (what, expected, found) in
+        [("rows", grid.rows(), delta.rows), ("columns", grid.cols, delta.cols)]
+    {
         if expected != found {
             return Err(Error::DeltaShape { weight: weight.clone(), what, expected, found });
         }
@@ -24,12 +28,15 @@ pub(crate) fn check_shape(weight: &WeightName, grid: &Grid, delta: &CompiledDelt
 /// Rows that the largest integers of base and deltas do not clear.
 pub(crate) fn close_rows(grid: &Grid, deltas: &[&CompiledDelta]) -> Vec<usize> {
     let bound = |row: usize| {
-        deltas.iter().fold(u32::from(grid.row_max[row]), |sum, delta| sum.saturating_add(delta.row_max[row]))
+        deltas
+            .iter()
+            .fold(u32::from(grid.row_max[row]), |sum, delta| sum.saturating_add(delta.row_max[row]))
     };
     (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect()
 }
 
-/// Counts those rows with their integers, `cols` each one after the other, to which `segments` are applied.
+/// Counts those rows with their integers, `cols` each one after the other, to which `segments` are
+/// applied.
 ///
 /// # Errors
 /// [`Error::Overflow`], without a node's name, of the row that needs the most headroom.
@@ -41,15 +48,16 @@ pub(crate) fn check_rows(
     segments: &[Segment],
 ) -> Result<()> {
     let integers = integers.par_chunks_exact(grid.cols.max(1));
-    let reaches = rows.par_iter().zip(integers).map(|(&row, integers)| (row, reach(integers, row, segments)));
+    let reaches =
+        rows.par_iter().zip(integers).map(|(&row, integers)| (row, reach(integers, row, segments)));
     match reaches.max_by_key(|&(row, reach)| (reach, std::cmp::Reverse(row))) {
         Some((row, reach)) if reach > LIMIT => Err(overflow(weight, grid, row, reach)),
         _ => Ok(()),
     }
 }
 
-/// Counts those rows without their integers, of which only the largest magnitude is known: gives a row that may leave the
-/// lattice, and the headroom at which it surely does not, if there is one.
+/// Counts those rows without their integers, of which only the largest magnitude is known: gives a
+/// row that may leave the lattice, and the headroom at which it surely does not, if there is one.
 ///
 /// # Errors
 /// [`Error::Overflow`] where a row leaves the lattice whatever its integers are.
@@ -72,21 +80,36 @@ pub(crate) fn guess_rows(
         Some(&(most, _, row)) if sums.iter().any(|&(_, least, _)| least > LIMIT) => {
             Err(overflow(weight, grid, row, most))
         }
-        Some(&(most, _, row)) if most > LIMIT => Ok(Some((row, headroom_for(grid.headroom, most.into())))),
+        Some(&(most, _, row)) if most > LIMIT => {
+            Ok(Some((row, headroom_for(grid.headroom, most.into()))))
+        }
         _ => Ok(None),
     }
 }
 
 fn overflow(weight: &WeightName, grid: &Grid, row: usize, reach: u32) -> Error {
     let (needed, headroom) = (headroom_for(grid.headroom, reach.into()), grid.headroom);
-    Error::Overflow { node: String::new(), weight: weight.clone(), row, needed, headroom, in_store: false }
+    Error::Overflow {
+        node: String::new(),
+        weight: weight.clone(),
+        row,
+        needed,
+        headroom,
+        in_store: false,
+    }
 }
 
-/// Integers of some rows of a base matrix, one after the other, as [`quantise`](super::quantise()) gives them.
+/// Integers of some rows of a base matrix, one after the other, as [`quantise`](super::quantise())
+/// gives them.
 ///
 /// # Errors
 /// What reading the base returns.
-pub(crate) fn base_rows(base: &BaseModel, weight: &WeightName, grid: &Grid, rows: &[usize]) -> Result<Vec<i16>> {
+pub(crate) fn base_rows(
+    base: &BaseModel,
+    weight: &WeightName,
+    grid: &Grid,
+    rows: &[usize],
+) -> Result<Vec<i16>> {
     let tied = base.config().tie_word_embeddings && weight.as_str() == HEAD;
     let source = if tied { &WeightName::new(EMBEDDING) } else { weight };
     let mut integers = vec![0; rows.len() * grid.cols];

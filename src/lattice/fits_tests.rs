@@ -1,4 +1,5 @@
-//! Made rows at the edge of the lattice: what is counted with the integers, and what can be said without them.
+//! Made rows at the edge of the lattice: what is counted with the integers, and what can be said
+//! without them.
 
 use super::*;
 use crate::lattice::{DeltaKind, LatticeMatrix};
@@ -27,7 +28,8 @@ fn a_row_is_clear_up_to_the_last_integer_and_counted_beyond() {
     let (grid, delta) = made([30000, 0, -5], [0, 20000, 0]);
     let segments = [Segment { delta: &delta, sign: Sign::Add }];
     assert!(check_rows(&name(), &grid, &[0], &[30000, 0, -5], &segments).is_ok());
-    let Err(Error::Overflow { needed, row: 0, .. }) = check_rows(&name(), &grid, &[0], &[0, 30000, -5], &segments)
+    let Err(Error::Overflow { needed, row: 0, .. }) =
+        check_rows(&name(), &grid, &[0], &[0, 30000, -5], &segments)
     else {
         panic!("30000 + 20000 is beyond 32767")
     };
@@ -37,13 +39,15 @@ fn a_row_is_clear_up_to_the_last_integer_and_counted_beyond() {
 #[test]
 fn without_the_integers_yes_and_no_are_sure_and_the_rest_is_said_to_be_open() {
     let (grid, delta) = made([30000, 0, -5], [0, 20000, 0]);
-    let (row, needed) = guess_rows(&name(), &grid, &[0], &[&delta]).unwrap().expect("30000 and 20000 may meet");
+    let (row, needed) =
+        guess_rows(&name(), &grid, &[0], &[&delta]).unwrap().expect("30000 and 20000 may meet");
     assert!(row == 0 && f64::from(50000) * 1.25 / needed <= 32767.0, "{needed} does");
     // Two deltas that cancel: the maxima do not clear the row, their sum does.
     let (_, back) = made([0; 3], [0, -19000, 0]);
     assert_eq!(close_rows(&grid, &[&delta, &back]), [0]);
     assert_eq!(guess_rows(&name(), &grid, &[0], &[&delta, &back]).unwrap(), None);
-    // Whatever lies there, a base of at most 1000 does not bring 33768 back to the lattice; 33767 it may.
+    // Whatever lies there, a base of at most 1000 does not bring 33768 back to the lattice; 33767
+    // it may.
     for (second, sure) in [(1001, true), (1000, false)] {
         let (grid, delta) = made([1000, 0, 0], [32767, 0, 0]);
         let (_, more) = made([0; 3], [second, 0, 0]);

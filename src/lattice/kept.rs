@@ -1,4 +1,5 @@
-//! What share of a node's change the lattice keeps: one figure a node, over every entry of every matrix it touches.
+//! What share of a node's change the lattice keeps: one figure a node, over every entry of every
+//! matrix it touches.
 //!
 //! With `D` the change in floats and `Q_ij · u_i` what the lattice adds,
 //!
@@ -6,10 +7,11 @@
 //! kept = 1 − ‖Q·u − D‖ / ‖D‖        Frobenius norms over all matrices of the node, at least 0
 //! ```
 //!
-//! It is 1 where every entry is a whole number of steps, 0 where all lie below half a step and nothing is left, and its
-//! distance from 1 is the relative error of what a layer adds to an input of no preferred direction. A change whose
-//! entries are 5 steps on average keeps about 94 %, one of half a step about half.
-//! [`tighten_and_count`](crate::device::cpu::tighten_and_count) counts it; [`row_squares`] is the definition.
+//! It is 1 where every entry is a whole number of steps, 0 where all lie below half a step and
+//! nothing is left, and its distance from 1 is the relative error of what a layer adds to an input
+//! of no preferred direction. A change whose entries are 5 steps on average keeps about 94 %, one
+//! of half a step about half. [`tighten_and_count`](crate::device::cpu::tighten_and_count) counts
+//! it; [`row_squares`] is the definition.
 
 use super::{CompiledDelta, Grid, Sign, headroom_for};
 use crate::WeightName;
@@ -60,9 +62,20 @@ pub struct Kept {
 
 impl Kept {
     /// Adds a matrix.
-    pub fn add(&mut self, weight: &WeightName, squares: Squares, delta: &CompiledDelta, grid: &Grid) {
+    pub fn add(
+        &mut self,
+        weight: &WeightName,
+        squares: Squares,
+        delta: &CompiledDelta,
+        grid: &Grid,
+    ) {
         self.total += squares;
-        let reach = grid.row_max.iter().zip(&delta.row_max).map(|(&base, &q)| u64::from(base) + u64::from(q)).max();
+        let reach = grid
+            .row_max
+            .iter()
+            .zip(&delta.row_max)
+            .map(|(&base, &q)| u64::from(base) + u64::from(q))
+            .max();
         self.headroom = grid.headroom.into();
         #[allow(clippy::cast_precision_loss, reason = "below 2^33")]
         let needed = headroom_for(grid.headroom, reach.unwrap_or(0) as f64);
@@ -89,21 +102,24 @@ impl Kept {
         self.worst.as_ref().map(|(weight, _, kept)| (weight, *kept))
     }
 
-    /// The smaller headroom at which the node alone would fit, if there is one that helps, and the share
-    /// that it would keep, about: what is lost shrinks with the step where entries are larger than that.
+    /// The smaller headroom at which the node alone would fit, if there is one that helps, and the
+    /// share that it would keep, about: what is lost shrinks with the step where entries are larger
+    /// than that.
     pub fn smaller_headroom(&self) -> Option<(f64, f64)> {
         let headroom = self.needed.max(LEAST_HEADROOM);
         let share = 1.0 - (1.0 - self.share()?) * headroom / self.headroom;
-        let helps = headroom <= self.headroom * MUCH_FINER || (headroom < self.headroom && share >= KEPT_ENOUGH);
+        let helps = headroom <= self.headroom * MUCH_FINER
+            || (headroom < self.headroom && share >= KEPT_ENOUGH);
         helps.then_some((headroom, share))
     }
 
-    /// What to tell of a share that is low: `the lattice keeps 46.1 % of its change …`, and what can be done about it,
-    /// `in_store` or where the base is opened.
+    /// What to tell of a share that is low: `the lattice keeps 46.1 % of its change …`, and what
+    /// can be done about it, `in_store` or where the base is opened.
     pub fn warning(&self, in_store: bool) -> String {
         let share = percent(self.share().unwrap_or(1.0));
-        let worst =
-            self.worst().map(|(weight, kept)| format!("; most is lost in {weight}, which keeps {}", percent(kept)));
+        let worst = self.worst().map(|(weight, kept)| {
+            format!("; most is lost in {weight}, which keeps {}", percent(kept))
+        });
         let advice = match self.smaller_headroom() {
             Some((headroom, share)) => {
                 let how = if in_store { "import again with" } else { "open the base with" };
@@ -116,7 +132,9 @@ impl Kept {
                 .to_owned(),
         };
         let worst = worst.unwrap_or_default();
-        format!("the lattice keeps {share} of its change, since much of that lies below half a step{worst}; {advice}")
+        format!(
+            "the lattice keeps {share} of its change, since much of that lies below half a step{worst}; {advice}"
+        )
     }
 }
 
@@ -130,7 +148,9 @@ pub fn change_row(float: &FloatDelta, i: usize, row: &mut [f64]) {
     row.fill(0.0);
     match float {
         FloatDelta::LowRank { rank, lora_a, lora_b, scaling } => {
-            for (&b, a) in lora_b[i * rank..][..*rank].iter().zip(lora_a.chunks_exact(row.len().max(1))) {
+            for (&b, a) in
+                lora_b[i * rank..][..*rank].iter().zip(lora_a.chunks_exact(row.len().max(1)))
+            {
                 let b = f64::from(b) * scaling;
                 row.iter_mut().zip(a).for_each(|(d, &a)| *d += b * f64::from(a));
             }

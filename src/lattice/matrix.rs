@@ -12,8 +12,9 @@ pub const LANES: usize = 32;
 #[repr(C, align(64))]
 pub struct Lane(pub [i16; LANES]);
 
-/// A `rows × cols` (output × input) matrix of integers `N` with one step `u_i` per row: `W_ij = N_ij · u_i`.
-/// Rows are padded with zeros to a multiple of [`LANES`] columns, so 64-byte aligned.
+/// A `rows × cols` (output × input) matrix of integers `N` with one step `u_i` per row:
+/// `W_ij = N_ij · u_i`. Rows are padded with zeros to a multiple of [`LANES`] columns, so 64-byte
+/// aligned.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatticeMatrix {
     rows: usize,

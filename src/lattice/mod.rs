@@ -1,7 +1,7 @@
 //! Weights as integers on a lattice: `W_ij = N_ij · u_i`, one step `u_i` per row of each matrix.
 //!
-//! A switch adds and subtracts integers only, so it is exact, order-free and reversible (a ℤ-module): the bits at a
-//! node depend on the node, never on the route.
+//! A switch adds and subtracts integers only, so it is exact, order-free and reversible (a
+//! ℤ-module): the bits at a node depend on the node, never on the route.
 //!
 //! **Invariant:** no float appears between reading compiled factors and writing `N`.
 

@@ -1,10 +1,11 @@
 //! Puts a base matrix on the lattice: each row gets a step, each weight the nearest integer.
 //!
-//! `u_i = max_j |W_ij| · headroom / 32767`. A row far below the matrix's others (an unused token, say) takes a sixteenth
-//! of the median step instead, so that a delta of ordinary size fits there too. The median: one row far above the others
-//! leaves theirs as fine as they are.
+//! `u_i = max_j |W_ij| · headroom / 32767`. A row far below the matrix's others (an unused token,
+//! say) takes a sixteenth of the median step instead, so that a delta of ordinary size fits there
+//! too. The median: one row far above the others leaves theirs as fine as they are.
 //!
-//! **Invariant:** `|W_ij − N_ij · u_i| ≤ u_i / 2`: the only rounding a base ever sees on this lattice.
+//! **Invariant:** `|W_ij − N_ij · u_i| ≤ u_i / 2`: the only rounding a base ever sees on this
+//! lattice.
 
 use std::ops::Range;
 
@@ -43,10 +44,12 @@ impl Grid {
     }
 }
 
-/// Quantises a `rows × cols` matrix that `read` delivers by rows in f32, several row ranges at once.
+/// Quantises a `rows × cols` matrix that `read` delivers by rows in f32, several row ranges at
+/// once.
 ///
 /// # Errors
-/// [`Error::Headroom`] for one outside 1 to 1024; when `read` fails; and [`Error::NonFinite`] when a weight is NaN or infinite.
+/// [`Error::Headroom`] for one outside 1 to 1024; when `read` fails; and [`Error::NonFinite`] when
+/// a weight is NaN or infinite.
 pub fn quantise(
     name: &WeightName,
     rows: usize,
@@ -82,7 +85,8 @@ pub fn quantise(
                 }
                 let largest = row.iter().fold(0_f32, |m, w| m.max(w.abs()));
                 steps[i] = step_for(largest, headroom);
-                row_max[i] = round_row(row, steps[i], &mut lanes[i * lanes_per_row..][..lanes_per_row]);
+                row_max[i] =
+                    round_row(row, steps[i], &mut lanes[i * lanes_per_row..][..lanes_per_row]);
             }
             Ok(())
         })?;
@@ -92,10 +96,14 @@ pub fn quantise(
     Ok((matrix, grid))
 }
 
-/// The step of a row whose largest magnitude is `largest`; 0 for a row of zeros (raised afterwards).
+/// The step of a row whose largest magnitude is `largest`; 0 for a row of zeros (raised
+/// afterwards).
 fn step_for(largest: f32, headroom: f32) -> f32 {
     let step = f64::from(largest) * f64::from(headroom) / f64::from(LIMIT);
-    #[allow(clippy::cast_possible_truncation, reason = "rounding the step to f32 is its definition")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "rounding the step to f32 is its definition"
+    )]
     let step = step as f32;
     step
 }
@@ -113,7 +121,10 @@ pub(super) fn round_values(row: &[f32], step: f32, integers: &mut [i16]) -> u16 
     let mut largest = 0;
     let step = f64::from(step);
     for (n, &w) in integers.iter_mut().zip(row) {
-        #[allow(clippy::cast_possible_truncation, reason = "at most 32767 in magnitude, since headroom is at least 1")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "at most 32767 in magnitude, since headroom is at least 1"
+        )]
         let rounded = (f64::from(w) / step).round() as i16;
         *n = rounded;
         largest = largest.max(rounded.unsigned_abs());
@@ -121,7 +132,8 @@ pub(super) fn round_values(row: &[f32], step: f32, integers: &mut [i16]) -> u16 
     largest
 }
 
-/// Raises every step below a sixteenth of the median, rows of zeros left out, to that, and rounds those rows anew from the source.
+/// Raises every step below a sixteenth of the median, rows of zeros left out, to that, and rounds
+/// those rows anew from the source.
 fn raise_small_steps(
     matrix: &mut LatticeMatrix,
     row_max: &mut [u16],
@@ -142,7 +154,8 @@ fn raise_small_steps(
         if steps[i] < floor {
             read(i..i + 1, &mut values)?;
             steps[i] = floor;
-            row_max[i] = round_row(&values, floor, &mut lanes[i * lanes_per_row..][..lanes_per_row]);
+            row_max[i] =
+                round_row(&values, floor, &mut lanes[i * lanes_per_row..][..lanes_per_row]);
         }
     }
     Ok(())
@@ -155,8 +168,10 @@ mod tests {
     /// Rows of 40 weights each up to the row's size, on the lattice at a headroom of 2.
     fn rows(sizes: &[f32]) -> (LatticeMatrix, Grid, Vec<f32>) {
         let cols = 40;
-        let values: Vec<f32> =
-            sizes.iter().flat_map(|size| (0..cols).map(move |j| size * (1.0 - j as f32 / 20.0))).collect();
+        let values: Vec<f32> = sizes
+            .iter()
+            .flat_map(|size| (0..cols).map(move |j| size * (1.0 - j as f32 / 20.0)))
+            .collect();
         let read = |range: Range<usize>, out: &mut [f32]| {
             out.copy_from_slice(&values[range.start * cols..range.end * cols]);
             Ok(())
@@ -172,7 +187,10 @@ mod tests {
         for (i, row) in values.chunks_exact(40).enumerate() {
             let step = f64::from(matrix.steps()[i]);
             for (&n, &w) in matrix.row(i).iter().zip(row) {
-                assert!((f64::from(n) * step - f64::from(w)).abs() <= step * 0.500_001, "row {i}: {n} for {w}");
+                assert!(
+                    (f64::from(n) * step - f64::from(w)).abs() <= step * 0.500_001,
+                    "row {i}: {n} for {w}"
+                );
             }
             assert_eq!(Some(grid.row_max[i]), matrix.row(i).iter().map(|n| n.unsigned_abs()).max());
             assert!(grid.row_max[i] <= 16384, "headroom 2 leaves half of the lattice free");

@@ -15,7 +15,8 @@ pub fn apply(matrix: &mut LatticeMatrix, segments: &[Segment]) {
                     Sign::Subtract => sum - q,
                 };
             }
-            matrix.integers_mut()[i * stride + j] = i16::try_from(sum).expect("bounds are checked before a switch");
+            matrix.integers_mut()[i * stride + j] =
+                i16::try_from(sum).expect("bounds are checked before a switch");
         }
     }
 }

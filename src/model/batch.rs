@@ -55,7 +55,10 @@ impl Logits {
     }
 
     /// The rows of sequence `index` of the batch.
-    pub fn sequence(&self, index: usize) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
+    pub fn sequence(
+        &self,
+        index: usize,
+    ) -> impl DoubleEndedIterator<Item = &[f32]> + ExactSizeIterator {
         let Range { start, end } = self.sequences[index].clone();
         self.values[start * self.vocab_size..end * self.vocab_size].chunks_exact(self.vocab_size)
     }

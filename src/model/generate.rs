@@ -18,10 +18,11 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// Tokens that end the text; the one that did is not returned.
     pub stop_tokens: Vec<u32>,
-    /// Texts at which [`Runtime::generate`](crate::Runtime::generate) ends, wherever the tokens lie: they and what comes after are
-    /// left out of the text, not of the tokens.
+    /// Texts at which [`Runtime::generate`](crate::Runtime::generate) ends, wherever the tokens
+    /// lie: they and what comes after are left out of the text, not of the tokens.
     pub stop_texts: Vec<String>,
-    /// Whether [`Runtime::generate`](crate::Runtime::generate) goes on after tokens that end a text for the model.
+    /// Whether [`Runtime::generate`](crate::Runtime::generate) goes on after tokens that end a text
+    /// for the model.
     pub ignore_eos: bool,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -86,11 +87,13 @@ impl Decoding {
     /// Begins behind `prompt`, in a context of `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::ContextFull`] for a prompt longer than the context, [`Error::SamplingParameter`].
+    /// [`Error::EmptyPrompt`], [`Error::ContextFull`] for a prompt longer than the context,
+    /// [`Error::SamplingParameter`].
     pub fn new(prompt: &[u32], options: &GenerateOptions, capacity: usize) -> Result<Self> {
         let sampler = Sampler::new(&options.sampling)?;
         check_prompt(prompt, capacity)?;
-        let seen = if sampler.penalises() { prompt.iter().copied().collect() } else { BTreeSet::new() };
+        let seen =
+            if sampler.penalises() { prompt.iter().copied().collect() } else { BTreeSet::new() };
         Ok(Self {
             tokens: prompt.to_vec(),
             prompt_tokens: prompt.len(),
@@ -105,8 +108,9 @@ impl Decoding {
         })
     }
 
-    /// Runs what is pending and chooses the next token; `None` where the text has ended, which [`Self::stop`] explains. Where
-    /// repetition is penalised the logits come to the host, and the token is chosen there.
+    /// Runs what is pending and chooses the next token; `None` where the text has ended, which
+    /// [`Self::stop`] explains. Where repetition is penalised the logits come to the host, and the
+    /// token is chosen there.
     ///
     /// # Errors
     /// What `forward` returns. What was run of this step is not known then: see [`Self::restart`].
@@ -208,7 +212,8 @@ impl<D: Compute> Forward for Slot<'_, D> {
     }
 }
 
-/// Runs `prompt`, which has to fit into a context of `capacity` tokens, and returns the logits after its last token.
+/// Runs `prompt`, which has to fit into a context of `capacity` tokens, and returns the logits
+/// after its last token.
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`], [`Error::ContextFull`], and what `forward` returns.

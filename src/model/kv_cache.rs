@@ -1,7 +1,8 @@
-//! Keys and values of the tokens already seen, for several sequences, and the room a forward pass works in.
+//! Keys and values of the tokens already seen, for several sequences, and the room a forward pass
+//! works in.
 //!
-//! **Invariant:** everything in the cache was computed with the weights its owner names; a forward pass under
-//! another owner is refused, and claiming the cache for another owner empties it.
+//! **Invariant:** everything in the cache was computed with the weights its owner names; a forward
+//! pass under another owner is refused, and claiming the cache for another owner empties it.
 
 use crate::base::ModelConfig;
 use crate::device::{Compute, Heads};
@@ -18,11 +19,18 @@ pub struct KvCache<D: Compute> {
 }
 
 impl<D: Compute> KvCache<D> {
-    /// Room for `slots` sequences of `capacity` tokens (at most the model's context), owned by the weights `owner`.
+    /// Room for `slots` sequences of `capacity` tokens (at most the model's context), owned by the
+    /// weights `owner`.
     ///
     /// # Errors
     /// When the size is 0 or cannot be addressed, or the device has no room.
-    pub fn new(device: &D, config: &ModelConfig, slots: usize, capacity: usize, owner: [u8; 32]) -> Result<Self> {
+    pub fn new(
+        device: &D,
+        config: &ModelConfig,
+        slots: usize,
+        capacity: usize,
+        owner: [u8; 32],
+    ) -> Result<Self> {
         let capacity = capacity.min(config.max_position_embeddings);
         let heads = super::llama::heads(config);
         // Padding at most doubles a head and adds 16 positions; 2^40 values are 4 TiB.
@@ -31,8 +39,9 @@ impl<D: Compute> KvCache<D> {
         if capacity == 0 || slots == 0 || total.is_none_or(|total| total > 1 << 40) {
             return Err(Error::CacheSize { slots, capacity });
         }
-        let layers =
-            (0..config.num_hidden_layers).map(|_| device.alloc_kv(heads, slots, capacity)).collect::<Result<_>>()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|_| device.alloc_kv(heads, slots, capacity))
+            .collect::<Result<_>>()?;
         Ok(Self { layers, lengths: vec![0; slots], heads, workspace: None, capacity, owner })
     }
 

@@ -1,10 +1,13 @@
-//! The Llama family's forward pass (Llama, Mistral, Qwen2), written once over [`Compute`], for several sequences at once.
+//! The Llama family's forward pass (Llama, Mistral, Qwen2), written once over [`Compute`], for
+//! several sequences at once.
 //!
 //! Per layer: `x += O · attention(rope(Q·n), rope(K·n), V·n)` with `n = norm(x)`, then
-//! `x += Down · (silu(Gate·m) ⊙ Up·m)` with `m = norm(x)`; at the end `logits = Head · norm(x)` of the wanted rows.
+//! `x += Down · (silu(Gate·m) ⊙ Up·m)` with `m = norm(x)`; at the end `logits = Head · norm(x)` of
+//! the wanted rows.
 //!
-//! **Invariant:** a sequence's logits depend on its own tokens alone, however it is batched or split: bit for bit on the CPU,
-//! to rounding on a device whose kernels differ by the number of rows.
+//! **Invariant:** a sequence's logits depend on its own tokens alone, however it is batched or
+//! split: bit for bit on the CPU, to rounding on a device whose kernels differ by the number of
+//! rows.
 
 use std::ops::Range;
 
@@ -28,7 +31,8 @@ impl Linear {
         out: &'a mut D::Buffer,
         accumulate: bool,
     ) -> Product<'a, D> {
-        let bias = self.bias.as_ref().map(|name| weights.vector(name).expect("bound to these weights"));
+        let bias =
+            self.bias.as_ref().map(|name| weights.vector(name).expect("bound to these weights"));
         Product { weight: weights.matrix(self.weight), bias, out, accumulate }
     }
 }
@@ -76,7 +80,11 @@ pub(super) struct Workspace<D: Compute> {
 }
 
 pub(super) fn heads(config: &ModelConfig) -> Heads {
-    Heads { heads: config.num_attention_heads, kv_heads: config.num_key_value_heads, head_dim: config.head_dim }
+    Heads {
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+    }
 }
 
 /// Resolves names against the weights and checks their shapes.
@@ -90,11 +98,18 @@ impl<D: Compute> Binder<'_, D> {
     fn matrix(&self, name: String, shape: [usize; 2]) -> Result<MatrixId> {
         let weight = WeightName::new(name);
         let Some(id) = self.weights.matrix_id(&weight) else {
-            return Err(Error::MissingWeight { weight, architecture: self.architecture.to_owned() });
+            return Err(Error::MissingWeight {
+                weight,
+                architecture: self.architecture.to_owned(),
+            });
         };
         let found = self.device.shape(self.weights.matrix(id));
         if found != (shape[0], shape[1]) {
-            return Err(Error::WeightShape { weight, expected: shape.to_vec(), found: vec![found.0, found.1] });
+            return Err(Error::WeightShape {
+                weight,
+                expected: shape.to_vec(),
+                found: vec![found.0, found.1],
+            });
         }
         Ok(id)
     }
@@ -104,7 +119,11 @@ impl<D: Compute> Binder<'_, D> {
         let Some(vector) = self.weights.vector(weight) else { return Ok(false) };
         let found = self.device.len(vector);
         if found != len {
-            return Err(Error::WeightShape { weight: weight.clone(), expected: vec![len], found: vec![found] });
+            return Err(Error::WeightShape {
+                weight: weight.clone(),
+                expected: vec![len],
+                found: vec![found],
+            });
         }
         Ok(true)
     }
@@ -112,7 +131,10 @@ impl<D: Compute> Binder<'_, D> {
     fn vector(&self, name: String, len: usize) -> Result<WeightName> {
         let weight = WeightName::new(name);
         if !self.find_vector(&weight, len)? {
-            return Err(Error::MissingWeight { weight, architecture: self.architecture.to_owned() });
+            return Err(Error::MissingWeight {
+                weight,
+                architecture: self.architecture.to_owned(),
+            });
         }
         Ok(weight)
     }
@@ -126,8 +148,9 @@ impl<D: Compute> Binder<'_, D> {
 }
 
 fn check(config: &ModelConfig) -> Result<()> {
-    let refuse =
-        |field, expected: &str, found: String| Err(Error::ModelConfig { field, expected: expected.to_owned(), found });
+    let refuse = |field, expected: &str, found: String| {
+        Err(Error::ModelConfig { field, expected: expected.to_owned(), found })
+    };
     let c = config;
     for (field, value) in [
         ("hidden_size", c.hidden_size),
@@ -146,10 +169,18 @@ fn check(config: &ModelConfig) -> Result<()> {
         return refuse("head_dim", "an even number", c.head_dim.to_string());
     }
     if !c.num_attention_heads.is_multiple_of(c.num_key_value_heads) {
-        return refuse("num_attention_heads", "a multiple of num_key_value_heads", c.num_attention_heads.to_string());
+        return refuse(
+            "num_attention_heads",
+            "a multiple of num_key_value_heads",
+            c.num_attention_heads.to_string(),
+        );
     }
     if c.num_attention_heads.checked_mul(c.head_dim).is_none_or(|width| width > 1 << 30) {
-        return refuse("num_attention_heads", "at most 2^30 / head_dim", c.num_attention_heads.to_string());
+        return refuse(
+            "num_attention_heads",
+            "at most 2^30 / head_dim",
+            c.num_attention_heads.to_string(),
+        );
     }
     if c.sliding_window == Some(0) {
         return refuse("sliding_window", "at least 1", "0".to_owned());
@@ -161,9 +192,13 @@ impl Llama {
     /// Resolves every weight of `config` once. Biases are used where the base has them.
     ///
     /// # Errors
-    /// When a weight is missing or has another shape than the configuration says, or the configuration contradicts
-    /// itself.
-    pub fn bind<D: Compute>(device: &D, config: &ModelConfig, weights: &Weights<D>) -> Result<Self> {
+    /// When a weight is missing or has another shape than the configuration says, or the
+    /// configuration contradicts itself.
+    pub fn bind<D: Compute>(
+        device: &D,
+        config: &ModelConfig,
+        weights: &Weights<D>,
+    ) -> Result<Self> {
         check(config)?;
         let c = config;
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
@@ -180,7 +215,8 @@ impl Llama {
                 let name = |rest: &str| format!("model.layers.{i}.{rest}");
                 Ok(Layer {
                     input_norm: binder.vector(name("input_layernorm.weight"), hidden)?,
-                    post_attention_norm: binder.vector(name("post_attention_layernorm.weight"), hidden)?,
+                    post_attention_norm: binder
+                        .vector(name("post_attention_layernorm.weight"), hidden)?,
                     attention: [
                         binder.linear(&name("self_attn.q_proj"), [q, hidden])?,
                         binder.linear(&name("self_attn.k_proj"), [kv, hidden])?,
@@ -204,11 +240,13 @@ impl Llama {
         &self.config
     }
 
-    /// Runs the new tokens of every sequence through the model, appends them to the cache and returns the wanted logits.
+    /// Runs the new tokens of every sequence through the model, appends them to the cache and
+    /// returns the wanted logits.
     ///
     /// # Errors
-    /// Before anything is computed: when the cache belongs to other weights or another model, a sequence is out of
-    /// order, empty or too long, or a token is unknown. The cache is then unchanged.
+    /// Before anything is computed: when the cache belongs to other weights or another model, a
+    /// sequence is out of order, empty or too long, or a token is unknown. The cache is then
+    /// unchanged.
     ///
     /// # Panics
     /// When `weights` are not those the model was bound to.
@@ -226,11 +264,12 @@ impl Llama {
         })
     }
 
-    /// Like [`Self::forward`], but a token is chosen on the device from each row of wanted logits, and only the tokens
-    /// leave it: one for each of `choices`.
+    /// Like [`Self::forward`], but a token is chosen on the device from each row of wanted logits,
+    /// and only the tokens leave it: one for each of `choices`.
     ///
     /// # Errors
-    /// As [`Self::forward`], and [`Error::NonFiniteLogits`]; the cache then holds the new tokens or not.
+    /// As [`Self::forward`], and [`Error::NonFiniteLogits`]; the cache then holds the new tokens or
+    /// not.
     ///
     /// # Panics
     /// When the batch does not want as many rows of logits as there are choices.
@@ -243,7 +282,11 @@ impl Llama {
         choices: &[Choice],
     ) -> Result<Vec<u32>> {
         self.forward_then(device, weights, cache, batch, |logits, sequences| {
-            assert_eq!(sequences.last().map_or(0, |rows| rows.end), choices.len(), "one choice a row of logits");
+            assert_eq!(
+                sequences.last().map_or(0, |rows| rows.end),
+                choices.len(),
+                "one choice a row of logits"
+            );
             device.choose(logits, self.config.vocab_size, choices)
         })
     }
@@ -258,10 +301,14 @@ impl Llama {
     ) -> Result<R> {
         let spans = self.check_batch(cache, batch)?;
         let rows = spans.last().map_or(0, |span| span.rows.end);
-        let tokens: Vec<u32> = batch.sequences.iter().flat_map(|sequence| sequence.tokens).copied().collect();
+        let tokens: Vec<u32> =
+            batch.sequences.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let (wanted, sequences) = wanted_rows(batch, &spans);
         let mut workspace = match cache.workspace.take() {
-            Some(workspace) if workspace.rows >= rows && device.len(&workspace.logits) >= self.logits_len(&wanted) => {
+            Some(workspace)
+                if workspace.rows >= rows
+                    && device.len(&workspace.logits) >= self.logits_len(&wanted) =>
+            {
                 workspace
             }
             _ => self.workspace(device, rows, wanted.len())?,
@@ -300,7 +347,8 @@ impl Llama {
         }
         let mut spans: Vec<Span> = Vec::with_capacity(batch.sequences.len());
         for (index, sequence) in batch.sequences.iter().enumerate() {
-            let refuse = |problem| Err(Error::BatchSequence { index, problem, slots: cache.slots() });
+            let refuse =
+                |problem| Err(Error::BatchSequence { index, problem, slots: cache.slots() });
             let Sequence { slot, tokens, .. } = *sequence;
             let start = spans.last().map_or(0, |span| span.rows.end);
             if spans.last().is_some_and(|span| span.slot >= slot) {
@@ -313,7 +361,11 @@ impl Llama {
             let past = cache.len(slot);
             let capacity = cache.capacity().min(self.config.max_position_embeddings);
             if tokens.len() > capacity - past {
-                return Err(Error::ContextFull { slot, needed: past.saturating_add(tokens.len()), capacity });
+                return Err(Error::ContextFull {
+                    slot,
+                    needed: past.saturating_add(tokens.len()),
+                    capacity,
+                });
             }
             let vocab_size = self.config.vocab_size;
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
@@ -324,7 +376,12 @@ impl Llama {
         Ok(spans)
     }
 
-    fn workspace<D: Compute>(&self, device: &D, rows: usize, wanted: usize) -> Result<Workspace<D>> {
+    fn workspace<D: Compute>(
+        &self,
+        device: &D,
+        rows: usize,
+        wanted: usize,
+    ) -> Result<Workspace<D>> {
         let c = &self.config;
         let alloc = |width: usize| device.alloc(rows * width);
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
@@ -385,7 +442,13 @@ impl Llama {
             device.attention(attention, spans);
             device.matmul(&w.mixed, rows, [layer.out.product(weights, &mut w.stream, true)]);
 
-            device.rms_norm(&w.stream, vector(&layer.post_attention_norm), eps, rows, &mut w.normed);
+            device.rms_norm(
+                &w.stream,
+                vector(&layer.post_attention_norm),
+                eps,
+                rows,
+                &mut w.normed,
+            );
             let [gate, up] = &layer.feed_forward;
             device.matmul(
                 &w.normed,

@@ -1,6 +1,7 @@
 //! Rotary position embedding: the frequencies of a model and their angles at given positions.
 //!
-//! **Source:** RoFormer, arXiv 2104.09864; the Llama 3 scaling as in `rope_type: llama3` of Hugging Face configurations.
+//! **Source:** RoFormer, arXiv 2104.09864; the Llama 3 scaling as in `rope_type: llama3` of Hugging
+//! Face configurations.
 
 use std::f64::consts::TAU;
 
@@ -35,10 +36,18 @@ impl RopeTable {
                 }
                 factors.iter().enumerate().map(|(i, f)| plain(i) / f64::from(*f)).collect()
             }
-            &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => (0..half)
+            &RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position,
+            } => (0..half)
                 .map(|i| {
                     let frequency = plain(i);
-                    #[allow(clippy::cast_precision_loss, reason = "a context is far below 2^52 tokens")]
+                    #[allow(
+                        clippy::cast_precision_loss,
+                        reason = "a context is far below 2^52 tokens"
+                    )]
                     let turns = original_max_position as f64 * frequency / TAU;
                     let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     let smooth = smooth.clamp(0.0, 1.0);
@@ -60,7 +69,10 @@ impl RopeTable {
             for ((frequency, cos), sin) in self.frequencies.iter().zip(cosines).zip(sines) {
                 #[allow(clippy::cast_precision_loss, reason = "a context is far below 2^52 tokens")]
                 let (s, c) = (position as f64 * frequency).sin_cos();
-                #[allow(clippy::cast_possible_truncation, reason = "rounded to the activations' precision")]
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    reason = "rounded to the activations' precision"
+                )]
                 {
                     (*cos, *sin) = (c as f32, s as f32);
                 }
@@ -74,7 +86,12 @@ mod tests {
     use super::*;
 
     fn config(rope_scaling: RopeScaling) -> ModelConfig {
-        ModelConfig { rope_scaling, head_dim: 8, rope_theta: 500_000.0, ..crate::model::testing::tiny_config() }
+        ModelConfig {
+            rope_scaling,
+            head_dim: 8,
+            rope_theta: 500_000.0,
+            ..crate::model::testing::tiny_config()
+        }
     }
 
     fn frequencies(scaling: RopeScaling) -> Vec<f64> {
@@ -90,7 +107,8 @@ mod tests {
             high_freq_factor: 4.0,
             original_max_position: 8192,
         });
-        // Wavelengths 6.3, 167, 4443 and 118,000 of an original 8192: more than 4 turns twice, between 1 and 4, below 1.
+        // Wavelengths 6.3, 167, 4443 and 118,000 of an original 8192: more than 4 turns twice,
+        // between 1 and 4, below 1.
         assert_eq!(scaled[..2], plain[..2]);
         let smooth = (8192.0 * plain[2] / TAU - 1.0) / 3.0;
         assert!((scaled[2] / plain[2] - ((1.0 - smooth) / 32.0 + smooth)).abs() < 1e-12);

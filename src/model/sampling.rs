@@ -20,10 +20,12 @@ pub struct Sampling {
     pub top_k: Option<usize>,
     /// Only the likeliest tokens that together reach this probability (0 < p ≤ 1); 1 is all.
     pub top_p: Option<f32>,
-    /// Only tokens that are at least this share as likely as the likeliest (0 ≤ p ≤ 1), as transformers' `MinPLogitsWarper`; 0 is all.
+    /// Only tokens that are at least this share as likely as the likeliest (0 ≤ p ≤ 1), as
+    /// transformers' `MinPLogitsWarper`; 0 is all.
     pub min_p: Option<f32>,
-    /// Of every token that is in the prompt or was chosen, a logit above 0 is divided and one below 0 multiplied by this, as in
-    /// transformers' `RepetitionPenaltyLogitsProcessor`, before all else; 1 leaves them.
+    /// Of every token that is in the prompt or was chosen, a logit above 0 is divided and one below
+    /// 0 multiplied by this, as in transformers' `RepetitionPenaltyLogitsProcessor`, before all
+    /// else; 1 leaves them.
     pub repeat_penalty: f32,
     /// Seed of the random choices.
     pub seed: u64,
@@ -31,7 +33,14 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repeat_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repeat_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -47,8 +56,9 @@ impl Sampler {
     /// # Errors
     /// When a parameter is out of its range.
     pub fn new(sampling: &Sampling) -> Result<Self> {
-        let refuse =
-            |name, expected, found: f32| Err(Error::SamplingParameter { name, expected, found: found.to_string() });
+        let refuse = |name, expected, found: f32| {
+            Err(Error::SamplingParameter { name, expected, found: found.to_string() })
+        };
         let Sampling { temperature, top_p, min_p, repeat_penalty, seed, .. } = *sampling;
         if !(temperature.is_finite() && temperature >= 0.0) {
             return refuse("temperature", "a finite number of at least 0", temperature);
@@ -97,7 +107,8 @@ impl Sampler {
 /// When a logit is not finite, or there are none.
 pub fn log_softmax_top(logits: &[f32], k: usize) -> Result<Vec<(u32, f32)>> {
     let best = f64::from(logits[greedy(logits)? as usize]);
-    let log_sum = best + logits.iter().map(|&logit| (f64::from(logit) - best).exp()).sum::<f64>().ln();
+    let log_sum =
+        best + logits.iter().map(|&logit| (f64::from(logit) - best).exp()).sum::<f64>().ln();
     #[allow(clippy::cast_possible_truncation, reason = "rounded to the logits' precision")]
     let log_probability = |(token, logit)| (token, (f64::from(logit) - log_sum) as f32);
     Ok(likeliest(logits, k).into_iter().map(log_probability).collect())
@@ -110,14 +121,18 @@ mod tests {
     use crate::device::cpu::choose;
 
     fn sampler(temperature: f32, top_k: Option<usize>, top_p: Option<f32>, seed: u64) -> Sampler {
-        Sampler::new(&Sampling { temperature, top_k, top_p, seed, ..Sampling::default() }).expect("valid parameters")
+        Sampler::new(&Sampling { temperature, top_k, top_p, seed, ..Sampling::default() })
+            .expect("valid parameters")
     }
 
     #[test]
     fn greedy_takes_the_lowest_of_equals() {
         assert_eq!(greedy(&[1.0, 3.0, -2.0, 3.0]).unwrap(), 1);
         assert_eq!(greedy(&[-0.0, 0.0]).unwrap(), 0);
-        assert_eq!(log_softmax_top(&[0.0, -0.0, 0.0], 2).unwrap().iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(
+            log_softmax_top(&[0.0, -0.0, 0.0], 2).unwrap().iter().map(|t| t.0).collect::<Vec<_>>(),
+            [0, 1]
+        );
     }
 
     #[test]
@@ -125,17 +140,26 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let logits = [0.0, 1.0, bad];
             assert!(matches!(greedy(&logits), Err(Error::NonFiniteLogits { index: 2, .. })));
-            assert!(matches!(log_softmax_top(&logits, 1), Err(Error::NonFiniteLogits { index: 2, .. })));
-            assert!(matches!(choose(&logits, &sampler(1.0, None, None, 0).draw()), Err(Error::NonFiniteLogits { .. })));
+            assert!(matches!(
+                log_softmax_top(&logits, 1),
+                Err(Error::NonFiniteLogits { index: 2, .. })
+            ));
+            assert!(matches!(
+                choose(&logits, &sampler(1.0, None, None, 0).draw()),
+                Err(Error::NonFiniteLogits { .. })
+            ));
         }
         assert!(greedy(&[]).is_err());
     }
 
     #[test]
     fn parameters_out_of_range_are_refused() {
-        let refused_of = |sampling: &Sampling| matches!(Sampler::new(sampling), Err(Error::SamplingParameter { .. }));
-        let refused =
-            |temperature, top_k, top_p| refused_of(&Sampling { temperature, top_k, top_p, ..Sampling::default() });
+        let refused_of = |sampling: &Sampling| {
+            matches!(Sampler::new(sampling), Err(Error::SamplingParameter { .. }))
+        };
+        let refused = |temperature, top_k, top_p| {
+            refused_of(&Sampling { temperature, top_k, top_p, ..Sampling::default() })
+        };
         assert!(refused(-0.1, None, None));
         assert!(refused(f32::NAN, None, None));
         assert!(refused(f32::INFINITY, None, None));
@@ -147,23 +171,33 @@ mod tests {
             assert!(refused_of(&Sampling { min_p: Some(min_p), ..Sampling::default() }), "{min_p}");
         }
         for repeat_penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            assert!(refused_of(&Sampling { repeat_penalty, ..Sampling::default() }), "{repeat_penalty}");
+            assert!(
+                refused_of(&Sampling { repeat_penalty, ..Sampling::default() }),
+                "{repeat_penalty}"
+            );
         }
     }
 
     #[test]
     fn zero_top_k_one_top_p_and_zero_min_p_mean_off() {
-        let off =
-            Sampling { temperature: 1.0, top_k: Some(0), top_p: Some(1.0), min_p: Some(0.0), ..Sampling::default() };
+        let off = Sampling {
+            temperature: 1.0,
+            top_k: Some(0),
+            top_p: Some(1.0),
+            min_p: Some(0.0),
+            ..Sampling::default()
+        };
         let choice = Sampler::new(&off).unwrap().draw();
-        let plain = Sampler::new(&Sampling { temperature: 1.0, ..Sampling::default() }).unwrap().draw();
+        let plain =
+            Sampler::new(&Sampling { temperature: 1.0, ..Sampling::default() }).unwrap().draw();
         assert_eq!(choice, plain);
         assert_eq!((choice.top_k, choice.top_p, choice.min_p), (None, None, None));
     }
 
     #[test]
     fn penalty_divides_what_is_above_zero_and_multiplies_what_is_below_once_each() {
-        let sampler = Sampler::new(&Sampling { repeat_penalty: 2.0, ..Sampling::default() }).unwrap();
+        let sampler =
+            Sampler::new(&Sampling { repeat_penalty: 2.0, ..Sampling::default() }).unwrap();
         assert!(sampler.penalises() && !Sampler::new(&Sampling::default()).unwrap().penalises());
         let mut logits = [3.0, -3.0, 0.0, 5.0, -1.0];
         // A token beyond the logits is none of theirs.
@@ -194,17 +228,24 @@ mod tests {
         };
         let near = |found: [f64; 4], expected: [f64; 4]| {
             for (found, expected) in found.into_iter().zip(expected) {
-                assert!((found - expected).abs() < 0.03 && (expected > 0.0 || found == 0.0), "{found} {expected}");
+                assert!(
+                    (found - expected).abs() < 0.03 && (expected > 0.0 || found == 0.0),
+                    "{found} {expected}"
+                );
             }
         };
         near(count(sampler(1.0, None, None, 1)), [0.25, 0.5, 0.125, 0.125]);
         near(count(sampler(0.5, None, None, 2)), [4.0 / 22.0, 16.0 / 22.0, 1.0 / 22.0, 1.0 / 22.0]);
         near(count(sampler(1.0, Some(2), None, 3)), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]);
         near(count(sampler(1.0, None, Some(0.6), 4)), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]);
-        near(count(sampler(1.0, Some(3), Some(0.5), 5)), [0.0, 1.0, 0.0, 0.0].map(|p: f64| p.max(0.0)));
+        near(
+            count(sampler(1.0, Some(3), Some(0.5), 5)),
+            [0.0, 1.0, 0.0, 0.0].map(|p: f64| p.max(0.0)),
+        );
         near(count(sampler(1.0, Some(1), None, 6)), [0.0, 1.0, 0.0, 0.0]);
         let min_p = |temperature, min_p, seed| {
-            Sampler::new(&Sampling { temperature, min_p: Some(min_p), seed, ..Sampling::default() }).unwrap()
+            Sampler::new(&Sampling { temperature, min_p: Some(min_p), seed, ..Sampling::default() })
+                .unwrap()
         };
         // Half as likely as the likeliest; a quarter, which is a sixteenth at half the temperature.
         near(count(min_p(1.0, 0.45, 7)), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]);

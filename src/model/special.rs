@@ -1,7 +1,9 @@
-//! What a folder's files beside `tokenizer.json` declare: special and added tokens, and chat templates.
+//! What a folder's files beside `tokenizer.json` declare: special and added tokens, and chat
+//! templates.
 //!
-//! **Source:** transformers 5.23, `PreTrainedTokenizerBase._from_pretrained`: `tokenizer_config.json`; where that has no
-//! `added_tokens_decoder`, `special_tokens_map.json` over it and `added_tokens.json`, too.
+//! **Source:** transformers 5.23, `PreTrainedTokenizerBase._from_pretrained`:
+//! `tokenizer_config.json`; where that has no `added_tokens_decoder`, `special_tokens_map.json`
+//! over it and `added_tokens.json`, too.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,8 @@ use crate::{Error, Result};
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Names of special tokens, in transformers' order.
-const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A token as a file declares it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +37,14 @@ impl Declared {
     /// A special token given by its text alone.
     fn text(content: &str) -> Self {
         let content = content.to_owned();
-        Self { content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }
+        Self {
+            content,
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: false,
+            special: true,
+        }
     }
 
     /// A token written out as an object; `special` where that does not say.
@@ -107,7 +117,8 @@ impl FolderTokens {
         };
         match config.remove("added_tokens_decoder").filter(|value| !value.is_null()) {
             Some(added) => {
-                tokens.added = by_id(&added).ok_or_else(|| entry(path, "added_tokens_decoder", &added, BY_ID))?;
+                tokens.added = by_id(&added)
+                    .ok_or_else(|| entry(path, "added_tokens_decoder", &added, BY_ID))?;
                 tokens.read_names(path, &config)
             }
             None => tokens.read_older(dir, path, config),
@@ -116,7 +127,12 @@ impl FolderTokens {
     }
 
     /// The files of before `added_tokens_decoder`.
-    fn read_older(&mut self, dir: Option<&Path>, path: &Path, mut config: Map<String, Value>) -> Result<()> {
+    fn read_older(
+        &mut self,
+        dir: Option<&Path>,
+        path: &Path,
+        mut config: Map<String, Value>,
+    ) -> Result<()> {
         let Some(dir) = dir else { return self.read_names(path, &config) };
         let map = dir.join("special_tokens_map.json");
         for (key, value) in read::<Map<String, Value>>(&map)?.unwrap_or_default() {
@@ -127,17 +143,21 @@ impl FolderTokens {
         }
         move_key(&mut config, "additional_special_tokens", "extra_special_tokens");
         self.read_names(path, &config)?;
-        let added: BTreeMap<String, u32> = read(&dir.join("added_tokens.json"))?.unwrap_or_default();
+        let added: BTreeMap<String, u32> =
+            read(&dir.join("added_tokens.json"))?.unwrap_or_default();
         for (content, id) in added {
             let special = self.all_special().any(|token| token.content == content);
-            self.added.insert(id, Declared { special, normalized: !special, ..Declared::text(&content) });
+            self.added
+                .insert(id, Declared { special, normalized: !special, ..Declared::text(&content) });
         }
         Ok(())
     }
 
     fn read_names(&mut self, path: &Path, config: &Map<String, Value>) -> Result<()> {
         let own = config.iter().filter(|(key, value)| {
-            key.ends_with("_token") && !NAMES.contains(&key.as_str()) && (value.is_string() || value.is_object())
+            key.ends_with("_token")
+                && !NAMES.contains(&key.as_str())
+                && (value.is_string() || value.is_object())
         });
         let named = NAMES.iter().filter_map(|name| config.get_key_value(*name)).chain(own);
         for (name, value) in named.filter(|(_, value)| !value.is_null()) {
@@ -150,19 +170,22 @@ impl FolderTokens {
             None | Some(Value::Null) => {}
             Some(Value::Array(items)) => {
                 for item in items {
-                    let token =
-                        Declared::of(item, true).ok_or_else(|| entry(path, "extra_special_tokens", item, TOKEN));
+                    let token = Declared::of(item, true)
+                        .ok_or_else(|| entry(path, "extra_special_tokens", item, TOKEN));
                     self.extra.push(token?);
                 }
             }
             // Names of their own.
             Some(Value::Object(items)) => {
                 for (name, value) in items {
-                    let token = Declared::of(value, true).ok_or_else(|| entry(path, name, value, TOKEN))?;
+                    let token =
+                        Declared::of(value, true).ok_or_else(|| entry(path, name, value, TOKEN))?;
                     self.named.push((name.clone(), token));
                 }
             }
-            Some(other) => return Err(entry(path, "extra_special_tokens", other, "a list of tokens")),
+            Some(other) => {
+                return Err(entry(path, "extra_special_tokens", other, "a list of tokens"));
+            }
         }
         Ok(())
     }
@@ -196,7 +219,10 @@ const TOKEN: &str = "a text, or an object with `content`";
 
 fn by_id(value: &Value) -> Option<BTreeMap<u32, Declared>> {
     let token = |(id, value): (&String, &Value)| {
-        Some((id.parse().ok()?, value.as_object().and_then(|fields| Declared::object(fields, false))?))
+        Some((
+            id.parse().ok()?,
+            value.as_object().and_then(|fields| Declared::object(fields, false))?,
+        ))
     };
     value.as_object()?.iter().map(token).collect()
 }
@@ -218,13 +244,19 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    let json = |reason| Error::Tokenizer { path: path.to_owned(), defect: TokenizerDefect::Json { reason } };
+    let json = |reason| Error::Tokenizer {
+        path: path.to_owned(),
+        defect: TokenizerDefect::Json { reason },
+    };
     from_json(bytes).map_err(json)
 }
 
 fn entry(path: &Path, name: &str, found: &Value, expected: &'static str) -> Error {
     let path: PathBuf = path.to_owned();
-    Error::Tokenizer { path, defect: TokenizerDefect::Entry { entry: name.to_owned(), found: kind(found), expected } }
+    Error::Tokenizer {
+        path,
+        defect: TokenizerDefect::Entry { entry: name.to_owned(), found: kind(found), expected },
+    }
 }
 
 /// What a JSON value is.

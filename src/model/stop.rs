@@ -1,7 +1,7 @@
 //! Texts that end a generation, wherever the tokens lie.
 //!
-//! **Invariant:** what was given out is never part of a stop text: what may become one is held back until it cannot. Where a text
-//! is cut does not depend on how it was split into pieces.
+//! **Invariant:** what was given out is never part of a stop text: what may become one is held back
+//! until it cannot. Where a text is cut does not depend on how it was split into pieces.
 
 /// Looks for stop texts in a text that comes in pieces.
 pub struct StopTexts {
@@ -30,8 +30,10 @@ impl StopTexts {
         }
         self.held.push_str(piece);
         // The one that is complete first counts; of those that end together, the longest.
-        let complete =
-            self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        let complete = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
         if let Some((_, start)) = complete.min() {
             self.done = true;
             self.held.truncate(start);
@@ -50,7 +52,10 @@ impl StopTexts {
     /// Length of the longest end of what is held that a stop text starts with.
     fn may_start(&self) -> usize {
         let lengths = self.stops.iter().map(|stop| {
-            let starts = stop.char_indices().map(|(at, _)| at).filter(|at| self.held.ends_with(&stop[..*at]));
+            let starts = stop
+                .char_indices()
+                .map(|(at, _)| at)
+                .filter(|at| self.held.ends_with(&stop[..*at]));
             starts.max().unwrap_or(0)
         });
         lengths.max().unwrap_or(0)
@@ -102,7 +107,10 @@ mod tests {
     fn only_what_may_become_a_stop_is_held_back() {
         let stops = ["END".to_owned()];
         let mut scan = StopTexts::new(&stops);
-        assert_eq!(["a", "bE", "N", "N", "E"].map(|piece| scan.push(piece)), ["a", "b", "", "ENN", ""]);
+        assert_eq!(
+            ["a", "bE", "N", "N", "E"].map(|piece| scan.push(piece)),
+            ["a", "b", "", "ENN", ""]
+        );
         assert_eq!(scan.finish(), "E");
     }
 }

@@ -43,7 +43,8 @@ pub(crate) struct TinyModel {
 }
 
 impl TinyModel {
-    /// Random weights for `config`, with biases on the linear layers whose name contains one of `biased`.
+    /// Random weights for `config`, with biases on the linear layers whose name contains one of
+    /// `biased`.
     pub(crate) fn random(config: ModelConfig, biased: &[&str], seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let c = &config;
@@ -82,7 +83,10 @@ impl TinyModel {
             let size = 3.0 / (cols as f32).sqrt() / 26_000.0;
             matrix.parts_mut().1.fill_with(|| rng.random_range(0.5 * size..size));
             if biased.iter().any(|part| name.contains(part)) {
-                vectors.insert(format!("{name}.bias"), (0..rows).map(|_| rng.random_range(-1.0..1.0)).collect());
+                vectors.insert(
+                    format!("{name}.bias"),
+                    (0..rows).map(|_| rng.random_range(-1.0..1.0)).collect(),
+                );
             }
             matrices.insert(format!("{name}.weight"), matrix);
         }
@@ -92,8 +96,10 @@ impl TinyModel {
     pub(crate) fn weights<D: Device>(&self, device: &D) -> Weights<D> {
         let matrix = |matrix: &LatticeMatrix| device.upload_matrix(matrix.clone()).expect("room");
         let vector = |vector: &Vec<f32>| device.upload_buffer(vector.clone()).expect("room");
-        let matrices = self.matrices.iter().map(|(name, values)| (WeightName::new(name), matrix(values)));
-        let vectors = self.vectors.iter().map(|(name, values)| (WeightName::new(name), vector(values)));
+        let matrices =
+            self.matrices.iter().map(|(name, values)| (WeightName::new(name), matrix(values)));
+        let vectors =
+            self.vectors.iter().map(|(name, values)| (WeightName::new(name), vector(values)));
         Weights::from_parts(matrices, vectors)
     }
 
@@ -123,7 +129,8 @@ impl TinyModel {
                     RopeScaling::Factors(factors) => f64::from(factors[j]),
                     _ => 1.0,
                 };
-                let angle = position as f64 / self.config.rope_theta.powf(j as f64 / half as f64) / divisor;
+                let angle =
+                    position as f64 / self.config.rope_theta.powf(j as f64 / half as f64) / divisor;
                 let (a, b) = (head[j], head[j + half]);
                 head[j] = a * angle.cos() - b * angle.sin();
                 head[j + half] = b * angle.cos() + a * angle.sin();
@@ -152,12 +159,14 @@ impl TinyModel {
                 self.rotate(&mut k, position);
                 keys.push(k);
                 values.push(self.linear(&name("self_attn.v_proj"), &n));
-                let first = c.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
+                let first =
+                    c.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
                 let mut mixed = vec![0.0; q.len()];
                 for head in 0..c.num_attention_heads {
                     let from = head / (c.num_attention_heads / c.num_key_value_heads) * d;
                     let score = |key: &Vec<f64>| {
-                        let dot: f64 = q[head * d..][..d].iter().zip(&key[from..]).map(|(q, k)| q * k).sum();
+                        let dot: f64 =
+                            q[head * d..][..d].iter().zip(&key[from..]).map(|(q, k)| q * k).sum();
                         (dot / (d as f64).sqrt()).exp()
                     };
                     let weights: Vec<f64> = keys[first..].iter().map(score).collect();

@@ -1,9 +1,12 @@
-//! The whole model against its textbook form, and the promises about batching, splitting and refusing.
+//! The whole model against its textbook form, and the promises about batching, splitting and
+//! refusing.
 
 #![allow(clippy::cast_possible_truncation, reason = "test code")]
 
 use super::testing::{TinyModel, tiny_config};
-use super::{Batch, Decoding, GenerateOptions, KvCache, Llama, Sampling, Sequence, Slot, StopReason, Want};
+use super::{
+    Batch, Decoding, GenerateOptions, KvCache, Llama, Sampling, Sequence, Slot, StopReason, Want,
+};
 use crate::base::{ModelConfig, RopeScaling};
 use crate::device::cpu::{Cpu, SimdLevel};
 use crate::weights::Weights;
@@ -28,15 +31,29 @@ impl Runner {
         KvCache::new(&self.cpu, self.model.config(), slots, 128, OWNER).expect("room")
     }
 
-    fn try_forward(&self, cache: &mut KvCache<Cpu>, sequences: &[(usize, &[u32], Want)]) -> Result<Vec<Vec<Vec<f32>>>> {
+    fn try_forward(
+        &self,
+        cache: &mut KvCache<Cpu>,
+        sequences: &[(usize, &[u32], Want)],
+    ) -> Result<Vec<Vec<Vec<f32>>>> {
         let sequences: Vec<Sequence<'_>> =
             sequences.iter().map(|&(slot, tokens, want)| Sequence { slot, tokens, want }).collect();
-        let logits =
-            self.model.forward(&self.cpu, &self.weights, cache, &Batch { sequences: &sequences, owner: OWNER })?;
-        Ok((0..sequences.len()).map(|i| logits.sequence(i).map(<[f32]>::to_vec).collect()).collect())
+        let logits = self.model.forward(
+            &self.cpu,
+            &self.weights,
+            cache,
+            &Batch { sequences: &sequences, owner: OWNER },
+        )?;
+        Ok((0..sequences.len())
+            .map(|i| logits.sequence(i).map(<[f32]>::to_vec).collect())
+            .collect())
     }
 
-    fn forward(&self, cache: &mut KvCache<Cpu>, sequences: &[(usize, &[u32], Want)]) -> Vec<Vec<Vec<f32>>> {
+    fn forward(
+        &self,
+        cache: &mut KvCache<Cpu>,
+        sequences: &[(usize, &[u32], Want)],
+    ) -> Vec<Vec<Vec<f32>>> {
         self.try_forward(cache, sequences).expect("a valid batch")
     }
 
@@ -62,9 +79,21 @@ fn forward_equals_the_textbook_for_every_family() {
         ("llama", base.clone(), &[]),
         ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
         ("mistral", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
-        ("qwen2", ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() }, &qwen),
-        ("all biases", ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base.clone() }, &["proj"]),
-        ("factors", ModelConfig { rope_scaling: RopeScaling::Factors(vec![1.0, 1.5, 8.0]), ..base }, &[]),
+        (
+            "qwen2",
+            ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() },
+            &qwen,
+        ),
+        (
+            "all biases",
+            ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base.clone() },
+            &["proj"],
+        ),
+        (
+            "factors",
+            ModelConfig { rope_scaling: RopeScaling::Factors(vec![1.0, 1.5, 8.0]), ..base },
+            &[],
+        ),
     ];
     for (name, config, biased) in cases {
         let model = TinyModel::random(config, biased, 3);
@@ -77,7 +106,10 @@ fn forward_equals_the_textbook_for_every_family() {
             for (position, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 for (found, expected) in found.iter().zip(expected) {
                     let error = (f64::from(*found) - expected).abs() / size;
-                    assert!(error < 1e-5, "{name} {level:?} position {position}: {found}, not {expected}");
+                    assert!(
+                        error < 1e-5,
+                        "{name} {level:?} position {position}: {found}, not {expected}"
+                    );
                 }
             }
         }
@@ -90,11 +122,15 @@ fn ragged_batch_equals_sequences_alone_bit_for_bit() {
     let inputs = [tokens(40, 1), tokens(1, 2), tokens(19, 3)];
     let mut cache = runner.cache(5);
     let split = [(0, 33), (2, 0), (4, 12)];
-    let first: Vec<_> = [0, 2].map(|i: usize| (split[i].0, &inputs[i][..split[i].1], Want::All)).to_vec();
+    let first: Vec<_> =
+        [0, 2].map(|i: usize| (split[i].0, &inputs[i][..split[i].1], Want::All)).to_vec();
     let first = runner.forward(&mut cache, &first);
-    let second: Vec<_> = (0..3).map(|i| (split[i].0, &inputs[i][split[i].1..], Want::All)).collect();
+    let second: Vec<_> =
+        (0..3).map(|i| (split[i].0, &inputs[i][split[i].1..], Want::All)).collect();
     let second = runner.forward(&mut cache, &second);
-    for (i, parts) in [(0, vec![&first[0], &second[0]]), (1, vec![&second[1]]), (2, vec![&first[1], &second[2]])] {
+    for (i, parts) in
+        [(0, vec![&first[0], &second[0]]), (1, vec![&second[1]]), (2, vec![&first[1], &second[2]])]
+    {
         let joined: Vec<Vec<f32>> = parts.into_iter().flatten().cloned().collect();
         assert_eq!(joined, runner.all(&inputs[i]), "sequence {i}");
     }
@@ -108,10 +144,17 @@ fn prefill_then_decode_equals_one_prefill_bit_for_bit() {
         let input = tokens(60, 4);
         let expected = runner.all(&input);
         let mut cache = runner.cache(1);
-        assert_eq!(runner.forward(&mut cache, &[(0, &input[..21], Want::Nothing)]), [Vec::<Vec<f32>>::new()]);
+        assert_eq!(
+            runner.forward(&mut cache, &[(0, &input[..21], Want::Nothing)]),
+            [Vec::<Vec<f32>>::new()]
+        );
         for (position, token) in input.iter().enumerate().skip(21) {
             let logits = runner.forward(&mut cache, &[(0, &[*token], Want::Last)]);
-            assert_eq!(logits[0], [expected[position].clone()], "position {position}, window {window:?}");
+            assert_eq!(
+                logits[0],
+                [expected[position].clone()],
+                "position {position}, window {window:?}"
+            );
         }
         assert_eq!(cache.len(0), 60);
     }
@@ -135,7 +178,9 @@ fn threads_do_not_change_a_bit() {
         let runner = Runner::new(&model, Cpu::new(Some(threads)).unwrap());
         let mut cache = runner.cache(1);
         let mut logits = runner.forward(&mut cache, &[(0, &input[..100], Want::All)]);
-        logits.extend(input[100..].iter().flat_map(|t| runner.forward(&mut cache, &[(0, &[*t], Want::Last)])));
+        logits.extend(
+            input[100..].iter().flat_map(|t| runner.forward(&mut cache, &[(0, &[*t], Want::Last)])),
+        );
         logits
     });
     assert!(runs[0] == runs[1] && runs[0] == runs[2]);
@@ -162,7 +207,9 @@ fn cache_of_other_weights_is_refused_until_claimed() {
     let sequences = [Sequence { slot: 0, tokens: &[3], want: Want::Last }];
     let other = Batch { sequences: &sequences, owner: [8; 32] };
     let result = runner.model.forward(&runner.cpu, &runner.weights, &mut cache, &other);
-    assert!(matches!(result, Err(Error::CacheOwner { expected, found: OWNER }) if expected == [8; 32]));
+    assert!(
+        matches!(result, Err(Error::CacheOwner { expected, found: OWNER }) if expected == [8; 32])
+    );
     assert_eq!(cache.len(0), 2);
     cache.claim(OWNER);
     assert_eq!(cache.len(0), 2);
@@ -185,9 +232,18 @@ fn impossible_batches_are_refused_and_change_nothing() {
     let last = Want::Last;
     let error = refused(&[(0, &long[..29], last)]);
     assert!(matches!(error, Error::ContextFull { slot: 0, needed: 129, capacity: 128 }), "{error}");
-    assert!(matches!(refused(&[(1, &[49, 50], last)]), Error::UnknownToken { token: 50, vocab_size: 50 }));
-    assert!(matches!(refused(&[(1, &[1], last), (0, &[1], last)]), Error::BatchSequence { index: 1, .. }));
-    assert!(matches!(refused(&[(0, &[1], last), (0, &[1], last)]), Error::BatchSequence { index: 1, .. }));
+    assert!(matches!(
+        refused(&[(1, &[49, 50], last)]),
+        Error::UnknownToken { token: 50, vocab_size: 50 }
+    ));
+    assert!(matches!(
+        refused(&[(1, &[1], last), (0, &[1], last)]),
+        Error::BatchSequence { index: 1, .. }
+    ));
+    assert!(matches!(
+        refused(&[(0, &[1], last), (0, &[1], last)]),
+        Error::BatchSequence { index: 1, .. }
+    ));
     assert!(matches!(refused(&[(2, &[1], last)]), Error::BatchSequence { index: 0, .. }));
     assert!(matches!(refused(&[(0, &[], last)]), Error::BatchSequence { index: 0, .. }));
     assert_eq!(runner.try_forward(&mut cache, &[]).unwrap(), Vec::<Vec<Vec<f32>>>::new());
@@ -217,13 +273,23 @@ fn incomplete_or_misshapen_weights_are_refused_by_name() {
     };
     let name = "model.layers.1.mlp.down_proj.weight";
     let error = bind(&|m| drop(m.matrices.remove(name)));
-    assert!(matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == name), "{error}");
+    assert!(
+        matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == name),
+        "{error}"
+    );
     let error = bind(&|m| drop(m.vectors.remove("model.norm.weight")));
-    assert!(matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == "model.norm.weight"));
+    assert!(
+        matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == "model.norm.weight")
+    );
     let error = bind(&|m| m.config.tie_word_embeddings = false);
-    assert!(matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == "lm_head.weight"));
+    assert!(
+        matches!(&error, Error::MissingWeight { weight, .. } if weight.as_str() == "lm_head.weight")
+    );
     let error = bind(&|m| m.config.intermediate_size = 41);
-    assert!(matches!(&error, Error::WeightShape { expected, .. } if expected == &[41, 24]), "{error}");
+    assert!(
+        matches!(&error, Error::WeightShape { expected, .. } if expected == &[41, 24]),
+        "{error}"
+    );
     let bias = "model.layers.0.self_attn.q_proj.bias";
     let error = bind(&|m| m.vectors.get_mut(bias).unwrap().truncate(35));
     assert!(matches!(&error, Error::WeightShape { weight, .. } if weight.as_str() == bias));
@@ -233,7 +299,11 @@ fn incomplete_or_misshapen_weights_are_refused_by_name() {
     assert!(matches!(error, Error::ModelConfig { field: "head_dim", .. }));
 }
 
-fn run(runner: &Runner, prompt: &[u32], options: &GenerateOptions) -> Result<(Vec<u32>, StopReason)> {
+fn run(
+    runner: &Runner,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<(Vec<u32>, StopReason)> {
     let mut cache = runner.cache(1);
     let mut streamed = Vec::new();
     let mut decoding = Decoding::new(prompt, options, cache.capacity())?;
@@ -259,7 +329,10 @@ fn greedy_generation_follows_the_textbook() {
     }
     let expected = &text[7..];
     let mut options = GenerateOptions { max_tokens: 20, ..Default::default() };
-    assert_eq!(run(&runner, &prompt, &options).unwrap(), (expected.to_vec(), StopReason::MaxTokens));
+    assert_eq!(
+        run(&runner, &prompt, &options).unwrap(),
+        (expected.to_vec(), StopReason::MaxTokens)
+    );
     let stop = expected[5];
     let before = expected.iter().position(|&token| token == stop).unwrap();
     options.stop_tokens = vec![99, stop];
@@ -288,7 +361,8 @@ fn long_prompt_in_parts_gives_the_tokens_of_one_prefill() {
     let prompt = tokens(1030, 1);
     let mut cache = KvCache::new(&runner.cpu, runner.model.config(), 1, 1100, OWNER).unwrap();
     let whole = runner.forward(&mut cache, &[(0, &prompt, Want::Last)]).remove(0).remove(0);
-    let options = GenerateOptions { max_tokens: 1, sampling: Sampling::default(), ..Default::default() };
+    let options =
+        GenerateOptions { max_tokens: 1, sampling: Sampling::default(), ..Default::default() };
     let mut decoding = Decoding::new(&prompt, &options, cache.capacity()).unwrap();
     let Runner { cpu: device, weights, model } = &runner;
     cache.clear();

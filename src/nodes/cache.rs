@@ -1,7 +1,9 @@
-//! Compiled deltas kept under a byte budget, in memory or on a device: least recently used goes first.
+//! Compiled deltas kept under a byte budget, in memory or on a device: least recently used goes
+//! first.
 //!
-//! **Invariant:** what is pinned, because it is applied to some weights, stays and does not count. The order of use names
-//! exactly the versions that are here, so neither a use nor an eviction looks at those that stay.
+//! **Invariant:** what is pinned, because it is applied to some weights, stays and does not count.
+//! The order of use names exactly the versions that are here, so neither a use nor an eviction
+//! looks at those that stay.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -51,10 +53,18 @@ impl<T> DeltaCache<T> {
     /// An empty cache that holds `budget_bytes` beside what is pinned.
     pub fn new(budget_bytes: usize) -> Self {
         let (entries, order) = (HashMap::new(), BTreeMap::new());
-        Self { entries, order, budget_bytes, pinned_bytes: 0, clock: 0, stats: CacheStats::default() }
+        Self {
+            entries,
+            order,
+            budget_bytes,
+            pinned_bytes: 0,
+            clock: 0,
+            stats: CacheStats::default(),
+        }
     }
 
-    /// The version's deltas; those that are not here are made by `make`, which also returns how many bytes they hold.
+    /// The version's deltas; those that are not here are made by `make`, which also returns how
+    /// many bytes they hold.
     ///
     /// # Errors
     /// What `make` returns; the cache is then as it was.
@@ -76,7 +86,10 @@ impl<T> DeltaCache<T> {
         self.stats.bytes += bytes;
         self.stats.made_bytes += bytes as u64;
         self.order.insert(self.clock, version.clone());
-        self.entries.insert(version.clone(), Held { deltas: deltas.clone(), bytes, used: self.clock, pins: 0 });
+        self.entries.insert(
+            version.clone(),
+            Held { deltas: deltas.clone(), bytes, used: self.clock, pins: 0 },
+        );
         Ok(deltas)
     }
 
@@ -101,7 +114,8 @@ impl<T> DeltaCache<T> {
         }
     }
 
-    /// Drops the least recently used deltas until the rest fits the budget; what is pinned stays and does not count.
+    /// Drops the least recently used deltas until the rest fits the budget; what is pinned stays
+    /// and does not count.
     pub(crate) fn evict(&mut self) {
         self.evict_to(self.budget_bytes);
     }
@@ -113,7 +127,9 @@ impl<T> DeltaCache<T> {
             if self.stats.bytes - self.pinned_bytes <= budget_bytes {
                 break;
             }
-            let Some(held) = self.entries.get(version).filter(|held| held.pins == 0) else { continue };
+            let Some(held) = self.entries.get(version).filter(|held| held.pins == 0) else {
+                continue;
+            };
             self.stats.bytes -= held.bytes;
             self.stats.evictions += 1;
             self.stats.evicted_bytes += held.bytes as u64;
@@ -147,7 +163,9 @@ mod tests {
 
     fn versions<const N: usize>() -> [NodeVersion; N] {
         let root = NodeVersion::root();
-        std::array::from_fn(|index| NodeVersion::new(format!("n{index}").into(), Some(root.clone()), Source::Nothing))
+        std::array::from_fn(|index| {
+            NodeVersion::new(format!("n{index}").into(), Some(root.clone()), Source::Nothing)
+        })
     }
 
     fn held<T>(cache: &DeltaCache<T>) -> Vec<NodeVersion> {
@@ -164,7 +182,8 @@ mod tests {
         cache.evict();
         assert_eq!(held(&cache), [a.clone(), c.clone()]);
         let made = CacheStats { misses: 3, made_bytes: 192, ..CacheStats::default() };
-        let now = CacheStats { bytes: 128, nodes: 2, hits: 1, evictions: 1, evicted_bytes: 64, ..made };
+        let now =
+            CacheStats { bytes: 128, nodes: 2, hits: 1, evictions: 1, evicted_bytes: 64, ..made };
         assert_eq!(cache.stats(), now);
         cache.get(b, || Ok((Arc::new("five"), 5 * 64))).unwrap();
         // Twice, by two copies of the weights.
@@ -221,7 +240,8 @@ mod tests {
 
     const BUDGET_BYTES: usize = 60;
 
-    /// The same as a list of nodes and their bytes, the least recently used first; gone through from the start each time.
+    /// The same as a list of nodes and their bytes, the least recently used first; gone through
+    /// from the start each time.
     fn evict_model(held: &mut Vec<(usize, usize)>, budget_bytes: usize, pinned: &[usize]) {
         let free = |held: &[(usize, usize)]| -> usize {
             held.iter().filter(|(node, _)| !pinned.contains(node)).map(|(_, bytes)| bytes).sum()

@@ -27,7 +27,9 @@ impl TreeNodes {
             let source = match tree.source(node) {
                 None => Source::Nothing,
                 Some(NodeSource::Memory(deltas)) => Source::Memory(deltas.clone()),
-                Some(NodeSource::Folder(dir)) => Source::Folder { dir: dir.clone(), content: OnceLock::new() },
+                Some(NodeSource::Folder(dir)) => {
+                    Source::Folder { dir: dir.clone(), content: OnceLock::new() }
+                }
             };
             // A parent's index is smaller than its children's.
             let parent = tree.parent(node).map(|parent| versions[parent.index()].clone());
@@ -45,13 +47,21 @@ impl TreeNodes {
         reading: &Reading<'_>,
     ) -> Result<Deltas> {
         let name = version.name();
-        let adapter = PeftAdapter::open(dir, reading.limits).map_err(|error| match dir.exists() {
-            true => error,
-            false => TreeDefect::Gone { node: name.to_owned(), path: dir.to_owned() }.into(),
-        })?;
+        let adapter =
+            PeftAdapter::open(dir, reading.limits).map_err(|error| match dir.exists() {
+                true => error,
+                false => TreeDefect::Gone { node: name.to_owned(), path: dir.to_owned() }.into(),
+            })?;
         if let Some(first) = content.get().filter(|first| **first != adapter.hash()) {
-            let [first, found] = [*first, adapter.hash()].map(|hash| hash.to_hex()[..16].to_owned());
-            return Err(TreeDefect::Changed { node: name.to_owned(), path: dir.to_owned(), first, found }.into());
+            let [first, found] =
+                [*first, adapter.hash()].map(|hash| hash.to_hex()[..16].to_owned());
+            return Err(TreeDefect::Changed {
+                node: name.to_owned(),
+                path: dir.to_owned(),
+                first,
+                found,
+            }
+            .into());
         }
         adapter.check_copies(reading.base)?;
         let deltas = adapter.deltas(reading.shapes)?;
@@ -69,14 +79,18 @@ impl TreeNodes {
     /// Tells what is doubtful about a node that was read for the first time.
     fn tell(&self, version: &NodeVersion, dir: &Path, reading: &Reading<'_>) {
         let name = version.name();
-        if let Some(doubt) = self.tree.node(name).ok().and_then(|node| self.tree.doubt(node, reading.limits)) {
+        if let Some(doubt) =
+            self.tree.node(name).ok().and_then(|node| self.tree.doubt(node, reading.limits))
+        {
             tracing::warn!("{doubt}");
         }
         let beside = beside(dir, reading.base);
         // What was asked for is used.
         if !beside.is_empty() && reading.tokenizer.is_none_or(|given| !given.starts_with(dir)) {
             let (beside, dir) = (beside.join(", and "), dir.display());
-            tracing::warn!("{name}: beside the adapter lies {beside}; the base's is used (another: --tokenizer {dir})");
+            tracing::warn!(
+                "{name}: beside the adapter lies {beside}; the base's is used (another: --tokenizer {dir})"
+            );
         }
     }
 }
@@ -91,8 +105,13 @@ impl NodeSet for TreeNodes {
     }
 
     fn children(&self, name: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
-        let children = self.tree.children(self.tree.node(name)?).into_iter().map(|id| self.tree.name(id));
-        Ok(children.filter(|&name| after.is_none_or(|after| name > after)).take(limit).map(str::to_owned).collect())
+        let children =
+            self.tree.children(self.tree.node(name)?).into_iter().map(|id| self.tree.name(id));
+        Ok(children
+            .filter(|&name| after.is_none_or(|after| name > after))
+            .take(limit)
+            .map(str::to_owned)
+            .collect())
     }
 
     fn sample(&self, _: usize, _: &mut StdRng) -> Result<Vec<String>> {

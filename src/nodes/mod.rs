@@ -1,10 +1,10 @@
-//! Where nodes come from: a folder of adapters, memory, or a store. A name resolves to a [`NodeVersion`], a value that can be
-//! held and compared.
+//! Where nodes come from: a folder of adapters, memory, or a store. A name resolves to a
+//! [`NodeVersion`], a value that can be held and compared.
 //!
-//! **Invariant:** two versions are equal only if they are the same content on the same path: weights that stand at equal
-//! versions are the same bits.
-//! **Invariant:** a version holds those above it, so that a path that was walked down can be walked up again, whatever its
-//! name leads to by now.
+//! **Invariant:** two versions are equal only if they are the same content on the same path:
+//! weights that stand at equal versions are the same bits.
+//! **Invariant:** a version holds those above it, so that a path that was walked down can be walked
+//! up again, whatever its name leads to by now.
 
 mod cache;
 mod folder;
@@ -29,8 +29,8 @@ use crate::store::Store;
 use crate::tree::AdapterTree;
 use crate::{Error, Result};
 
-/// One content of one node on one path: what a switch adds to the weights and later subtracts. Cheap to clone. Equal versions
-/// of one runtime are the same content under the same parents.
+/// One content of one node on one path: what a switch adds to the weights and later subtracts.
+/// Cheap to clone. Equal versions of one runtime are the same content under the same parents.
 #[derive(Clone)]
 pub struct NodeVersion(Arc<Version>);
 
@@ -53,7 +53,8 @@ pub(crate) enum Source {
     Nothing,
     /// In memory, as floats.
     Memory(Arc<AdapterDeltas>),
-    /// In an adapter's folder. **Invariant:** it is one content as long as it is held, that which was read first.
+    /// In an adapter's folder. **Invariant:** it is one content as long as it is held, that which
+    /// was read first.
     Folder {
         dir: PathBuf,
         /// BLAKE3 of both files as they were read first.
@@ -95,7 +96,8 @@ impl NodeVersion {
     /// The versions from the top down to this one, without the root: what is added to the base.
     pub fn path(&self) -> Vec<Self> {
         let up = std::iter::successors(Some(self), |version| version.parent());
-        let mut path: Vec<Self> = up.filter(|version| version.parent().is_some()).cloned().collect();
+        let mut path: Vec<Self> =
+            up.filter(|version| version.parent().is_some()).cloned().collect();
         path.reverse();
         path
     }
@@ -169,8 +171,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) tokenizer: Option<&'a Path>,
 }
 
-/// What becomes of a switch to a node that was trained on other content of its parent, or of the parent's parent, than
-/// there is now.
+/// What becomes of a switch to a node that was trained on other content of its parent, or of the
+/// parent's parent, than there is now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StalePolicy {
     /// It is made, with a warning the first time.
@@ -190,10 +192,12 @@ pub(crate) trait NodeSet: Send + Sync {
     /// The version that `name` leads to now; `""` and `/` are the root.
     fn resolve(&self, name: &str) -> Result<NodeVersion>;
 
-    /// Names of the children of the node called `name` in order, those after `after`, at most `limit`.
+    /// Names of the children of the node called `name` in order, those after `after`, at most
+    /// `limit`.
     fn children(&self, name: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>>;
 
-    /// Names of nodes, the root among them: all, or where they may be very many `most`, each as likely as any other.
+    /// Names of nodes, the root among them: all, or where they may be very many `most`, each as
+    /// likely as any other.
     fn sample(&self, most: usize, rng: &mut StdRng) -> Result<Vec<String>>;
 
     /// A version's deltas, those of files checked against the base.
@@ -205,7 +209,8 @@ pub(crate) trait NodeSet: Send + Sync {
     /// An error about a path that leaves the lattice, with advice that helps here.
     fn advised(&self, error: Error) -> Error;
 
-    /// Resolves `name` and does `work` with the version, again with another one if what it names is gone by then.
+    /// Resolves `name` and does `work` with the version, again with another one if what it names is
+    /// gone by then.
     fn with(&self, name: &str, work: &mut dyn FnMut(NodeVersion) -> Result<()>) -> Result<()>;
 
     /// Versions held in memory.
@@ -233,7 +238,11 @@ impl Nodes {
     /// # Errors
     /// As [`Store::open`] and [`AdapterTree::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        if Store::is_store(path) { Store::open(path).map(Self::Store) } else { AdapterTree::open(path).map(Self::from) }
+        if Store::is_store(path) {
+            Store::open(path).map(Self::Store)
+        } else {
+            AdapterTree::open(path).map(Self::from)
+        }
     }
 
     /// Refuses a name that no node has.

@@ -1,7 +1,7 @@
 //! The nodes of a store, as they are asked for.
 //!
-//! **Invariant:** a version that somebody holds is the one its name and generation resolve to; who holds none leaves nothing
-//! behind but a word in a map that is swept.
+//! **Invariant:** a version that somebody holds is the one its name and generation resolve to; who
+//! holds none leaves nothing behind but a word in a map that is swept.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -128,7 +128,9 @@ impl NodeSet for StoreNodes {
     }
 
     fn read(&self, version: &NodeVersion, _: &Reading<'_>) -> Result<Deltas> {
-        let Source::Stored { location, .. } = version.source() else { return Ok(Deltas::Float(Arc::default())) };
+        let Source::Stored { location, .. } = version.source() else {
+            return Ok(Deltas::Float(Arc::default()));
+        };
         let at = *location.lock().unwrap_or_else(PoisonError::into_inner);
         let read = self.store.read(&at).or_else(|error| match self.found_again(version) {
             // A compaction moved its bytes.
@@ -146,7 +148,10 @@ impl NodeSet for StoreNodes {
             return Ok(());
         }
         for at in version.path() {
-            let (Source::Stored { trained_on, .. }, Some(parent)) = (at.source(), at.parent()) else { continue };
+            let (Source::Stored { trained_on, .. }, Some(parent)) = (at.source(), at.parent())
+            else {
+                continue;
+            };
             let (trained_on, found) = (*trained_on, content_generation(parent));
             if trained_on == found {
                 continue;
@@ -172,7 +177,8 @@ impl NodeSet for StoreNodes {
     }
 
     fn with(&self, name: &str, work: &mut dyn FnMut(NodeVersion) -> Result<()>) -> Result<()> {
-        // Between looking a node up and reading it, it may be replaced, and a compaction drop what it was.
+        // Between looking a node up and reading it, it may be replaced, and a compaction drop what
+        // it was.
         again(|| work(self.resolve(name)?))
     }
 
@@ -203,7 +209,9 @@ mod tests {
     }
 
     fn replace(store: &Store, name: &str, seed: u16) {
-        store.replace(name, store.compile(&deltas(seed)).unwrap(), Details::default(), None).unwrap();
+        store
+            .replace(name, store.compile(&deltas(seed)).unwrap(), Details::default(), None)
+            .unwrap();
     }
 
     /// fr, fr/alice and fr/bob.
@@ -243,7 +251,9 @@ mod tests {
         assert_ne!(location(&moved), before, "a compaction moves what lives");
         store.remove("fr/bob", false, None).unwrap();
         let unknown = nodes.resolve("fr/bob").unwrap_err();
-        assert!(matches!(unknown, Error::Tree(defect) if matches!(*defect, TreeDefect::UnknownNode { .. })));
+        assert!(
+            matches!(unknown, Error::Tree(defect) if matches!(*defect, TreeDefect::UnknownNode { .. }))
+        );
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::{Error, Result};
 /// What to compute on. Parsed from `auto`, `cpu`, `gpu`, `gpu:NUMBER` or `gpu:NAME`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum DeviceChoice {
-    /// A GPU, but no software adapter; the CPU where there is none, or, with a warning, where it does not hold the model.
+    /// A GPU, but no software adapter; the CPU where there is none, or, with a warning, where it
+    /// does not hold the model.
     Auto,
     /// The CPU.
     #[default]

@@ -1,4 +1,5 @@
-//! What all copies of the weights share: the base, the nodes, the compiled deltas, tokenizer and chat templates.
+//! What all copies of the weights share: the base, the nodes, the compiled deltas, tokenizer and
+//! chat templates.
 //!
 //! **Invariant:** a node version is compiled once, however many copies it is added to.
 
@@ -53,7 +54,11 @@ impl Engine {
     }
 
     /// A version's deltas, read and compiled if they are not at hand.
-    pub(super) fn deltas(&self, version: &NodeVersion, report: &mut SwitchReport) -> Result<Arc<NodeDeltas>> {
+    pub(super) fn deltas(
+        &self,
+        version: &NodeVersion,
+        report: &mut SwitchReport,
+    ) -> Result<Arc<NodeDeltas>> {
         // Held while it compiles: who needs the same deltas waits for them.
         let mut cache = self.compiled();
         if !cache.contains(version) {
@@ -65,8 +70,13 @@ impl Engine {
                 Deltas::Float(float) => {
                     let grids = self.grids();
                     let compile = || compile_node(&float, |name| Some(grids.grid(grids.id(name)?)));
-                    let (node, kept) = self.host.install(compile).map_err(|error| error.at_node(version.name()))?;
-                    report.kept.extend(kept.share().map(|share| (version.name().to_owned(), share)));
+                    let (node, kept) = self
+                        .host
+                        .install(compile)
+                        .map_err(|error| error.at_node(version.name()))?;
+                    report
+                        .kept
+                        .extend(kept.share().map(|share| (version.name().to_owned(), share)));
                     if kept.is_low() && version.tells_kept() {
                         tracing::warn!("{}: {}", version.name(), kept.warning(false));
                     }

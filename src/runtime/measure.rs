@@ -1,7 +1,8 @@
-//! Measurements: a switch, a decoded token, a prompt, each beside its ceiling taken in the same run.
+//! Measurements: a switch, a decoded token, a prompt, each beside its ceiling taken in the same
+//! run.
 //!
-//! Every repetition times the ceiling and the thing itself one after the other, and the ratio is the median of the pairs'
-//! ratios: a machine whose speed drifts then drifts for both.
+//! Every repetition times the ceiling and the thing itself one after the other, and the ratio is
+//! the median of the pairs' ratios: a machine whose speed drifts then drifts for both.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,11 @@ use crate::device::Choice;
 use crate::weights::{EMBEDDING, HEAD, MatrixId};
 use crate::{Result, WeightName};
 
-const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
+const GREEDY: Choice =
+    Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
 
-/// How long a measurement takes further turns where the device is not the CPU: a GPU may be software.
+/// How long a measurement takes further turns where the device is not the CPU: a GPU may be
+/// software.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A measured time beside its ceiling.
@@ -73,8 +76,9 @@ impl Runtime {
         (0..most).take_while(move |&turn| patient || turn == 0 || start.elapsed() < PATIENCE)
     }
 
-    /// Switches to and fro between two nodes. The ceiling is the larger of two: reading, changing and writing the touched
-    /// weights, and as many integer products from registers as the factors need.
+    /// Switches to and fro between two nodes. The ceiling is the larger of two: reading, changing
+    /// and writing the touched weights, and as many integer products from registers as the factors
+    /// need.
     ///
     /// # Errors
     /// As [`Runtime::switch_to`].
@@ -82,18 +86,30 @@ impl Runtime {
         self.measure_switches(a, b, repeats, false)
     }
 
-    /// The same with the target's deltas in the host's memory alone, so that every switch uploads them; none on the CPU.
+    /// The same with the target's deltas in the host's memory alone, so that every switch uploads
+    /// them; none on the CPU.
     ///
     /// # Errors
     /// As [`Runtime::switch_to`].
-    pub fn measure_uploading_switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<Option<MeasuredSwitch>> {
+    pub fn measure_uploading_switch(
+        &mut self,
+        a: &str,
+        b: &str,
+        repeats: usize,
+    ) -> Result<Option<MeasuredSwitch>> {
         if self.replica.residence().is_host {
             return Ok(None);
         }
         self.measure_switches(a, b, repeats, true).map(Some)
     }
 
-    fn measure_switches(&mut self, a: &str, b: &str, repeats: usize, upload: bool) -> Result<MeasuredSwitch> {
+    fn measure_switches(
+        &mut self,
+        a: &str,
+        b: &str,
+        repeats: usize,
+        upload: bool,
+    ) -> Result<MeasuredSwitch> {
         self.switch_to(a)?;
         self.switch_to(b)?;
         self.switch_to(a)?;
@@ -118,8 +134,8 @@ impl Runtime {
         })
     }
 
-    /// Decodes tokens one at a time after a prompt of `context` tokens, taking the likeliest each time. The ceiling is
-    /// reading every weight that a token reads, two bytes each.
+    /// Decodes tokens one at a time after a prompt of `context` tokens, taking the likeliest each
+    /// time. The ceiling is reading every weight that a token reads, two bytes each.
     ///
     /// # Errors
     /// As [`Runtime::generate`].
@@ -138,7 +154,8 @@ impl Runtime {
         Ok(Measured::of(&pairs))
     }
 
-    /// Runs a prompt of `tokens` tokens. The ceiling is as many f32 products from registers as its matrices need.
+    /// Runs a prompt of `tokens` tokens. The ceiling is as many f32 products from registers as its
+    /// matrices need.
     ///
     /// # Errors
     /// As [`Runtime::generate`].
@@ -163,7 +180,8 @@ impl Runtime {
 
     /// So many tokens: the first thousand in turn, or all of a smaller vocabulary.
     fn measured_tokens(&self, count: usize) -> Vec<u32> {
-        let known = u32::try_from(self.base().config().vocab_size).unwrap_or(u32::MAX).clamp(1, 1000);
+        let known =
+            u32::try_from(self.base().config().vocab_size).unwrap_or(u32::MAX).clamp(1, 1000);
         (1..).take(count).map(|token| token % known).collect()
     }
 
@@ -180,7 +198,8 @@ impl Runtime {
         Ok(kv)
     }
 
-    /// The matrices that a switch between two versions touches, and the integer products its factors need.
+    /// The matrices that a switch between two versions touches, and the integer products its
+    /// factors need.
     fn work_between(&self, a: &NodeVersion, b: &NodeVersion) -> Result<(Vec<MatrixId>, u64)> {
         let way = a.way_to(b);
         let moved = way.left.iter().chain(&way.entered);
@@ -188,11 +207,13 @@ impl Runtime {
             .map(|version| self.engine.deltas(version, &mut SwitchReport::default()))
             .collect::<Result<Vec<_>>>()?;
         let mut products = 0;
-        let mut touched: Vec<MatrixId> = moved.iter().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
+        let mut touched: Vec<MatrixId> =
+            moved.iter().flat_map(|deltas| deltas.iter().map(|(id, _)| id)).collect();
         touched.sort_unstable();
         touched.dedup();
         for &id in &touched {
-            let rank: usize = moved.iter().filter_map(|deltas| Some(deltas.delta(id)?.rank())).sum();
+            let rank: usize =
+                moved.iter().filter_map(|deltas| Some(deltas.delta(id)?.rank())).sum();
             products += self.size(id) * rank as u64;
         }
         Ok((touched, products))
@@ -206,7 +227,8 @@ impl Runtime {
     /// Products of a prompt: every layer's weights once a token, the head's once.
     fn prefill_products(&self, tokens: u64) -> u64 {
         let head = self.engine.grids().id(&WeightName::new(HEAD)).expect("every model has a head");
-        let layers: u64 = self.decoded_matrices().filter(|&id| id != head).map(|id| self.size(id)).sum();
+        let layers: u64 =
+            self.decoded_matrices().filter(|&id| id != head).map(|id| self.size(id)).sum();
         layers * tokens + self.size(head)
     }
 

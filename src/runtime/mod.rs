@@ -1,8 +1,9 @@
 //! The public face: one base, one tree, one live copy of the weights, moved from node to node.
 //!
-//! **Invariant:** [`Runtime::switch_to`] takes `&mut self` and everything that reads the weights takes `&self`: no
-//! half-switched model can be read.
-//! **Invariant:** a switch that returns an error left node and weights as they were, or says that they are unusable.
+//! **Invariant:** [`Runtime::switch_to`] takes `&mut self` and everything that reads the weights
+//! takes `&self`: no half-switched model can be read.
+//! **Invariant:** a switch that returns an error left node and weights as they were, or says that
+//! they are unusable.
 
 mod choice;
 mod engine;
@@ -111,15 +112,15 @@ impl RuntimeBuilder {
         self
     }
 
-    /// What becomes of a switch to a node of a store that was trained on other content of its parent than there is now
-    /// (default: a warning).
+    /// What becomes of a switch to a node of a store that was trained on other content of its
+    /// parent than there is now (default: a warning).
     pub fn stale_policy(mut self, policy: StalePolicy) -> Self {
         self.stale = policy;
         self
     }
 
-    /// A `tokenizer.json` in place of the base's own, or a folder, such as an adapter's: its `tokenizer.json` and its chat
-    /// templates, of the two what there is.
+    /// A `tokenizer.json` in place of the base's own, or a folder, such as an adapter's: its
+    /// `tokenizer.json` and its chat templates, of the two what there is.
     pub fn tokenizer(mut self, path: impl Into<PathBuf>) -> Self {
         self.tokenizer = Some(path.into());
         self
@@ -137,14 +138,16 @@ impl RuntimeBuilder {
         self
     }
 
-    /// The instruction set, in place of the widest this machine has. It changes the speed and no weight's bits.
+    /// The instruction set, in place of the widest this machine has. It changes the speed and no
+    /// weight's bits.
     pub fn simd(mut self, simd: SimdLevel) -> Self {
         self.simd = Some(simd);
         self
     }
 
-    /// Room above every row's largest weight, as a factor from 1 to 1024 (default 1.25). More room holds larger deltas and
-    /// makes the lattice coarser by the same factor. A store has its own: another is refused.
+    /// Room above every row's largest weight, as a factor from 1 to 1024 (default 1.25). More room
+    /// holds larger deltas and makes the lattice coarser by the same factor. A store has its own:
+    /// another is refused.
     pub fn headroom(mut self, headroom: f32) -> Self {
         self.headroom = Some(headroom);
         self
@@ -156,8 +159,8 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Bytes of compiled deltas kept in a GPU's memory beside the applied ones (default 1 GiB). Those in excess stay in the
-    /// host's memory, from where a switch uploads them.
+    /// Bytes of compiled deltas kept in a GPU's memory beside the applied ones (default 1 GiB).
+    /// Those in excess stay in the host's memory, from where a switch uploads them.
     pub fn device_delta_budget_bytes(mut self, bytes: usize) -> Self {
         self.budgets.device_bytes = bytes;
         self
@@ -227,23 +230,31 @@ impl RuntimeBuilder {
         let device_bytes = self.budgets.device_bytes;
         #[cfg(feature = "gpu")]
         let replica = match gpu {
-            Some((gpu, or_cpu)) => match DeviceReplica::load(engine.clone(), gpu, device_bytes, &mut progress) {
-                Ok(replica) => Some(Box::new(replica) as Box<dyn Replica>),
-                Err(error @ (Error::DeviceMemory { .. } | Error::DeviceLimit { .. } | Error::DeviceFailed { .. }))
-                    if or_cpu =>
-                {
-                    tracing::warn!("the GPU does not hold the model, so the CPU computes: {error}");
-                    None
+            Some((gpu, or_cpu)) => {
+                match DeviceReplica::load(engine.clone(), gpu, device_bytes, &mut progress) {
+                    Ok(replica) => Some(Box::new(replica) as Box<dyn Replica>),
+                    Err(
+                        error @ (Error::DeviceMemory { .. }
+                        | Error::DeviceLimit { .. }
+                        | Error::DeviceFailed { .. }),
+                    ) if or_cpu => {
+                        tracing::warn!(
+                            "the GPU does not hold the model, so the CPU computes: {error}"
+                        );
+                        None
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
-            },
+            }
             None => None,
         };
         #[cfg(not(feature = "gpu"))]
         let replica: Option<Box<dyn Replica>> = None;
         let replica = match replica {
             Some(replica) => replica,
-            None => Box::new(DeviceReplica::load(engine.clone(), host, device_bytes, &mut progress)?),
+            None => {
+                Box::new(DeviceReplica::load(engine.clone(), host, device_bytes, &mut progress)?)
+            }
         };
         if let Some(store) = engine.nodes.store() {
             store.check_lattice(&engine.grids().lattice(headroom))?;
@@ -258,18 +269,21 @@ fn open_gpu(device: DeviceChoice) -> Result<Option<(Gpu, bool)>> {
     match device {
         DeviceChoice::Cpu => Ok(None),
         DeviceChoice::Gpu(options) => Ok(Some((Gpu::open(&options)?, false))),
-        DeviceChoice::Auto => match Gpu::open(&GpuOptions { choice: GpuChoice::Hardware, ..GpuOptions::default() }) {
-            Ok(gpu) => Ok(Some((gpu, true))),
-            Err(Error::NoSuchDevice { .. }) => Ok(None),
-            Err(error) => {
-                tracing::warn!("the GPU cannot be used, so the CPU computes: {error}");
-                Ok(None)
+        DeviceChoice::Auto => {
+            match Gpu::open(&GpuOptions { choice: GpuChoice::Hardware, ..GpuOptions::default() }) {
+                Ok(gpu) => Ok(Some((gpu, true))),
+                Err(Error::NoSuchDevice { .. }) => Ok(None),
+                Err(error) => {
+                    tracing::warn!("the GPU cannot be used, so the CPU computes: {error}");
+                    Ok(None)
+                }
             }
-        },
+        }
     }
 }
 
-/// Opens a base: a Hugging Face folder, a GGUF file, or `hf:ORG/NAME[@revision]`, which is downloaded first.
+/// Opens a base: a Hugging Face folder, a GGUF file, or `hf:ORG/NAME[@revision]`, which is
+/// downloaded first.
 ///
 /// # Errors
 /// As [`BaseModel::open`] and [`HubModel::fetch`](crate::file::hub::HubModel::fetch).
@@ -285,7 +299,8 @@ pub fn shapes(base: &BaseModel) -> BaseShapes {
     let head = WeightName::new(HEAD);
     let embedding: Option<WeightInfo> =
         base.weights().find(|(name, _)| name.as_str() == EMBEDDING).map(|(_, info)| info.clone());
-    let tied = embedding.as_ref().filter(|_| base.config().tie_word_embeddings).map(|info| (&head, info));
+    let tied =
+        embedding.as_ref().filter(|_| base.config().tie_word_embeddings).map(|info| (&head, info));
     BaseShapes::new(base.path().display().to_string(), base.weights().chain(tied))
 }
 
@@ -311,7 +326,10 @@ impl Runtime {
             threads: None,
             simd: None,
             headroom: None,
-            budgets: Budgets { host_bytes: DEFAULT_DELTA_BUDGET_BYTES, device_bytes: DEFAULT_DELTA_BUDGET_BYTES },
+            budgets: Budgets {
+                host_bytes: DEFAULT_DELTA_BUDGET_BYTES,
+                device_bytes: DEFAULT_DELTA_BUDGET_BYTES,
+            },
             limits: Limits::default(),
         }
     }
@@ -326,8 +344,8 @@ impl Runtime {
         self.replica.current()
     }
 
-    /// Another copy of the weights on `device`, at the root, with everything shared that can be: base, nodes, compiled deltas,
-    /// tokenizer. Each is switched on its own.
+    /// Another copy of the weights on `device`, at the root, with everything shared that can be:
+    /// base, nodes, compiled deltas, tokenizer. Each is switched on its own.
     ///
     /// # Errors
     /// When the base cannot be read any more, and what the device returns.
@@ -341,7 +359,8 @@ impl Runtime {
         }
         #[cfg(not(feature = "gpu"))]
         let _ = device;
-        let replica = DeviceReplica::load(engine.clone(), engine.host.clone(), device_bytes, |_, _| ())?;
+        let replica =
+            DeviceReplica::load(engine.clone(), engine.host.clone(), device_bytes, |_, _| ())?;
         Ok(Self { engine, replica: Box::new(replica) })
     }
 
@@ -355,7 +374,8 @@ impl Runtime {
         self.engine.nodes.store()
     }
 
-    /// Node versions in memory: of a tree all, of a store those that are applied, cached or held by somebody.
+    /// Node versions in memory: of a tree all, of a store those that are applied, cached or held by
+    /// somebody.
     pub fn held_versions(&self) -> usize {
         self.engine.nodes.held()
     }
@@ -392,7 +412,8 @@ impl Runtime {
     /// A copy of a matrix as it now is: integers and steps.
     ///
     /// # Errors
-    /// [`Error::NoSuchMatrix`], [`Error::Unusable`] after a pass that broke off, and what the device returns.
+    /// [`Error::NoSuchMatrix`], [`Error::Unusable`] after a pass that broke off, and what the
+    /// device returns.
     pub fn matrix(&self, name: &WeightName) -> Result<LatticeMatrix> {
         self.replica.matrix(self.engine.matrix_id(name)?)
     }
@@ -412,7 +433,8 @@ impl Runtime {
         self.replica.residence().bytes
     }
 
-    /// What the cache of compiled deltas in the host's memory holds; all copies of the weights share it.
+    /// What the cache of compiled deltas in the host's memory holds; all copies of the weights
+    /// share it.
     pub fn cache_stats(&self) -> CacheStats {
         self.engine.compiled().stats()
     }
@@ -438,11 +460,12 @@ impl Runtime {
         self.replica.fingerprint()
     }
 
-    /// Connects to the device anew, loads the weights anew from the base and stands at the root: the way out of
-    /// [`Error::Unusable`] and [`Error::DeviceFailed`].
+    /// Connects to the device anew, loads the weights anew from the base and stands at the root:
+    /// the way out of [`Error::Unusable`] and [`Error::DeviceFailed`].
     ///
     /// # Errors
-    /// When the base cannot be read any more, or the device does not come back; the weights then stay unusable.
+    /// When the base cannot be read any more, or the device does not come back; the weights then
+    /// stay unusable.
     pub fn restore(&mut self) -> Result<()> {
         self.replica.restore()
     }

@@ -1,7 +1,7 @@
 //! One copy of the weights on one device, and the nodes that are applied to it.
 //!
-//! **Invariant:** the deltas of the nodes that are applied are held here: what was added is what will be subtracted, whatever
-//! becomes of caches and files.
+//! **Invariant:** the deltas of the nodes that are applied are held here: what was added is what
+//! will be subtracted, whatever becomes of caches and files.
 //! **Invariant:** here alone a device's type is named: [`Replica`] is what all others see.
 
 use std::any::Any;
@@ -28,10 +28,12 @@ pub(super) trait Replica: Any + Send + Sync {
     /// The version that the weights stand at.
     fn current(&self) -> &NodeVersion;
 
-    /// [`Error::Unusable`] unless the weights are what [`Self::current`] says, or what the device failed of.
+    /// [`Error::Unusable`] unless the weights are what [`Self::current`] says, or what the device
+    /// failed of.
     fn check_usable(&self) -> Result<()>;
 
-    /// Moves the weights to `target` in one pass over those that change. On an error they are as before, or unusable.
+    /// Moves the weights to `target` in one pass over those that change. On an error they are as
+    /// before, or unusable.
     fn switch(&mut self, target: &NodeVersion) -> Result<SwitchReport>;
 
     /// Makes ready what a switch to `target` needs.
@@ -40,7 +42,8 @@ pub(super) trait Replica: Any + Send + Sync {
     /// Connects to the device anew and loads everything anew, at the root.
     fn restore(&mut self) -> Result<()>;
 
-    /// Room for the keys and values of `tokens` tokens that are run with the weights as they now are.
+    /// Room for the keys and values of `tokens` tokens that are run with the weights as they now
+    /// are.
     fn kv(&self, tokens: usize) -> Result<Kv>;
 
     /// Runs tokens behind those in `kv`, with weights that stand where they stood when it was made.
@@ -65,9 +68,14 @@ pub(super) trait Replica: Any + Send + Sync {
     #[cfg(feature = "gpu")]
     fn gpu(&self) -> Option<&Gpu>;
 
-    /// Milliseconds that a switch takes at best that changes `touched` and needs so many integer products. With `upload` the
-    /// deltas that are not applied leave the device first.
-    fn switch_ceiling_ms(&mut self, touched: &[MatrixId], products: u64, upload: bool) -> Result<f64>;
+    /// Milliseconds that a switch takes at best that changes `touched` and needs so many integer
+    /// products. With `upload` the deltas that are not applied leave the device first.
+    fn switch_ceiling_ms(
+        &mut self,
+        touched: &[MatrixId],
+        products: u64,
+        upload: bool,
+    ) -> Result<f64>;
 
     /// Milliseconds to read `matrices` once.
     fn read_ceiling_ms(&self, matrices: &[MatrixId]) -> Result<f64>;
@@ -159,12 +167,26 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
         progress: impl FnMut(usize, usize) + Send,
     ) -> Result<Self> {
         let (weights, model) = load(&engine, &device, progress)?;
-        let (current, uploaded) = (engine.nodes.root().clone(), DeltaCache::new(device_delta_bytes));
-        Ok(Self { engine, device, weights, model, applied: Vec::new(), current, uploaded, load: next_load() })
+        let (current, uploaded) =
+            (engine.nodes.root().clone(), DeltaCache::new(device_delta_bytes));
+        Ok(Self {
+            engine,
+            device,
+            weights,
+            model,
+            applied: Vec::new(),
+            current,
+            uploaded,
+            load: next_load(),
+        })
     }
 
     /// One version's deltas, read, compiled and moved to the device as far as they are not there.
-    fn resident(&mut self, version: &NodeVersion, report: &mut SwitchReport) -> Result<Resident<D>> {
+    fn resident(
+        &mut self,
+        version: &NodeVersion,
+        report: &mut SwitchReport,
+    ) -> Result<Resident<D>> {
         let compiled = self.engine.deltas(version, report)?;
         let version = version.clone();
         let device = &self.device;
@@ -193,12 +215,21 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
         Ok(Resident { version, compiled, on_device })
     }
 
-    /// Makes the deltas of every one of `versions` resident, and gives a tied head a matrix of its own before the first of them
-    /// that touches head or embedding is added.
-    fn residents(&mut self, versions: &[NodeVersion], report: &mut SwitchReport) -> Result<Vec<Resident<D>>> {
-        let residents = versions.iter().map(|version| self.resident(version, report)).collect::<Result<Vec<_>>>()?;
+    /// Makes the deltas of every one of `versions` resident, and gives a tied head a matrix of its
+    /// own before the first of them that touches head or embedding is added.
+    fn residents(
+        &mut self,
+        versions: &[NodeVersion],
+        report: &mut SwitchReport,
+    ) -> Result<Vec<Resident<D>>> {
+        let residents = versions
+            .iter()
+            .map(|version| self.resident(version, report))
+            .collect::<Result<Vec<_>>>()?;
         let ids = [EMBEDDING, HEAD].map(|name| self.weights.matrix_id(&WeightName::new(name)));
-        let touches = |resident: &Resident<D>| ids.iter().flatten().any(|id| resident.compiled.delta(*id).is_some());
+        let touches = |resident: &Resident<D>| {
+            ids.iter().flatten().any(|id| resident.compiled.delta(*id).is_some())
+        };
         if self.weights.is_tied() && residents.iter().any(touches) {
             self.weights.untie(&self.device)?;
         }
@@ -211,8 +242,8 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
         self.uploaded.evict();
     }
 
-    /// The same after something broke off. What was uploaded for it may still hold staging memory, so of that nothing stays
-    /// but what is applied.
+    /// The same after something broke off. What was uploaded for it may still hold staging memory,
+    /// so of that nothing stays but what is applied.
     fn give_up(&mut self, report: &SwitchReport) {
         self.evict();
         if !report.uploaded.is_empty() {
@@ -230,17 +261,26 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
     ) -> Result<(Touched, Vec<Resident<D>>)> {
         let start = Instant::now();
         let entered = self.residents(entered, report)?;
-        let path = self.applied[..common].iter().chain(&entered).map(|resident| &*resident.compiled);
+        let path =
+            self.applied[..common].iter().chain(&entered).map(|resident| &*resident.compiled);
         let left = || self.applied[common..].iter().rev();
-        let moved = || left().map(|r| (r, Sign::Subtract)).chain(entered.iter().map(|r| (r, Sign::Add)));
-        let movement: Vec<_> = moved().map(|(resident, sign)| (&*resident.compiled, sign)).collect();
+        let moved =
+            || left().map(|r| (r, Sign::Subtract)).chain(entered.iter().map(|r| (r, Sign::Add)));
+        let movement: Vec<_> =
+            moved().map(|(resident, sign)| (&*resident.compiled, sign)).collect();
         let engine = &self.engine;
-        let checked =
-            self.weights.check_bounds(&self.device, &engine.host, target.name(), &path.collect::<Vec<_>>(), &movement);
+        let checked = self.weights.check_bounds(
+            &self.device,
+            &engine.host,
+            target.name(),
+            &path.collect::<Vec<_>>(),
+            &movement,
+        );
         checked.map_err(|error| engine.nodes.advised(error))?;
         report.prepare_ms += milliseconds(start);
         let start = Instant::now();
-        let on_device: Vec<_> = moved().map(|(resident, sign)| (&*resident.on_device, sign)).collect();
+        let on_device: Vec<_> =
+            moved().map(|(resident, sign)| (&*resident.on_device, sign)).collect();
         let touched = self.weights.apply(&self.device, &movement, &on_device)?;
         report.pass_ms = milliseconds(start);
         Ok((touched, entered))
@@ -277,7 +317,8 @@ fn load<D: Ceilings>(
     device: &D,
     progress: impl FnMut(usize, usize) + Send,
 ) -> Result<(Weights<D>, Llama)> {
-    let weights = engine.host.install(|| Weights::load(&engine.base, device, engine.headroom, progress))?;
+    let weights =
+        engine.host.install(|| Weights::load(&engine.base, device, engine.headroom, progress))?;
     // The first copy's: those of another are equal.
     let grids = engine.grids.get_or_init(|| weights.grids().clone());
     debug_assert!(grids == weights.grids(), "a base has one lattice at one headroom");
@@ -375,7 +416,9 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
     fn forward<'a>(&'a self, kv: &'a mut Kv) -> Result<Box<dyn Forward + 'a>> {
         self.check_usable()?;
         let (owner, found) = (self.owner(&self.current), kv.owner);
-        let cache = (&mut *kv.cache as &mut dyn Any).downcast_mut::<KvCache<D>>().filter(|_| owner == found);
+        let cache = (&mut *kv.cache as &mut dyn Any)
+            .downcast_mut::<KvCache<D>>()
+            .filter(|_| owner == found);
         let cache = cache.ok_or(Error::CacheOwner { expected: owner, found })?;
         let Self { model, device, weights, .. } = self;
         Ok(Box::new(Slot { model, device, weights, cache, owner }))
@@ -414,7 +457,12 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
         (&self.device as &dyn Any).downcast_ref()
     }
 
-    fn switch_ceiling_ms(&mut self, touched: &[MatrixId], products: u64, upload: bool) -> Result<f64> {
+    fn switch_ceiling_ms(
+        &mut self,
+        touched: &[MatrixId],
+        products: u64,
+        upload: bool,
+    ) -> Result<f64> {
         if upload {
             self.uploaded.evict_to(0);
         }

@@ -1,6 +1,8 @@
-//! One text in the making: its tokens, its keys and values, its sampler, the node version it belongs to.
+//! One text in the making: its tokens, its keys and values, its sampler, the node version it
+//! belongs to.
 //!
-//! **Invariant:** keys and values are only ever used with weights that stand at the version they were computed at.
+//! **Invariant:** keys and values are only ever used with weights that stand at the version they
+//! were computed at.
 
 use super::engine::Engine;
 use super::replica::{Kv, Replica};
@@ -9,8 +11,9 @@ use crate::model::{Decoding, GenerateOptions, StopReason, StopTexts};
 use crate::nodes::NodeVersion;
 use crate::{Error, Result};
 
-/// A text that is generated step by step, at the node version where it was begun. The weights may move elsewhere between two
-/// steps; when they are back it goes on without computing anything again.
+/// A text that is generated step by step, at the node version where it was begun. The weights may
+/// move elsewhere between two steps; when they are back it goes on without computing anything
+/// again.
 pub struct Sequence {
     kv: Kv,
     decoding: Decoding,
@@ -33,7 +36,11 @@ pub struct Step {
 
 impl Sequence {
     /// Begins behind the tokens of a prompt.
-    pub(super) fn new(replica: &dyn Replica, ids: &[u32], options: &GenerateOptions) -> Result<Self> {
+    pub(super) fn new(
+        replica: &dyn Replica,
+        ids: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Self> {
         let engine = replica.engine();
         replica.check_usable()?;
         if options.stop_texts.iter().any(String::is_empty) {
@@ -47,7 +54,13 @@ impl Sequence {
         let kv = replica.kv(ids.len().saturating_add(options.max_tokens))?;
         let decoding = Decoding::new(ids, &options, kv.capacity)?;
         let stream = StreamState::after(engine.tokenizer()?, ids)?;
-        Ok(Self { kv, decoding, stream, stops: StopTexts::new(&options.stop_texts), is_flushed: false })
+        Ok(Self {
+            kv,
+            decoding,
+            stream,
+            stops: StopTexts::new(&options.stop_texts),
+            is_flushed: false,
+        })
     }
 
     /// The version at which it goes on.
@@ -65,7 +78,8 @@ impl Sequence {
         self.decoding.token_ids()
     }
 
-    /// Tokens that were run through the model so far; more than there are if some had to be run again.
+    /// Tokens that were run through the model so far; more than there are if some had to be run
+    /// again.
     pub fn run_tokens(&self) -> usize {
         self.decoding.run_tokens()
     }
@@ -85,7 +99,8 @@ impl Sequence {
         let engine: &Engine = replica.engine();
         let tokenizer = engine.tokenizer()?;
         if self.kv.version() != replica.current() {
-            let [sequence, weights] = [self.version(), replica.current()].map(|version| version.name().to_owned());
+            let [sequence, weights] =
+                [self.version(), replica.current()].map(|version| version.name().to_owned());
             return Err(Error::SequenceElsewhere { sequence, weights });
         }
         let token = match self.decoding.stop() {
@@ -109,7 +124,8 @@ impl Sequence {
         Ok(Step { token, text, stop: self.decoding.stop() })
     }
 
-    /// Runs what is to be run. If that breaks off, or the device was lost meanwhile, all is run again by the next step.
+    /// Runs what is to be run. If that breaks off, or the device was lost meanwhile, all is run
+    /// again by the next step.
     fn run(&mut self, replica: &dyn Replica) -> Result<Option<u32>> {
         if matches!(replica.forward(&mut self.kv), Err(Error::CacheOwner { .. })) {
             self.kv = replica.kv(self.kv.capacity)?;
@@ -129,6 +145,10 @@ impl Sequence {
 impl std::fmt::Debug for Sequence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (prompt, new) = (self.prompt_tokens(), self.token_ids().len());
-        f.debug_struct("Sequence").field("version", self.version()).field("prompt", &prompt).field("new", &new).finish()
+        f.debug_struct("Sequence")
+            .field("version", self.version())
+            .field("prompt", &prompt)
+            .field("new", &new)
+            .finish()
     }
 }

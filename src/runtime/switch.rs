@@ -21,8 +21,8 @@ pub struct SwitchReport {
     pub added: Vec<String>,
     /// Nodes whose deltas were not in memory: read, and compiled unless they came from a store.
     pub compiled: Vec<String>,
-    /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), for every node that was compiled
-    /// from floats and changes anything.
+    /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), for
+    /// every node that was compiled from floats and changes anything.
     pub kept: BTreeMap<String, f64>,
     /// Matrices read and written.
     pub touched_matrices: usize,
@@ -36,7 +36,8 @@ pub struct SwitchReport {
     pub prepare_ms: f64,
     /// Time of the pass over the weights, in milliseconds.
     pub pass_ms: f64,
-    /// Time of all copies of deltas, to the GPU and on it, by its own clock, in milliseconds; they may run beside the pass.
+    /// Time of all copies of deltas, to the GPU and on it, by its own clock, in milliseconds; they
+    /// may run beside the pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_upload_ms: Option<f64>,
     /// Time of the pass by the GPU's own clock, in milliseconds.
@@ -47,11 +48,13 @@ pub struct SwitchReport {
 }
 
 impl Runtime {
-    /// Moves the weights to `node`: subtracts what lies on the way up and adds what lies on the way down, in one pass.
+    /// Moves the weights to `node`: subtracts what lies on the way up and adds what lies on the way
+    /// down, in one pass.
     ///
     /// # Errors
-    /// An unknown node, an adapter that cannot be read or does not fit, a weight that would leave the lattice: the weights
-    /// and the current node are then untouched. [`Error::Unusable`](crate::Error::Unusable) after a pass that broke off.
+    /// An unknown node, an adapter that cannot be read or does not fit, a weight that would leave
+    /// the lattice: the weights and the current node are then untouched.
+    /// [`Error::Unusable`](crate::Error::Unusable) after a pass that broke off.
     pub fn switch_to(&mut self, node: &str) -> Result<SwitchReport> {
         let (mut report, replica) = (SwitchReport::default(), &mut self.replica);
         self.engine.nodes.with(node, &mut |version| {
@@ -69,7 +72,8 @@ impl Runtime {
         self.engine.nodes.resolve(node)
     }
 
-    /// Like [`Self::switch_to`], to a version of this runtime, whatever its node has become meanwhile.
+    /// Like [`Self::switch_to`], to a version of this runtime, whatever its node has become
+    /// meanwhile.
     ///
     /// # Errors
     /// As [`Self::switch_to`]; also where a compaction has dropped a version that was replaced.
@@ -77,8 +81,9 @@ impl Runtime {
         self.replica.switch(version)
     }
 
-    /// Reads, compiles and uploads what a switch to `node` would need, so that the switch itself need not. Returns when all of
-    /// it is on the device. What is over a budget is dropped again, the least recently used first.
+    /// Reads, compiles and uploads what a switch to `node` would need, so that the switch itself
+    /// need not. Returns when all of it is on the device. What is over a budget is dropped again,
+    /// the least recently used first.
     ///
     /// # Errors
     /// As [`Self::switch_to`], but for the check of bounds and of what a node was trained on.

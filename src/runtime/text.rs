@@ -102,28 +102,31 @@ impl Runtime {
         self.tokenizer()?.encode_rendered(&self.engine.chat()?.render_by(name, messages)?)
     }
 
-    /// Begins a text behind `prompt` at the current node. Tokens that end a text for this model stop it, beside those of
-    /// `options`, unless `ignore_eos` is set.
+    /// Begins a text behind `prompt` at the current node. Tokens that end a text for this model
+    /// stop it, beside those of `options`, unless `ignore_eos` is set.
     ///
     /// # Errors
-    /// An empty or too long prompt, a parameter out of its range, [`Error::Unusable`](crate::Error::Unusable) after a pass
-    /// that broke off.
+    /// An empty or too long prompt, a parameter out of its range,
+    /// [`Error::Unusable`](crate::Error::Unusable) after a pass that broke off.
     pub fn sequence(&self, prompt: &Prompt, options: &GenerateOptions) -> Result<Sequence> {
         Sequence::new(&*self.replica, &self.encode(prompt)?, options)
     }
 
-    /// Chooses the next token of a sequence: the first step runs the whole prompt. A sequence that has ended returns no token.
+    /// Chooses the next token of a sequence: the first step runs the whole prompt. A sequence that
+    /// has ended returns no token.
     ///
     /// # Errors
-    /// [`Error::SequenceElsewhere`](crate::Error::SequenceElsewhere) where the weights stand at another version than it was
-    /// begun at; [`Error::Unusable`](crate::Error::Unusable) after a pass that broke off, and what the device returns. The
-    /// sequence may be stepped again all the same.
+    /// [`Error::SequenceElsewhere`](crate::Error::SequenceElsewhere) where the weights stand at
+    /// another version than it was begun at; [`Error::Unusable`](crate::Error::Unusable) after a
+    /// pass that broke off, and what the device returns. The sequence may be stepped again all the
+    /// same.
     pub fn step(&self, sequence: &mut Sequence) -> Result<Step> {
         sequence.step(&*self.replica)
     }
 
-    /// Continues `prompt` at the current node, step by step: [`Self::sequence`], and [`Self::step`] to the end. `on_text` gets
-    /// the text as it comes, in whole characters and as far as it cannot become part of a stop text, and may end it.
+    /// Continues `prompt` at the current node, step by step: [`Self::sequence`], and [`Self::step`]
+    /// to the end. `on_text` gets the text as it comes, in whole characters and as far as it cannot
+    /// become part of a stop text, and may end it.
     ///
     /// # Errors
     /// As these.

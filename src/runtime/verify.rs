@@ -1,7 +1,8 @@
 //! Verification: a random walk over the tree, every arrival compared with a fresh load of the node.
 //!
-//! The expected fingerprints are made apart from the live weights: each matrix is read anew from the base, adapters are
-//! read and compiled anew (a store's deltas are read anew), and each path is applied to the base in one pass from the root.
+//! The expected fingerprints are made apart from the live weights: each matrix is read anew from
+//! the base, adapters are read and compiled anew (a store's deltas are read anew), and each path is
+//! applied to the base in one pass from the root.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -38,7 +39,8 @@ pub struct VerifyReport {
     pub differing_bits: u64,
     /// Fingerprint at the root, hexadecimal.
     pub root_fingerprint: String,
-    /// Nodes and entries of the tree that cannot be served, and so were not visited, each with the reason.
+    /// Nodes and entries of the tree that cannot be served, and so were not visited, each with the
+    /// reason.
     pub refused: Vec<RefusedEntry>,
 }
 
@@ -58,10 +60,11 @@ struct Expected {
 }
 
 impl Runtime {
-    /// Makes `switches` random switches over all nodes (of a store up to 4,096, chosen at random), compares the fingerprint at
-    /// every `every`-th arrival and at the last with that of a fresh load of the node, then returns to the root and compares
-    /// every bit with the base. Of a tree every node is first tried once: what is refused there, and what hangs below it, is
-    /// left out and in the report.
+    /// Makes `switches` random switches over all nodes (of a store up to 4,096, chosen at random),
+    /// compares the fingerprint at every `every`-th arrival and at the last with that of a fresh
+    /// load of the node, then returns to the root and compares every bit with the base. Of a tree
+    /// every node is first tried once: what is refused there, and what hangs below it, is left out
+    /// and in the report.
     ///
     /// # Errors
     /// What [`Runtime::switch_to`] and reading the base return, but for adapters that are refused.
@@ -75,7 +78,11 @@ impl Runtime {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut nodes = self.engine.nodes.sample(MAX_STORE_NODES, &mut rng)?;
         let refused = self.leave_out_refused(&mut nodes)?;
-        let mut expected = Expected { hashes: HashMap::new(), compiled: HashMap::new(), fingerprints: HashMap::new() };
+        let mut expected = Expected {
+            hashes: HashMap::new(),
+            compiled: HashMap::new(),
+            fingerprints: HashMap::new(),
+        };
         let mut report = VerifyReport { switches, refused, ..VerifyReport::default() };
         let mut visited = vec![false; nodes.len()];
         let mut mismatched = vec![false; nodes.len()];
@@ -95,23 +102,27 @@ impl Runtime {
             visited[at] = true;
             if done % every.max(1) == 0 || done == switches {
                 report.compared += 1;
-                mismatched[at] |= self.fingerprint()? != self.expected_fingerprint(&mut expected)?;
+                mismatched[at] |=
+                    self.fingerprint()? != self.expected_fingerprint(&mut expected)?;
             }
             progress(done);
         }
         report.refused.sort_by(|a, b| a.name.cmp(&b.name));
         self.switch_to("/")?;
         report.nodes_visited = visited.iter().filter(|&&v| v).count();
-        report.mismatched_nodes = nodes.into_iter().zip(mismatched).filter(|(_, m)| *m).map(|(name, _)| name).collect();
+        report.mismatched_nodes =
+            nodes.into_iter().zip(mismatched).filter(|(_, m)| *m).map(|(name, _)| name).collect();
         report.differing_bits = self.differing_bits_at_root()?;
         report.root_fingerprint = self.fingerprint()?.to_hex().to_string();
         Ok(report)
     }
 
-    /// Switches to every one of `nodes`, parents first, if they are those of a tree; takes out of them those that cannot be
-    /// served, and returns these with the reasons.
+    /// Switches to every one of `nodes`, parents first, if they are those of a tree; takes out of
+    /// them those that cannot be served, and returns these with the reasons.
     fn leave_out_refused(&mut self, nodes: &mut Vec<String>) -> Result<Vec<RefusedEntry>> {
-        let Some(mut refused) = self.tree().map(|tree| tree.refused().to_vec()) else { return Ok(Vec::new()) };
+        let Some(mut refused) = self.tree().map(|tree| tree.refused().to_vec()) else {
+            return Ok(Vec::new());
+        };
         let mut unserved = HashSet::new();
         let mut served = Vec::with_capacity(nodes.len());
         for name in std::mem::take(nodes) {
@@ -142,7 +153,8 @@ impl Runtime {
         Ok(refused)
     }
 
-    /// Bits in which the resident weights differ from the base, read anew. Stand at the root before.
+    /// Bits in which the resident weights differ from the base, read anew. Stand at the root
+    /// before.
     fn differing_bits_at_root(&self) -> Result<u64> {
         let mut bits = 0;
         for name in self.matrix_names() {
@@ -155,7 +167,9 @@ impl Runtime {
             let pairs = fresh.integers().iter().zip(live.integers());
             bits += pairs.map(|(a, b)| u64::from((a ^ b).count_ones())).sum::<u64>();
             let steps = fresh.steps().iter().zip(live.steps());
-            bits += steps.map(|(a, b)| u64::from((a.to_bits() ^ b.to_bits()).count_ones())).sum::<u64>();
+            bits += steps
+                .map(|(a, b)| u64::from((a.to_bits() ^ b.to_bits()).count_ones()))
+                .sum::<u64>();
         }
         Ok(bits)
     }
@@ -171,7 +185,9 @@ impl Runtime {
         for version in &path {
             if let Entry::Vacant(entry) = expected.compiled.entry(version.clone()) {
                 entry.insert(match engine.nodes.read(version, &engine.reading())? {
-                    Deltas::Compiled(node) => node.into_iter().map(|(name, delta)| (id(&name), delta)).collect(),
+                    Deltas::Compiled(node) => {
+                        node.into_iter().map(|(name, delta)| (id(&name), delta)).collect()
+                    }
                     Deltas::Float(deltas) => {
                         let compiled = deltas.par_iter().map(|(name, delta)| {
                             let id = id(name);
@@ -185,7 +201,9 @@ impl Runtime {
         let touches = |version: &&NodeVersion, id| expected.compiled[*version].contains_key(&id);
         let keys: Vec<_> = grids
             .names()
-            .map(|(name, id)| (name, (id, path.iter().rev().find(|version| touches(version, id)).cloned())))
+            .map(|(name, id)| {
+                (name, (id, path.iter().rev().find(|version| touches(version, id)).cloned()))
+            })
             .collect();
         for (name, key) in &keys {
             if !expected.hashes.contains_key(key) {
@@ -193,7 +211,10 @@ impl Runtime {
                 let segments: Vec<_> = path
                     .iter()
                     .filter_map(|version| {
-                        Some(Segment { delta: expected.compiled[version].get(&key.0)?, sign: Sign::Add })
+                        Some(Segment {
+                            delta: expected.compiled[version].get(&key.0)?,
+                            sign: Sign::Add,
+                        })
                     })
                     .collect();
                 delta_apply(&engine.host, vec![(&mut matrix, segments)]);

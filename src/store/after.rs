@@ -1,5 +1,6 @@
-//! The nodes of a store as changes would leave them: names, parents and where their bytes come from, before anything is
-//! written. What [`Store::apply`] would refuse is left out: that tells it better.
+//! The nodes of a store as changes would leave them: names, parents and where their bytes come
+//! from, before anything is written. What [`Store::apply`] would refuse is left out: that tells it
+//! better.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,7 +79,9 @@ impl<'a> After<'a> {
                 let Some(mut root) = self.node(name)? else { return Ok(()) };
                 root.parent = self.parent_by_name(target)?;
                 let renamed = |old: &str| match old.strip_prefix(name.as_str()) {
-                    Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("{target}{rest}"),
+                    Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+                        format!("{target}{rest}")
+                    }
                     _ => old.to_owned(),
                 };
                 let below: Vec<_> = self.subtree(name)?.into_iter().skip(1).collect();
@@ -88,7 +91,10 @@ impl<'a> After<'a> {
                 }
                 self.put(target, root);
                 for (old, planned) in below {
-                    self.put(&renamed(&old), Planned { parent: renamed(&planned.parent), ..planned });
+                    self.put(
+                        &renamed(&old),
+                        Planned { parent: renamed(&planned.parent), ..planned },
+                    );
                 }
                 self.changed.insert(target.clone());
             }
@@ -154,7 +160,10 @@ impl<'a> After<'a> {
 
     fn past(&self, name: &str, generation: u64) -> Result<Option<Version>> {
         let past = self.store.inner.catalogue.read(|reading| reading.history(name))?;
-        Ok(past.into_iter().map(|past| past.version).find(|version| version.generation == generation))
+        Ok(past
+            .into_iter()
+            .map(|past| past.version)
+            .find(|version| version.generation == generation))
     }
 
     /// The node called `name`, if there will be one.
@@ -163,10 +172,12 @@ impl<'a> After<'a> {
             return Ok(planned.clone());
         }
         let version = self.stored(name)?;
-        Ok(version.map(|version| Planned { parent: version.parent, bytes: Bytes::Now(name.to_owned()) }))
+        Ok(version
+            .map(|version| Planned { parent: version.parent, bytes: Bytes::Now(name.to_owned()) }))
     }
 
-    /// The nodes from below the root down to the one called `name`; nothing where there is no such path.
+    /// The nodes from below the root down to the one called `name`; nothing where there is no such
+    /// path.
     pub(super) fn path(&self, name: &str) -> Result<Option<Vec<(String, Planned<'a>)>>> {
         let mut path = Vec::new();
         let mut at = name.to_owned();
@@ -183,15 +194,25 @@ impl<'a> After<'a> {
         Ok(Some(path))
     }
 
-    /// Calls `each` with the names of the children of `parent` (the root: empty), some hundred at a time.
-    pub(super) fn each_page(&self, parent: &str, mut each: impl FnMut(Vec<String>) -> Result<()>) -> Result<()> {
+    /// Calls `each` with the names of the children of `parent` (the root: empty), some hundred at a
+    /// time.
+    pub(super) fn each_page(
+        &self,
+        parent: &str,
+        mut each: impl FnMut(Vec<String>) -> Result<()>,
+    ) -> Result<()> {
         let mut after = String::new();
         loop {
-            let page = self.store.inner.catalogue.read(|reading| reading.children(parent, &after, PAGE))?;
+            let page = self
+                .store
+                .inner
+                .catalogue
+                .read(|reading| reading.children(parent, &after, PAGE))?;
             let Some(last) = page.last() else { break };
             after.clone_from(last);
             let is_last = page.len() < PAGE;
-            let kept: Vec<_> = page.into_iter().filter(|child| !self.nodes.contains_key(child)).collect();
+            let kept: Vec<_> =
+                page.into_iter().filter(|child| !self.nodes.contains_key(child)).collect();
             if !kept.is_empty() {
                 each(kept)?;
             }
@@ -215,7 +236,9 @@ impl<'a> After<'a> {
         let gone = |name: &str| self.store.unknown(name);
         match &planned.bytes {
             Bytes::Content(content) => {
-                let damaged = |_| self.store.damaged("what is to be published".to_owned(), "it does not decode");
+                let damaged = |_| {
+                    self.store.damaged("what is to be published".to_owned(), "it does not decode")
+                };
                 decode_node(&content.blob).map_err(damaged)
             }
             // Looked up anew each time: a compaction may move the bytes.

@@ -1,18 +1,22 @@
-//! One node's compiled deltas, and a base's lattice, as bytes: what lies in a segment. docs/format.md draws them.
+//! One node's compiled deltas, and a base's lattice, as bytes: what lies in a segment.
+//! docs/format.md draws them.
 //!
-//! **Invariant:** any bytes decode to deltas whose arrays have the lengths their shapes say, or to a named problem; never
-//! a panic, and never more memory than twice the bytes.
+//! **Invariant:** any bytes decode to deltas whose arrays have the lengths their shapes say, or to
+//! a named problem; never a panic, and never more memory than twice the bytes.
 //! **Invariant:** equal deltas encode to equal bytes.
 
 use super::bytes::{Problem, Reader, put_array, put_count, put_text};
 use crate::WeightName;
 use crate::adapter::{BESIDE_FILES, CONFIG_FILE, TENSOR_FILE};
 use crate::compile::CompiledNode;
-use crate::lattice::{BaseLattice, CHUNK_RANK, CompiledDelta, DeltaKind, Factors, Grid, LANES, Lane, SparseRows};
+use crate::lattice::{
+    BaseLattice, CHUNK_RANK, CompiledDelta, DeltaKind, Factors, Grid, LANES, Lane, SparseRows,
+};
 
 const NODE_MAGIC: &[u8; 8] = b"PLCHNODE";
 const LATTICE_MAGIC: &[u8; 8] = b"PLCHLATT";
-/// As a length of a config it is far too large: versions that know the older layout alone refuse it.
+/// As a length of a config it is far too large: versions that know the older layout alone refuse
+/// it.
 const KEPT_MAGIC: &[u8; 8] = b"PLCHKEPT";
 /// Version of these layouts.
 pub(super) const BLOB_VERSION: u32 = 1;
@@ -120,8 +124,10 @@ fn decode_delta(reader: &mut Reader<'_>) -> Result<CompiledDelta, Problem> {
                 if !(1..=CHUNK_RANK / 2).contains(&pairs) || rows == 0 || cols == 0 {
                     return Err("a chunk has a rank that compiling does not make");
                 }
-                let lanes = panels.checked_mul(pairs).and_then(|n| n.checked_mul(2)).ok_or(OVERFLOW)?;
-                let entries = rows.checked_mul(pairs).and_then(|n| n.checked_mul(2)).ok_or(OVERFLOW)?;
+                let lanes =
+                    panels.checked_mul(pairs).and_then(|n| n.checked_mul(2)).ok_or(OVERFLOW)?;
+                let entries =
+                    rows.checked_mul(pairs).and_then(|n| n.checked_mul(2)).ok_or(OVERFLOW)?;
                 let (a, b, shift): (Vec<Lane>, _, Vec<u8>) =
                     (reader.array(lanes)?, reader.array(entries)?, reader.array(rows)?);
                 if shift.iter().any(|&shift| shift > 16) {
@@ -149,13 +155,20 @@ fn decode_delta(reader: &mut Reader<'_>) -> Result<CompiledDelta, Problem> {
 
 fn check_sparse(sparse: &SparseRows, cols: usize) -> Result<(), Problem> {
     let (starts, entries) = (&sparse.row_start, sparse.values.len());
-    let ends = starts.first() == Some(&0) && starts.last().map(|&last| last as usize) == Some(entries);
+    let ends =
+        starts.first() == Some(&0) && starts.last().map(|&last| last as usize) == Some(entries);
     if !ends || !starts.is_sorted() {
         return Err("the rows of a sparse delta do not follow each other");
     }
     let rows = starts.windows(2).map(|row| &sparse.cols[row[0] as usize..row[1] as usize]);
-    let good = |row: &[u32]| row.is_sorted_by(|a, b| a < b) && row.last().is_none_or(|&last| (last as usize) < cols);
-    if rows.into_iter().all(good) { Ok(()) } else { Err("the columns of a sparse delta are out of order") }
+    let good = |row: &[u32]| {
+        row.is_sorted_by(|a, b| a < b) && row.last().is_none_or(|&last| (last as usize) < cols)
+    };
+    if rows.into_iter().all(good) {
+        Ok(())
+    } else {
+        Err("the columns of a sparse delta are out of order")
+    }
 }
 
 /// A base's lattice as bytes.
@@ -235,7 +248,9 @@ mod tests {
     fn sample() -> CompiledNode {
         let low_rank = Factors {
             pairs: 2,
-            a: (0..8).map(|k| Lane(std::array::from_fn(|j| (k * 32 + i16::try_from(j).unwrap()) - 100))).collect(),
+            a: (0..8)
+                .map(|k| Lane(std::array::from_fn(|j| (k * 32 + i16::try_from(j).unwrap()) - 100)))
+                .collect(),
             b: (0..12).collect(),
             shift: vec![16, 3, 0],
         };
@@ -271,7 +286,11 @@ mod tests {
         }
         let bytes = encode_kept(&three);
         for length in 0..bytes.len() {
-            assert!(decode_kept(&bytes[..length]).is_err(), "{length} of {} bytes decoded", bytes.len());
+            assert!(
+                decode_kept(&bytes[..length]).is_err(),
+                "{length} of {} bytes decoded",
+                bytes.len()
+            );
         }
         for name in ["../tokenizer.json", "/etc/passwd", CONFIG_FILE, ""] {
             let files = [&two[..], &[(name, b"")]].concat();
@@ -284,7 +303,10 @@ mod tests {
     #[test]
     fn a_lattice_comes_back_as_it_was() {
         let grid = |cols| Grid { cols, steps: vec![0.5, 0.25], row_max: vec![1, 2], headroom: 1.5 };
-        let lattice = BaseLattice::new(1.5, [("x", 3), ("y", 4)].map(|(n, cols)| (WeightName::new(n), grid(cols))));
+        let lattice = BaseLattice::new(
+            1.5,
+            [("x", 3), ("y", 4)].map(|(n, cols)| (WeightName::new(n), grid(cols))),
+        );
         assert_eq!(decode_lattice(&encode_lattice(&lattice)), Ok(lattice));
     }
 
@@ -292,7 +314,11 @@ mod tests {
     fn every_truncation_and_a_byte_too_many_are_named() {
         let bytes = encode_node(&sample());
         for length in 0..bytes.len() {
-            assert!(decode_node(&bytes[..length]).is_err(), "{length} of {} bytes decoded", bytes.len());
+            assert!(
+                decode_node(&bytes[..length]).is_err(),
+                "{length} of {} bytes decoded",
+                bytes.len()
+            );
         }
         assert!(decode_node(&[&bytes[..], &[0]].concat()).is_err());
     }

@@ -1,6 +1,7 @@
 //! Plain little-endian numbers and arrays in and out of bytes.
 //!
-//! **Invariant:** a length is compared with the bytes that are left before anything is allocated for it.
+//! **Invariant:** a length is compared with the bytes that are left before anything is allocated
+//! for it.
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
@@ -47,7 +48,10 @@ impl<'a> Reader<'a> {
     }
 
     /// `count` values.
-    pub(super) fn array<T: AnyBitPattern + NoUninit>(&mut self, count: usize) -> Result<Vec<T>, Problem> {
+    pub(super) fn array<T: AnyBitPattern + NoUninit>(
+        &mut self,
+        count: usize,
+    ) -> Result<Vec<T>, Problem> {
         let length = count.checked_mul(size_of::<T>()).ok_or(SHORT)?;
         Ok(bytemuck::pod_collect_to_vec(self.bytes(length)?))
     }

@@ -1,6 +1,7 @@
 //! Changes to a store: publish, replace, remove, move, roll back, alone or several at once.
 //!
-//! **Invariant:** a batch is made whole or not at all, and is on disk when [`Store::apply`] returns.
+//! **Invariant:** a batch is made whole or not at all, and is on disk when [`Store::apply`]
+//! returns.
 //! **Invariant:** what a change takes away stays in the history until a compaction.
 
 use std::collections::BTreeMap;
@@ -42,18 +43,24 @@ pub struct Content {
 
 impl Content {
     /// The content of a node with these deltas, compiled for the lattice with this hash
-    /// ([`BaseLattice::hash`](crate::lattice::BaseLattice::hash)). A store of another lattice refuses it.
+    /// ([`BaseLattice::hash`](crate::lattice::BaseLattice::hash)). A store of another lattice
+    /// refuses it.
     pub fn new(node: &CompiledNode, lattice_hash: blake3::Hash) -> Self {
         let kinds = || node.values().map(|delta| std::mem::discriminant(&delta.kind));
         let kind = match node.values().next().map(|delta| &delta.kind) {
             None => NodeKind::Empty,
-            Some(first) if kinds().any(|kind| kind != std::mem::discriminant(first)) => NodeKind::Mixed,
+            Some(first) if kinds().any(|kind| kind != std::mem::discriminant(first)) => {
+                NodeKind::Mixed
+            }
             Some(DeltaKind::LowRank(_)) => NodeKind::LowRank,
             Some(DeltaKind::Dense(_)) => NodeKind::Dense,
             Some(DeltaKind::Sparse(_)) => NodeKind::Sparse,
         };
-        let mut ranks: Vec<u32> =
-            node.values().filter_map(|delta| u32::try_from(delta.rank()).ok()).filter(|&rank| rank > 0).collect();
+        let mut ranks: Vec<u32> = node
+            .values()
+            .filter_map(|delta| u32::try_from(delta.rank()).ok())
+            .filter(|&rank| rank > 0)
+            .collect();
         ranks.sort_unstable();
         ranks.dedup();
         let matrices = u32::try_from(node.len()).unwrap_or(u32::MAX);
@@ -62,15 +69,15 @@ impl Content {
         Self { lattice_hash, blob, kind, ranks, matrices, adapter_hash, original, kept, remarks }
     }
 
-    /// What share of the change the lattice keeps; none if it was not compiled by [`Store::compile`] or
-    /// [`Store::compile_adapter`]. It is told, and not kept in the store.
+    /// What share of the change the lattice keeps; none if it was not compiled by
+    /// [`Store::compile`] or [`Store::compile_adapter`]. It is told, and not kept in the store.
     pub fn kept(&self) -> Option<&Kept> {
         self.kept.as_ref()
     }
 
-    /// What there is to say about the adapter it was compiled from, each in a sentence: what it does less than it claims, how
-    /// little of its change the lattice keeps, and what lies beside it that is not as in the base. It is told, and not kept
-    /// in the store.
+    /// What there is to say about the adapter it was compiled from, each in a sentence: what it
+    /// does less than it claims, how little of its change the lattice keeps, and what lies beside
+    /// it that is not as in the base. It is told, and not kept in the store.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
@@ -86,7 +93,8 @@ impl Content {
 pub struct Details {
     /// Its parent; without one the nearest node above it by name, or the one it has.
     pub parent: Option<String>,
-    /// The content generation of the parent it was trained on; without one the parent's as it now is.
+    /// The content generation of the parent it was trained on; without one the parent's as it now
+    /// is.
     pub trained_on: Option<u64>,
     /// Free labels; without any a replaced node keeps its own.
     pub labels: Option<BTreeMap<String, String>>,
@@ -103,7 +111,8 @@ pub(super) enum Op {
 
 /// Changes to be made together, in order.
 ///
-/// With `expected` (a generation) a change is made only if the node is still in it: compare and swap.
+/// With `expected` (a generation) a change is made only if the node is still in it: compare and
+/// swap.
 #[derive(Clone, Debug, Default)]
 pub struct Changes(pub(super) Vec<Op>);
 
@@ -120,7 +129,13 @@ impl Changes {
     }
 
     /// Gives a node new content.
-    pub fn replace(&mut self, name: &str, content: Content, details: Details, expected: Option<u64>) -> &mut Self {
+    pub fn replace(
+        &mut self,
+        name: &str,
+        content: Content,
+        details: Details,
+        expected: Option<u64>,
+    ) -> &mut Self {
         self.0.push(Op::Replace { name: clean_name(name), content, details, expected });
         self
     }
@@ -131,7 +146,8 @@ impl Changes {
         self
     }
 
-    /// Gives a node and what hangs below it another place. Its new parent is the nearest node above the new name.
+    /// Gives a node and what hangs below it another place. Its new parent is the nearest node above
+    /// the new name.
     pub fn move_to(&mut self, name: &str, target: &str, expected: Option<u64>) -> &mut Self {
         self.0.push(Op::Move { name: clean_name(name), target: clean_name(target), expected });
         self
@@ -155,30 +171,49 @@ impl Changes {
 }
 
 impl Store {
-    /// Makes changes, all or none, and waits until they are on disk. Gives the generation each made of its node. Whether a
-    /// switch can reach what is changed, [`Self::check_fits`] tells before.
+    /// Makes changes, all or none, and waits until they are on disk. Gives the generation each made
+    /// of its node. Whether a switch can reach what is changed, [`Self::check_fits`] tells before.
     ///
     /// # Errors
-    /// [`StoreDefect`] for everything that a change can run into, [`TreeDefect`](crate::error::TreeDefect) for a name, and
-    /// what writing returns. Nothing has changed then, unless it is [`StoreDefect::Unconfirmed`].
+    /// [`StoreDefect`] for everything that a change can run into,
+    /// [`TreeDefect`](crate::error::TreeDefect) for a name, and what writing returns. Nothing has
+    /// changed then, unless it is [`StoreDefect::Unconfirmed`].
     pub fn apply(&self, changes: &Changes) -> Result<Vec<u64>> {
         changes.0.iter().try_for_each(|op| self.check(op))?;
         let contents = changes.0.iter().filter_map(Op::content);
-        let blobs = contents.flat_map(|content| [Some(&content.blob[..]), content.original.as_deref()]);
+        let blobs =
+            contents.flat_map(|content| [Some(&content.blob[..]), content.original.as_deref()]);
         let blobs: Vec<&[u8]> = blobs.flatten().collect();
         let is_removal = |op: &Op| match op {
-            Op::Remove { name, .. } => Ok(self.inner.catalogue.read(|reading| reading.node(name))?.is_some()),
+            Op::Remove { name, .. } => {
+                Ok(self.inner.catalogue.read(|reading| reading.node(name))?.is_some())
+            }
             _ => Ok(false),
         };
-        if changes.0.iter().map(is_removal).collect::<Result<Vec<_>>>()?.into_iter().all(|removal| removal) {
+        if changes
+            .0
+            .iter()
+            .map(is_removal)
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .all(|removal| removal)
+        {
             self.give_up_reserve();
         }
         self.change(|writing| {
             let mut state = writing.state()?;
-            let (locations, (segment, offset)) = self.inner.segments.append((state.segment, state.offset), &blobs)?;
+            let (locations, (segment, offset)) =
+                self.inner.segments.append((state.segment, state.offset), &blobs)?;
             (state.segment, state.offset) = (segment, offset);
-            let mut change = Change { store: self, writing, state, locations: locations.into_iter(), now_ms: now_ms() };
-            let generations = changes.0.iter().map(|op| change.make(op)).collect::<Step<Vec<_>>>()?;
+            let mut change = Change {
+                store: self,
+                writing,
+                state,
+                locations: locations.into_iter(),
+                now_ms: now_ms(),
+            };
+            let generations =
+                changes.0.iter().map(|op| change.make(op)).collect::<Step<Vec<_>>>()?;
             change.state.sequence += 1;
             let state = change.state;
             writing.put_state(&state)?;
@@ -198,7 +233,13 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::apply`].
-    pub fn replace(&self, name: &str, content: Content, details: Details, expected: Option<u64>) -> Result<u64> {
+    pub fn replace(
+        &self,
+        name: &str,
+        content: Content,
+        details: Details,
+        expected: Option<u64>,
+    ) -> Result<u64> {
         self.apply_one(Changes::new().replace(name, content, details, expected))
     }
 
@@ -250,7 +291,11 @@ impl Store {
             self.check_lattice_hash(content.lattice_hash)?;
             if content.bytes() > MAX_BLOB_BYTES {
                 let (bytes, limit) = (content.bytes(), MAX_BLOB_BYTES);
-                return Err(self.defect(StoreDefect::TooLarge { name: name.clone(), bytes, limit }));
+                return Err(self.defect(StoreDefect::TooLarge {
+                    name: name.clone(),
+                    bytes,
+                    limit,
+                }));
             }
             if let Some(labels) = &details.labels {
                 self.check_labels(name, labels)?;
@@ -265,7 +310,10 @@ impl Store {
             format!("{} labels", labels.len())
         } else if let Some(key) = labels.keys().find(|key| key.is_empty() || key.len() > 128) {
             format!("a label's key has {} bytes", key.len())
-        } else if labels.iter().any(|(key, value)| [key, value].iter().any(|text| text.contains(char::is_control))) {
+        } else if labels
+            .iter()
+            .any(|(key, value)| [key, value].iter().any(|text| text.contains(char::is_control)))
+        {
             "a label holds a control character".to_owned()
         } else if bytes > MAX_LABEL_BYTES {
             format!("its labels have {bytes} bytes")
@@ -331,7 +379,9 @@ impl Change<'_, '_> {
                 Ok(generation)
             }
             Op::Move { name, target, expected } => self.move_node(name, target, *expected),
-            Op::Rollback { name, generation, expected } => self.rollback(name, *generation, *expected),
+            Op::Rollback { name, generation, expected } => {
+                self.rollback(name, *generation, *expected)
+            }
         }
     }
 
@@ -349,9 +399,11 @@ impl Change<'_, '_> {
         let Some(version) = self.writing.node(name)? else {
             return match expected {
                 // Removed meanwhile.
-                Some(expected) => {
-                    self.refuse(StoreDefect::GenerationMismatch { name: name.to_owned(), expected, found: 0 })
-                }
+                Some(expected) => self.refuse(StoreDefect::GenerationMismatch {
+                    name: name.to_owned(),
+                    expected,
+                    found: 0,
+                }),
                 None => Err(self.store.unknown_to(self.writing, name)?.into()),
             };
         };
@@ -388,7 +440,10 @@ impl Change<'_, '_> {
     fn parent(&self, node: &str, parent: &str) -> Step<(String, u64)> {
         match self.content_of(parent)? {
             Some(content) => Ok((parent.to_owned(), content)),
-            None => self.refuse(StoreDefect::UnknownParent { node: node.to_owned(), parent: shown(parent) }),
+            None => self.refuse(StoreDefect::UnknownParent {
+                node: node.to_owned(),
+                parent: shown(parent),
+            }),
         }
     }
 
@@ -401,7 +456,13 @@ impl Change<'_, '_> {
         Ok(depth)
     }
 
-    fn put_content(&mut self, name: &str, content: &Content, details: &Details, old: Option<&Version>) -> Step<u64> {
+    fn put_content(
+        &mut self,
+        name: &str,
+        content: &Content,
+        details: &Details,
+        old: Option<&Version>,
+    ) -> Step<u64> {
         let (parent, parent_content) = match (&details.parent, old) {
             (Some(parent), _) => self.parent(name, &clean_name(parent))?,
             (None, Some(old)) => self.parent(name, &old.parent)?,
@@ -411,7 +472,8 @@ impl Change<'_, '_> {
             self.check_place(name, &parent)?;
         }
         let trained_on = details.trained_on.unwrap_or(parent_content);
-        // A later content of the parent could get that number, and the node would pass for trained on it.
+        // A later content of the parent could get that number, and the node would pass for trained
+        // on it.
         if trained_on > self.state.generation {
             let (name, last) = (name.to_owned(), self.state.generation);
             return self.refuse(StoreDefect::TrainedOn { name, trained_on, last });
@@ -446,24 +508,35 @@ impl Change<'_, '_> {
         let (mut height, mut level) = (0, vec![name.to_owned()]);
         while !level.is_empty() {
             height += 1;
-            let below = level.iter().map(|name| self.writing.children(name, usize::MAX)).collect::<Step<Vec<_>>>()?;
+            let below = level
+                .iter()
+                .map(|name| self.writing.children(name, usize::MAX))
+                .collect::<Step<Vec<_>>>()?;
             level = below.into_iter().flatten().collect();
         }
         Ok(height)
     }
 
-    /// A node may hang under `parent` if that is not below it, and neither it nor what hangs below it gets too deep.
+    /// A node may hang under `parent` if that is not below it, and neither it nor what hangs below
+    /// it gets too deep.
     fn check_place(&self, name: &str, parent: &str) -> Step<()> {
         let depth = self.depth(parent)? + self.height(name)?;
         if depth > MAX_DEPTH {
             let name = name.to_owned();
-            return Err(Error::from(crate::error::TreeDefect::TooDeep { name, depth, limit: MAX_DEPTH }).into());
+            return Err(Error::from(crate::error::TreeDefect::TooDeep {
+                name,
+                depth,
+                limit: MAX_DEPTH,
+            })
+            .into());
         }
         let mut at = parent.to_owned();
         while !at.is_empty() {
             if at == name {
-                return self
-                    .refuse(StoreDefect::BelowItself { name: name.to_owned(), target: format!("below {parent}") });
+                return self.refuse(StoreDefect::BelowItself {
+                    name: name.to_owned(),
+                    target: format!("below {parent}"),
+                });
             }
             at = self.writing.node(&at)?.map(|version| version.parent).unwrap_or_default();
         }
@@ -479,7 +552,10 @@ impl Change<'_, '_> {
     fn move_node(&mut self, name: &str, target: &str, expected: Option<u64>) -> Step<u64> {
         let version = self.current(name, expected)?;
         if target == name || target.strip_prefix(name).is_some_and(|rest| rest.starts_with('/')) {
-            return self.refuse(StoreDefect::BelowItself { name: name.to_owned(), target: target.to_owned() });
+            return self.refuse(StoreDefect::BelowItself {
+                name: name.to_owned(),
+                target: target.to_owned(),
+            });
         }
         let (parent, _) = self.parent_by_name(target)?;
         self.check_place(name, &parent)?;
@@ -490,7 +566,9 @@ impl Change<'_, '_> {
         while let Some((old, new, parent, version)) = moving.pop() {
             for child in self.writing.children(&old, usize::MAX)? {
                 // A child whose name does not begin with the node's keeps it.
-                let renamed = child.strip_prefix(&from).map_or_else(|| child.clone(), |rest| format!("{to}{rest}"));
+                let renamed = child
+                    .strip_prefix(&from)
+                    .map_or_else(|| child.clone(), |rest| format!("{to}{rest}"));
                 check_name(&renamed).map_err(Error::from)?;
                 let version = self.current(&child, None)?;
                 moving.push((child, renamed, new.clone(), version));
@@ -503,7 +581,8 @@ impl Change<'_, '_> {
             if let Some(Version { generation, .. }) = self.writing.node(&new)? {
                 return self.refuse(StoreDefect::NodeExists { name: new, generation });
             }
-            self.writing.put(&new, &Version { parent, generation, created_ms: self.now_ms, ..version })?;
+            self.writing
+                .put(&new, &Version { parent, generation, created_ms: self.now_ms, ..version })?;
         }
         Ok(generation)
     }

@@ -1,13 +1,15 @@
-//! Compaction: past versions are forgotten, and what nothing refers to any more gives its room back.
+//! Compaction: past versions are forgotten, and what nothing refers to any more gives its room
+//! back.
 //!
-//! Live blobs of a segment that holds dead bytes are copied behind the tail, a part of it a transaction, so that a change or
-//! an opening waits for a few MiB; some segments later the old files go. A reader whose record is from before looks it up
-//! again.
+//! Live blobs of a segment that holds dead bytes are copied behind the tail, a part of it a
+//! transaction, so that a change or an opening waits for a few MiB; some segments later the old
+//! files go. A reader whose record is from before looks it up again.
 //!
-//! On a full disk there is no room for copies. Then dead bytes give theirs back where they are, as holes in their segments, and
-//! what cannot be copied even so stays where it is.
+//! On a full disk there is no room for copies. Then dead bytes give theirs back where they are, as
+//! holes in their segments, and what cannot be copied even so stays where it is.
 //!
-//! **Invariant:** a segment's file is removed, and bytes in it are given back, only after a commit in which nothing names them.
+//! **Invariant:** a segment's file is removed, and bytes in it are given back, only after a commit
+//! in which nothing names them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
@@ -26,7 +28,8 @@ const PARTS: u64 = 32;
 /// Full segments copied before the old ones are removed.
 const SEGMENTS_AT_ONCE: u64 = 4;
 
-/// Times that copying a segment is begun where the disk is full: what was copied makes room for what was not.
+/// Times that copying a segment is begun where the disk is full: what was copied makes room for
+/// what was not.
 const ATTEMPTS: usize = 8;
 
 /// Offset, length and node of blobs by segment; the lattice's has an empty name.
@@ -41,8 +44,9 @@ pub struct CompactReport {
     pub removed_segments: u64,
     /// Bytes of live nodes copied.
     pub copied_bytes: u64,
-    /// Dead bytes left in segments because a full disk had no room for copies of what lives beside them. Most of their room
-    /// is given back even so, as holes in the files; another compaction will give back the rest.
+    /// Dead bytes left in segments because a full disk had no room for copies of what lives beside
+    /// them. Most of their room is given back even so, as holes in the files; another compaction
+    /// will give back the rest.
     pub left_bytes: u64,
     /// Bytes of segments and catalogue before.
     pub bytes_before: u64,
@@ -51,14 +55,16 @@ pub struct CompactReport {
 }
 
 impl Store {
-    /// Forgets past versions and gives back the room of everything in segments that nothing refers to. Reading goes on
-    /// meanwhile, and changing between a few MiB and the next. `progress` is told how many of how many segments are done.
-    /// The catalogue's file keeps its length and uses its free pages again: see [`Self::compact_catalogue`].
+    /// Forgets past versions and gives back the room of everything in segments that nothing refers
+    /// to. Reading goes on meanwhile, and changing between a few MiB and the next. `progress` is
+    /// told how many of how many segments are done. The catalogue's file keeps its length and uses
+    /// its free pages again: see [`Self::compact_catalogue`].
     ///
     /// # Errors
     /// What reading and writing return. What was done until then stays done.
     pub fn compact(&self, mut progress: impl FnMut(usize, usize)) -> Result<CompactReport> {
-        let mut report = CompactReport { bytes_before: self.file_bytes()?, ..CompactReport::default() };
+        let mut report =
+            CompactReport { bytes_before: self.file_bytes()?, ..CompactReport::default() };
         self.give_up_reserve();
         loop {
             let forgotten = self.change(|writing| {
@@ -82,7 +88,8 @@ impl Store {
             let mut blobs = live.remove(&segment).unwrap_or_default();
             blobs.sort_unstable();
             // Two nodes may share a blob.
-            let distinct = blobs.chunk_by(|one, other| one.0 == other.0).filter_map(|same| same.first());
+            let distinct =
+                blobs.chunk_by(|one, other| one.0 == other.0).filter_map(|same| same.first());
             let live_bytes: u64 = distinct.map(|(_, length, _)| length).sum();
             let dead_bytes = length.saturating_sub(HEADER_BYTES).saturating_sub(live_bytes);
             if dead_bytes > 0 {
@@ -92,7 +99,9 @@ impl Store {
                 }
             }
             // Seldom, since it looks at every record; often enough that there is never much twice.
-            if copied_since > SEGMENTS_AT_ONCE * self.inner.segments.segment_bytes || done + 1 == files.len() {
+            if copied_since > SEGMENTS_AT_ONCE * self.inner.segments.segment_bytes
+                || done + 1 == files.len()
+            {
                 report.copied_bytes += std::mem::take(&mut copied_since);
                 report.removed_segments += self.remove_unused()?;
             }
@@ -120,7 +129,11 @@ impl Store {
     fn live(&self) -> Result<LiveBlobs> {
         let mut live = LiveBlobs::new();
         let mut add = |name: &str, location: &Location| {
-            live.entry(location.segment).or_default().push((location.offset, location.length, name.into()));
+            live.entry(location.segment).or_default().push((
+                location.offset,
+                location.length,
+                name.into(),
+            ));
         };
         self.inner.catalogue.read(|reading| {
             add("", &reading.state()?.lattice);
@@ -133,14 +146,20 @@ impl Store {
         Ok(live)
     }
 
-    /// As [`Self::empty_segment`]; where a full disk has no room for the copies, dead bytes make room. Nothing if that is not
-    /// enough.
-    fn empty_segment_on_any_disk(&self, segment: u32, blobs: &[(u64, u64, Box<str>)]) -> Result<Option<u64>> {
+    /// As [`Self::empty_segment`]; where a full disk has no room for the copies, dead bytes make
+    /// room. Nothing if that is not enough.
+    fn empty_segment_on_any_disk(
+        &self,
+        segment: u32,
+        blobs: &[(u64, u64, Box<str>)],
+    ) -> Result<Option<u64>> {
         for _ in 0..ATTEMPTS {
             match self.empty_segment(segment, blobs) {
                 Err(Error::Io { path, source }) if is_full(&source) => match self.hollow_all() {
                     // The system cannot: the first answer tells more.
-                    Err(Error::Io { source: hollowing, .. }) if hollowing.kind() == ErrorKind::Unsupported => {
+                    Err(Error::Io { source: hollowing, .. })
+                        if hollowing.kind() == ErrorKind::Unsupported =>
+                    {
                         return Err(Error::Io { path, source });
                     }
                     hollowed => hollowed?,
@@ -151,7 +170,8 @@ impl Store {
         Ok(None)
     }
 
-    /// Gives back the room of every byte that nothing names, before the tail, in the files as they are.
+    /// Gives back the room of every byte that nothing names, before the tail, in the files as they
+    /// are.
     fn hollow_all(&self) -> Result<()> {
         // Without a commit: that would need room itself.
         self.inner.catalogue.hold(|writing| {
@@ -160,13 +180,15 @@ impl Store {
             let mut named = BTreeMap::<u32, BTreeMap<u64, u64>>::new();
             let mut add = |location: &Location| {
                 let end = location.offset.saturating_add(location.length);
-                let ends = named.entry(location.segment).or_default().entry(location.offset).or_default();
+                let ends =
+                    named.entry(location.segment).or_default().entry(location.offset).or_default();
                 *ends = end.max(*ends);
             };
             add(&state.lattice);
             writing.each_location(add)?;
             for (segment, length) in self.inner.segments.files()? {
-                let length = if segment == state.segment { state.offset.min(length) } else { length };
+                let length =
+                    if segment == state.segment { state.offset.min(length) } else { length };
                 let (mut dead, mut at) = (Vec::new(), HEADER_BYTES);
                 for (start, end) in named.remove(&segment).unwrap_or_default() {
                     if at < start {
@@ -186,7 +208,8 @@ impl Store {
         })
     }
 
-    /// Copies the live blobs of `segment`, ordered by offset, behind the tail, part by part; gives the bytes copied.
+    /// Copies the live blobs of `segment`, ordered by offset, behind the tail, part by part; gives
+    /// the bytes copied.
     fn empty_segment(&self, segment: u32, blobs: &[(u64, u64, Box<str>)]) -> Result<u64> {
         let (mut names, mut bytes, mut copied) = (BTreeSet::new(), 0, 0);
         for same in blobs.chunk_by(|one, other| one.0 == other.0) {
@@ -217,15 +240,25 @@ impl Store {
                 // Changed since it was counted: it may be elsewhere, or gone.
                 versions.extend(writing.node(name)?.map(|version| (name, version)));
             }
-            let locations = versions.iter().flat_map(|(_, version)| version.locations()).chain([&state.lattice]);
+            let locations = versions
+                .iter()
+                .flat_map(|(_, version)| version.locations())
+                .chain([&state.lattice]);
             let here = locations.filter(|location| location.segment == segment);
-            let moving: Vec<Location> =
-                here.map(|location| (location.offset, *location)).collect::<BTreeMap<_, _>>().into_values().collect();
-            let blobs = moving.iter().map(|location| segments.read(location)).collect::<Result<Vec<_>>>()?;
+            let moving: Vec<Location> = here
+                .map(|location| (location.offset, *location))
+                .collect::<BTreeMap<_, _>>()
+                .into_values()
+                .collect();
+            let blobs = moving
+                .iter()
+                .map(|location| segments.read(location))
+                .collect::<Result<Vec<_>>>()?;
             let bytes: Vec<&[u8]> = blobs.iter().map(|blob| blob.bytes()).collect();
             let (places, next) = segments.append((state.segment, state.offset), &bytes)?;
             (state.segment, state.offset) = next;
-            let moved: BTreeMap<u64, Location> = moving.iter().map(|location| location.offset).zip(places).collect();
+            let moved: BTreeMap<u64, Location> =
+                moving.iter().map(|location| location.offset).zip(places).collect();
             let follow = |location: &mut Location| {
                 if location.segment == segment {
                     *location = moved[&location.offset];

@@ -1,4 +1,5 @@
-//! A node of a store → a PEFT adapter: its kept files as they were, or one made from its compiled deltas.
+//! A node of a store → a PEFT adapter: its kept files as they were, or one made from its compiled
+//! deltas.
 //!
 //! **Invariant:** what is exported is one committed state, of a flattened path, too.
 
@@ -29,10 +30,10 @@ pub struct ExportReport {
 }
 
 impl Store {
-    /// Writes the node called `name` as a PEFT adapter into the folder `dir`, which must not exist or be empty. Kept files
-    /// are written as they were; otherwise the adapter is made from the compiled deltas, rounded once more. With
-    /// `flatten_path` it is one adapter that sums the node and all above it, of one rank throughout, for programs that load
-    /// one adapter at a time.
+    /// Writes the node called `name` as a PEFT adapter into the folder `dir`, which must not exist
+    /// or be empty. Kept files are written as they were; otherwise the adapter is made from the
+    /// compiled deltas, rounded once more. With `flatten_path` it is one adapter that sums the node
+    /// and all above it, of one rank throughout, for programs that load one adapter at a time.
     ///
     /// # Errors
     /// As [`Store::get`] and [`write_peft`], and when a segment is gone or damaged.
@@ -61,15 +62,22 @@ impl Store {
         }
         let levels = path.iter().map(|node| self.floats(node)).collect::<Result<Vec<_>>>()?;
         let deltas = flatten(&levels.iter().collect::<Vec<_>>())?;
-        let rank_of = |delta: &FloatDelta| if let FloatDelta::LowRank { rank, .. } = delta { *rank } else { 0 };
+        let rank_of = |delta: &FloatDelta| {
+            if let FloatDelta::LowRank { rank, .. } = delta { *rank } else { 0 }
+        };
         report.rank = deltas.values().map(rank_of).max().unwrap_or(0);
-        let options = PeftOptions { base_model: Some(self.info().base_name), uniform_rank: flatten_path };
+        let options =
+            PeftOptions { base_model: Some(self.info().base_name), uniform_rank: flatten_path };
         write_peft(dir, &deltas, &options)?;
         Ok(report)
     }
 
     /// The files in a blob of kept ones, by name.
-    pub(super) fn kept_files<'a>(&self, at: &Location, blob: &'a Blob) -> Result<Vec<(&'a str, &'a [u8])>> {
+    pub(super) fn kept_files<'a>(
+        &self,
+        at: &Location,
+        blob: &'a Blob,
+    ) -> Result<Vec<(&'a str, &'a [u8])>> {
         decode_kept(blob.bytes()).map_err(|problem| self.inner.segments.undecoded(at, problem))
     }
 
@@ -77,9 +85,14 @@ impl Store {
     fn floats(&self, node: &StoreNode) -> Result<AdapterDeltas> {
         let lattice = self.lattice()?;
         let floats = self.read(&node.version.location)?.into_iter().map(|(weight, delta)| {
-            match lattice.grid(&weight).filter(|grid| (grid.rows(), grid.cols) == (delta.rows, delta.cols)) {
+            match lattice
+                .grid(&weight)
+                .filter(|grid| (grid.rows(), grid.cols) == (delta.rows, delta.cols))
+            {
                 Some(grid) => Ok((weight, decompile(&delta, grid))),
-                None => Err(self.damaged(node.name.clone(), &format!("{weight} is not the base's"))),
+                None => {
+                    Err(self.damaged(node.name.clone(), &format!("{weight} is not the base's")))
+                }
             }
         });
         floats.collect()

@@ -1,6 +1,8 @@
-//! Failures on demand: every write, sync, rename, new file and removal a store makes asks here first, and somebody may watch.
+//! Failures on demand: every write, sync, rename, new file and removal a store makes asks here
+//! first, and somebody may watch.
 //!
-//! **Invariant:** without a plan nothing fails and nothing is counted but an atomic that is never written.
+//! **Invariant:** without a plan nothing fails and nothing is counted but an atomic that is never
+//! written.
 
 use std::fmt;
 use std::io;
@@ -27,7 +29,10 @@ type Watcher = Box<dyn Fn(u64) + Send + Sync>;
 
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plan").field("left", &self.left).field("steps", &self.steps).finish_non_exhaustive()
+        f.debug_struct("Plan")
+            .field("left", &self.left)
+            .field("steps", &self.steps)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,8 +74,13 @@ impl Faults {
         if succeeds { Ok(()) } else { Err(io::Error::new(plan.kind, "a failure was asked for")) }
     }
 
-    /// A step that writes `bytes` by `write`; where it fails, half of them are written: a torn write.
-    pub(super) fn write(&self, bytes: &[u8], write: impl FnOnce(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    /// A step that writes `bytes` by `write`; where it fails, half of them are written: a torn
+    /// write.
+    pub(super) fn write(
+        &self,
+        bytes: &[u8],
+        write: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         match self.step() {
             Ok(()) => write(bytes),
             Err(error) => write(&bytes[..bytes.len() / 2]).and(Err(error)),

@@ -1,8 +1,9 @@
-//! Whether paths fit the lattice: what a switch would say, asked before it, when a node is imported, published, replaced or
-//! moved, and over a whole store.
+//! Whether paths fit the lattice: what a switch would say, asked before it, when a node is
+//! imported, published, replaced or moved, and over a whole store.
 //!
-//! A store knows each row's largest base integer, not the integers. Where those maxima leave a row open, the base decides it
-//! exactly; without the base the answer may be that it is open, which is told and refuses nothing.
+//! A store knows each row's largest base integer, not the integers. Where those maxima leave a row
+//! open, the base decides it exactly; without the base the answer may be that it is open, which is
+//! told and refuses nothing.
 
 use std::sync::Mutex;
 
@@ -16,7 +17,8 @@ use crate::base::BaseModel;
 use crate::compile::CompiledNode;
 use crate::error::{StoreDefect, all_or_worst};
 use crate::lattice::{
-    BaseLattice, CompiledDelta, Segment, Sign, base_rows, check_rows, check_shape, close_rows, guess_rows,
+    BaseLattice, CompiledDelta, Segment, Sign, base_rows, check_rows, check_shape, close_rows,
+    guess_rows,
 };
 use crate::{Error, Result, WeightName};
 
@@ -39,13 +41,13 @@ pub enum PathFit {
     },
 }
 
-/// Checks what a switch to the end of `path` checks: that every delta lands on a matrix of `lattice`, and that no weight
-/// leaves it when all are added. Rows that the largest integers do not clear are counted: with `base`, whose lattice it
-/// is, exactly.
+/// Checks what a switch to the end of `path` checks: that every delta lands on a matrix of
+/// `lattice`, and that no weight leaves it when all are added. Rows that the largest integers do
+/// not clear are counted: with `base`, whose lattice it is, exactly.
 ///
 /// # Errors
-/// [`Error::Overflow`] with the headroom that would do, [`Error::NoSuchMatrix`], [`Error::DeltaShape`], and what reading the
-/// base returns.
+/// [`Error::Overflow`] with the headroom that would do, [`Error::NoSuchMatrix`],
+/// [`Error::DeltaShape`], and what reading the base returns.
 pub fn check_path(
     node: &str,
     path: &[&CompiledNode],
@@ -56,17 +58,23 @@ pub fn check_path(
     touched.sort_unstable();
     touched.dedup();
     let check = |weight: &&WeightName| {
-        let grid = lattice.grid(weight).ok_or_else(|| Error::NoSuchMatrix { weight: (*weight).clone() })?;
-        let deltas: Vec<&CompiledDelta> = path.iter().filter_map(|node| node.get(*weight)).collect();
+        let grid = lattice
+            .grid(weight)
+            .ok_or_else(|| Error::NoSuchMatrix { weight: (*weight).clone() })?;
+        let deltas: Vec<&CompiledDelta> =
+            path.iter().filter_map(|node| node.get(*weight)).collect();
         deltas.iter().try_for_each(|delta| check_shape(weight, grid, delta))?;
         let rows = close_rows(grid, &deltas);
         match base {
             _ if rows.is_empty() => Ok(None),
             Some(base) => {
-                let segments: Vec<_> = deltas.iter().map(|delta| Segment { delta, sign: Sign::Add }).collect();
-                check_rows(weight, grid, &rows, &base_rows(base, weight, grid, &rows)?, &segments).map(|()| None)
+                let segments: Vec<_> =
+                    deltas.iter().map(|delta| Segment { delta, sign: Sign::Add }).collect();
+                check_rows(weight, grid, &rows, &base_rows(base, weight, grid, &rows)?, &segments)
+                    .map(|()| None)
             }
-            None => Ok(guess_rows(weight, grid, &rows, &deltas)?.map(|(row, needed)| ((*weight).clone(), row, needed))),
+            None => Ok(guess_rows(weight, grid, &rows, &deltas)?
+                .map(|(row, needed)| ((*weight).clone(), row, needed))),
         }
     };
     let checked: Vec<_> = touched.par_iter().map(check).collect();
@@ -95,7 +103,8 @@ pub struct FitReport {
     pub unreachable: Vec<NodeFit>,
     /// How many do not fit.
     pub unreachable_count: u64,
-    /// Nodes that may not fit, where only the base's integers tell, or that could not be read; the first 100.
+    /// Nodes that may not fit, where only the base's integers tell, or that could not be read; the
+    /// first 100.
     pub open: Vec<NodeFit>,
     /// How many those are.
     pub open_count: u64,
@@ -113,10 +122,16 @@ impl FitReport {
                 );
                 (&mut self.open, &mut self.open_count, problem)
             }
-            Err(error @ (Error::Overflow { .. } | Error::NoSuchMatrix { .. } | Error::DeltaShape { .. })) => {
-                (&mut self.unreachable, &mut self.unreachable_count, error.in_store().to_string())
-            }
-            Err(error) => (&mut self.open, &mut self.open_count, format!("it could not be looked at: {error}")),
+            Err(
+                error @ (Error::Overflow { .. }
+                | Error::NoSuchMatrix { .. }
+                | Error::DeltaShape { .. }),
+            ) => (&mut self.unreachable, &mut self.unreachable_count, error.in_store().to_string()),
+            Err(error) => (
+                &mut self.open,
+                &mut self.open_count,
+                format!("it could not be looked at: {error}"),
+            ),
         };
         *count += 1;
         if list.len() < most_told {
@@ -144,7 +159,8 @@ impl<P: FnMut(u64, u64) + Send> Walk<'_, P> {
         progress(report.checked, *found);
     }
 
-    /// Checks everything below `node`, whose own path is `path`. A node is read once and dropped when all below it is done.
+    /// Checks everything below `node`, whose own path is `path`. A node is read once and dropped
+    /// when all below it is done.
     fn below(&self, node: &str, path: &[&CompiledNode]) -> Result<()> {
         self.after.each_page(node, |page| {
             self.told.lock().expect("no thread panics holding it").1 += page.len() as u64;
@@ -176,16 +192,19 @@ impl<P: FnMut(u64, u64) + Send> Walk<'_, P> {
 }
 
 impl Store {
-    /// Checks, before `changes` are made, that a switch could reach what they change: the whole path of every node that is
-    /// published, replaced, moved or rolled back, and with `below` those of all nodes that hang under it, which may be
-    /// many: each one's deltas are read. With `base` every answer is exact. `progress` is told how many of how many nodes
-    /// come across so far are done.
+    /// Checks, before `changes` are made, that a switch could reach what they change: the whole
+    /// path of every node that is published, replaced, moved or rolled back, and with `below` those
+    /// of all nodes that hang under it, which may be many: each one's deltas are read. With `base`
+    /// every answer is exact. `progress` is told how many of how many nodes come across so far are
+    /// done.
     ///
-    /// [`Self::apply`] does not call it: publishing a leaf would read its whole path. What changes meanwhile is not seen.
+    /// [`Self::apply`] does not call it: publishing a leaf would read its whole path. What changes
+    /// meanwhile is not seen.
     ///
     /// # Errors
-    /// [`Error::Overflow`], [`Error::NoSuchMatrix`] or [`Error::DeltaShape`] where a changed node itself does not fit,
-    /// [`StoreDefect::WrongBase`], and what reading the store and the base returns. Those below are in the report.
+    /// [`Error::Overflow`], [`Error::NoSuchMatrix`] or [`Error::DeltaShape`] where a changed node
+    /// itself does not fit, [`StoreDefect::WrongBase`], and what reading the store and the base
+    /// returns. Those below are in the report.
     pub fn check_fits(
         &self,
         changes: &Changes,
@@ -205,7 +224,8 @@ impl Store {
             if below && above.iter().any(|(name, _)| after.changed.contains(name)) {
                 continue;
             }
-            let same = held.iter().zip(&path).take_while(|(held, (name, _))| held.0 == *name).count();
+            let same =
+                held.iter().zip(&path).take_while(|(held, (name, _))| held.0 == *name).count();
             held.truncate(same);
             for (name, planned) in &path[same..] {
                 held.push((name.clone(), after.read(planned)?));
@@ -221,17 +241,20 @@ impl Store {
         Ok(walk.report())
     }
 
-    /// Checks that a switch could reach the node called `name`, as it now is. With `base` the answer is exact.
+    /// Checks that a switch could reach the node called `name`, as it now is. With `base` the
+    /// answer is exact.
     ///
     /// # Errors
-    /// What the switch would say: [`Error::Overflow`], [`Error::NoSuchMatrix`], [`Error::DeltaShape`],
-    /// [`TreeDefect::UnknownNode`](crate::error::TreeDefect::UnknownNode); [`StoreDefect::WrongBase`].
+    /// What the switch would say: [`Error::Overflow`], [`Error::NoSuchMatrix`],
+    /// [`Error::DeltaShape`], [`TreeDefect::UnknownNode`](crate::error::TreeDefect::UnknownNode);
+    /// [`StoreDefect::WrongBase`].
     pub fn check_fit(&self, name: &str, base: Option<&BaseModel>) -> Result<PathFit> {
         base.map_or(Ok(()), |base| self.check_base(base))?;
         let name = clean_name(name);
         let after = After::unchanged(self);
         let path = after.path(&name)?.ok_or_else(|| self.unknown(&name))?;
-        let deltas = path.iter().map(|(_, planned)| after.read(planned)).collect::<Result<Vec<_>>>()?;
+        let deltas =
+            path.iter().map(|(_, planned)| after.read(planned)).collect::<Result<Vec<_>>>()?;
         let deltas: Vec<&CompiledNode> = deltas.iter().collect();
         check_path(&name, &deltas, &*self.lattice()?, base).map_err(Error::in_store)
     }
@@ -239,8 +262,13 @@ impl Store {
     /// Checks that a switch could reach every node there is. With `base` every answer is exact.
     ///
     /// # Errors
-    /// [`StoreDefect::WrongBase`], and what reading the catalogue returns. What is wrong with nodes is in the report.
-    pub fn check_all_fit(&self, base: Option<&BaseModel>, progress: impl FnMut(u64, u64) + Send) -> Result<FitReport> {
+    /// [`StoreDefect::WrongBase`], and what reading the catalogue returns. What is wrong with nodes
+    /// is in the report.
+    pub fn check_all_fit(
+        &self,
+        base: Option<&BaseModel>,
+        progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<FitReport> {
         self.all_fits(base, MAX_TOLD, progress)
     }
 
@@ -260,12 +288,20 @@ impl Store {
         Ok(walk.report())
     }
 
-    /// The refusal of a change of `name` after which others can no longer be reached; none if there are none.
+    /// The refusal of a change of `name` after which others can no longer be reached; none if there
+    /// are none.
     pub fn unreachable(&self, name: &str, report: &FitReport) -> Option<Error> {
         let first = report.unreachable.first()?;
-        let (nodes, count) =
-            (report.unreachable.iter().map(|found| found.node.clone()).collect(), report.unreachable_count);
+        let (nodes, count) = (
+            report.unreachable.iter().map(|found| found.node.clone()).collect(),
+            report.unreachable_count,
+        );
         let problem = first.problem.clone();
-        Some(self.defect(StoreDefect::Unreachable { name: clean_name(name), nodes, count, problem }))
+        Some(self.defect(StoreDefect::Unreachable {
+            name: clean_name(name),
+            nodes,
+            count,
+            problem,
+        }))
     }
 }

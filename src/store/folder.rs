@@ -1,10 +1,11 @@
 //! A folder held open: what is in it is reached from the folder itself, not by its path.
 //!
-//! Somebody may move a store away and another one into its place while it is open. What goes on by path would then write
-//! into the other store, or remove its files.
+//! Somebody may move a store away and another one into its place while it is open. What goes on by
+//! path would then write into the other store, or remove its files.
 //!
-//! **Invariant:** on Unix every file is opened, made, renamed and removed relative to the open folder, and never through a
-//! link. Elsewhere it is by path: Windows moves no folder in which a file is open, and a catalogue always is.
+//! **Invariant:** on Unix every file is opened, made, renamed and removed relative to the open
+//! folder, and never through a link. Elsewhere it is by path: Windows moves no folder in which a
+//! file is open, and a catalogue always is.
 
 use std::fs::File;
 use std::io;
@@ -98,7 +99,12 @@ pub(super) fn hollow(file: &File, range: &std::ops::Range<u64>) -> io::Result<()
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if start < end {
         use rustix::fs::{FallocateFlags, fallocate};
-        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, end - start)?;
+        fallocate(
+            file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            start,
+            end - start,
+        )?;
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     if start < end {
@@ -125,7 +131,9 @@ mod system {
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
-    use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, mkdirat, openat, renameat, statat, unlinkat};
+    use rustix::fs::{
+        AtFlags, Dir, FileType, Mode, OFlags, Stat, mkdirat, openat, renameat, statat, unlinkat,
+    };
 
     use super::{Access, FileId, Folder, regular};
 
@@ -146,7 +154,8 @@ mod system {
         }
 
         pub(super) fn open_folder(&self, name: &Path) -> io::Result<Self> {
-            let handle = openat(&self.handle, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?.into();
+            let handle =
+                openat(&self.handle, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?.into();
             Ok(Self { path: self.at(name), handle })
         }
 
@@ -156,7 +165,8 @@ mod system {
                 Access::Write => OFlags::RDWR,
                 Access::New => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
             };
-            // Not blocking: a named pipe is to be refused, not waited for. To a regular file it is all one.
+            // Not blocking: a named pipe is to be refused, not waited for. To a regular file it is
+            // all one.
             let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             regular(openat(&self.handle, name, flags, Mode::from_raw_mode(0o666))?.into())
         }
@@ -166,7 +176,8 @@ mod system {
         }
 
         pub(super) fn is_link(&self, name: &Path) -> bool {
-            self.stat(name).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+            self.stat(name)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
         }
 
         /// Length of a file.
@@ -175,17 +186,30 @@ mod system {
         }
 
         /// Whether `name` stands for this open file.
-        pub(in crate::store) fn is(&self, name: impl AsRef<Path>, file: FileId) -> io::Result<bool> {
+        pub(in crate::store) fn is(
+            &self,
+            name: impl AsRef<Path>,
+            file: FileId,
+        ) -> io::Result<bool> {
             match self.stat(name.as_ref()) {
-                #[allow(clippy::unnecessary_cast, reason = "the fields' types differ between systems")]
-                Ok(stat) => Ok((stat.st_dev as u64, stat.st_ino as u64) == (file.device, file.number)),
+                #[allow(
+                    clippy::unnecessary_cast,
+                    reason = "the fields' types differ between systems"
+                )]
+                Ok(stat) => {
+                    Ok((stat.st_dev as u64, stat.st_ino as u64) == (file.device, file.number))
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error),
             }
         }
 
         /// Whether `name` stands for this open folder.
-        pub(in crate::store) fn holds(&self, name: impl AsRef<Path>, folder: &Self) -> io::Result<bool> {
+        pub(in crate::store) fn holds(
+            &self,
+            name: impl AsRef<Path>,
+            folder: &Self,
+        ) -> io::Result<bool> {
             self.is(name, FileId::of(&folder.handle.metadata()?))
         }
 
@@ -217,7 +241,11 @@ mod system {
         }
 
         /// Gives a file or folder in it another name; an empty folder of that name makes way.
-        pub(in crate::store) fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+        pub(in crate::store) fn rename(
+            &self,
+            from: impl AsRef<Path>,
+            to: impl AsRef<Path>,
+        ) -> io::Result<()> {
             Ok(renameat(&self.handle, from.as_ref(), &self.handle, to.as_ref())?)
         }
 
@@ -279,7 +307,13 @@ mod system {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let write = access != Access::Read;
-            regular(OpenOptions::new().read(true).write(write).create_new(access == Access::New).open(self.at(name))?)
+            regular(
+                OpenOptions::new()
+                    .read(true)
+                    .write(write)
+                    .create_new(access == Access::New)
+                    .open(self.at(name))?,
+            )
         }
 
         pub(super) fn is_link(&self, name: &Path) -> bool {
@@ -303,7 +337,9 @@ mod system {
 
         /// The names in it.
         pub(in crate::store) fn names(&self) -> io::Result<Vec<OsString>> {
-            std::fs::read_dir(&self.path)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
+            std::fs::read_dir(&self.path)?
+                .map(|entry| entry.map(|entry| entry.file_name()))
+                .collect()
         }
 
         /// Makes a folder in it.
@@ -322,7 +358,11 @@ mod system {
         }
 
         /// Gives a file or folder in it another name.
-        pub(in crate::store) fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+        pub(in crate::store) fn rename(
+            &self,
+            from: impl AsRef<Path>,
+            to: impl AsRef<Path>,
+        ) -> io::Result<()> {
             std::fs::rename(self.at(from), self.at(to))
         }
 
@@ -375,7 +415,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         std::fs::write(dir.path().join("file"), "x").unwrap();
-        for (link, target) in [("link", "file"), ("dangling", "nothing"), ("out", "/"), ("self", "self")] {
+        for (link, target) in
+            [("link", "file"), ("dangling", "nothing"), ("out", "/"), ("self", "self")]
+        {
             std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
             for refusal in [folder.file(link, Access::Read).err(), folder.folder(link).err()] {
                 let refusal = refusal.unwrap().to_string();
@@ -387,7 +429,10 @@ mod tests {
         folder.make_folder("folder").unwrap();
         for name in ["pipe", "folder"] {
             let refusal = folder.file(name, Access::Read).unwrap_err();
-            assert!(matches!(&refusal, Error::Io { path, .. } if path.ends_with(name)), "{refusal}");
+            assert!(
+                matches!(&refusal, Error::Io { path, .. } if path.ends_with(name)),
+                "{refusal}"
+            );
         }
     }
 }

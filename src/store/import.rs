@@ -1,6 +1,7 @@
 //! A folder tree of PEFT adapters → a store.
 //!
-//! **Invariant:** the store appears whole: it is made beside its place and renamed there once every adapter is in it.
+//! **Invariant:** the store appears whole: it is made beside its place and renamed there once every
+//! adapter is in it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -48,17 +49,20 @@ pub struct ImportReport {
     pub doubts: Vec<Doubt>,
     /// What there is to say about nodes ([`Content::remarks`]), by name.
     pub remarks: BTreeMap<String, Vec<String>>,
-    /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), of every node that changes anything.
+    /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), of
+    /// every node that changes anything.
     pub kept: BTreeMap<String, f64>,
 }
 
 impl Store {
     /// Makes a store in `folder` from a tree of PEFT adapters, compiled for `base` on `lattice`
-    /// ([`base_lattice`](crate::compile::base_lattice)). `progress` is told how many of how many adapters are looked at.
+    /// ([`base_lattice`](crate::compile::base_lattice)). `progress` is told how many of how many
+    /// adapters are looked at.
     ///
     /// # Errors
-    /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, those among them whose path does
-    /// not fit the lattice, unless the options let a store be made of the rest. There is no store then.
+    /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, those
+    /// among them whose path does not fit the lattice, unless the options let a store be made of
+    /// the rest. There is no store then.
     pub fn import(
         folder: &Path,
         tree: &AdapterTree,
@@ -73,10 +77,12 @@ impl Store {
         if let Some(conflict) = tree.conflicting_bases(base, &options.limits) {
             tracing::warn!("{conflict}");
         }
-        // What is exported names the base as its adapters do, or programs that load it do not find the base.
+        // What is exported names the base as its adapters do, or programs that load it do not find
+        // the base.
         let pinned = || tree.base().and_then(|pin| pin.name.clone());
         let base_name = tree.agreed_base(&options.limits).or_else(pinned);
-        let file_name = || base.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file_name =
+            || base.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let info = StoreInfo {
             base_name: base_name.unwrap_or_else(file_name),
             base_hash: base.content_hash().to_owned(),
@@ -92,18 +98,25 @@ impl Store {
             let (mut left_out, mut bytes) = (HashSet::new(), HashMap::new());
             // As many at a time as there are threads: adapters may be large.
             for part in nodes.chunks(rayon::current_num_threads().max(1)) {
-                let compiled = part.par_iter().map(|&node| store.compile_source(tree, node, base, options));
+                let compiled =
+                    part.par_iter().map(|&node| store.compile_source(tree, node, base, options));
                 let compiled: Vec<_> = compiled.collect();
                 for (&node, content) in part.iter().zip(compiled) {
                     let name = tree.name(node);
                     let parent = tree.parent(node).filter(|parent| left_out.contains(parent));
-                    let content = match (parent.map(|parent| tree.name(parent).to_owned()), content) {
+                    let content = match (parent.map(|parent| tree.name(parent).to_owned()), content)
+                    {
                         (None, content @ Err(Error::Store { .. })) => content?,
                         (None, Ok(content)) => content,
                         (parent, content) => {
-                            let below = parent.map(|parent| TreeDefect::BelowRefused { node: name.to_owned(), parent });
+                            let below = parent.map(|parent| TreeDefect::BelowRefused {
+                                node: name.to_owned(),
+                                parent,
+                            });
                             let reason = below.map(Error::from).or(content.err());
-                            report.refused.extend(reason.map(|reason| RefusedEntry::new(name, reason)));
+                            report
+                                .refused
+                                .extend(reason.map(|reason| RefusedEntry::new(name, reason)));
                             left_out.insert(node);
                             continue;
                         }
@@ -119,7 +132,9 @@ impl Store {
                     report.bytes += content.bytes();
                     report.nodes += 1;
                     let parent = tree.parent(node).map(|parent| tree.name(parent).to_owned());
-                    let labels = tree.label(node).map(|label| BTreeMap::from([("label".to_owned(), label.to_owned())]));
+                    let labels = tree
+                        .label(node)
+                        .map(|label| BTreeMap::from([("label".to_owned(), label.to_owned())]));
                     changes.publish(name, content, Details { parent, labels, trained_on: None });
                 }
                 done += part.len();
@@ -140,8 +155,8 @@ impl Store {
         made.map(|(_, report)| report)
     }
 
-    /// Refuses the nodes whose path does not fit the lattice, and with `skip` takes them out of the store again, with what
-    /// hangs below them.
+    /// Refuses the nodes whose path does not fit the lattice, and with `skip` takes them out of the
+    /// store again, with what hangs below them.
     fn leave_out_unreachable(
         &self,
         base: &BaseModel,
@@ -167,7 +182,10 @@ impl Store {
                 for (name, planned) in &below {
                     if !refused.contains(name) {
                         let (node, parent) = (name.clone(), planned.parent.clone());
-                        report.refused.push(RefusedEntry::new(name, TreeDefect::BelowRefused { node, parent }));
+                        report.refused.push(RefusedEntry::new(
+                            name,
+                            TreeDefect::BelowRefused { node, parent },
+                        ));
                     }
                     left_out.insert(name.clone());
                 }
@@ -197,9 +215,11 @@ impl Store {
         options: ImportOptions,
     ) -> Result<Content> {
         match tree.source(node) {
-            Some(NodeSource::Folder(dir)) => {
-                self.compile_opened(&PeftAdapter::open(dir, &options.limits)?, Some(base), options.keep_files)
-            }
+            Some(NodeSource::Folder(dir)) => self.compile_opened(
+                &PeftAdapter::open(dir, &options.limits)?,
+                Some(base),
+                options.keep_files,
+            ),
             Some(NodeSource::Memory(deltas)) => self.compile(deltas),
             None => self.compile(&BTreeMap::new()),
         }

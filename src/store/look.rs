@@ -1,4 +1,5 @@
-//! Questions to a store: one node, a path, children, names that begin alike, versions, and the way into a tree.
+//! Questions to a store: one node, a path, children, names that begin alike, versions, and the way
+//! into a tree.
 
 use serde::Serialize;
 
@@ -51,7 +52,8 @@ impl Store {
     /// The node called `name`.
     ///
     /// # Errors
-    /// [`TreeDefect::UnknownNode`] with the names nearest to it, and what reading the catalogue returns.
+    /// [`TreeDefect::UnknownNode`] with the names nearest to it, and what reading the catalogue
+    /// returns.
     pub fn get(&self, name: &str) -> Result<StoreNode> {
         let name = clean_name(name);
         if name.is_empty() {
@@ -63,7 +65,8 @@ impl Store {
         }
     }
 
-    /// The nodes from below the root down to the one called `name`, as one committed state has them.
+    /// The nodes from below the root down to the one called `name`, as one committed state has
+    /// them.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -83,7 +86,9 @@ impl Store {
                 if path.is_empty() {
                     return Ok(None);
                 }
-                return Err(self.damaged(format!("the record of {at}"), "it is not there, but its child is").into());
+                return Err(self
+                    .damaged(format!("the record of {at}"), "it is not there, but its child is")
+                    .into());
             };
             if path.len() >= MAX_DEPTH {
                 return Err(self.damaged(format!("the path of {name}"), "it is too long").into());
@@ -95,7 +100,8 @@ impl Store {
         Ok(Some(path))
     }
 
-    /// Names of the children of `name` (the root: `/`) in order, those after `after`, at most `limit`.
+    /// Names of the children of `name` (the root: `/`) in order, those after `after`, at most
+    /// `limit`.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -140,18 +146,22 @@ impl Store {
     /// Versions of a node, or of one that was removed, that it can be rolled back to, oldest first.
     ///
     /// # Errors
-    /// [`TreeDefect::UnknownNode`] for a name that never was one, and what reading the catalogue returns.
+    /// [`TreeDefect::UnknownNode`] for a name that never was one, and what reading the catalogue
+    /// returns.
     pub fn history(&self, name: &str) -> Result<Vec<PastVersion>> {
         let name = clean_name(name);
-        let (past, node) = self.inner.catalogue.read(|reading| Ok((reading.history(&name)?, reading.node(&name)?)))?;
+        let (past, node) = self
+            .inner
+            .catalogue
+            .read(|reading| Ok((reading.history(&name)?, reading.node(&name)?)))?;
         if past.is_empty() && node.is_none() {
             return Err(self.unknown(&name));
         }
         Ok(past)
     }
 
-    /// The node whose content a node below `parent` was trained on, if it is another one than `parent` and can be found:
-    /// for messages. The base is `/`.
+    /// The node whose content a node below `parent` was trained on, if it is another one than
+    /// `parent` and can be found: for messages. The base is `/`.
     pub(crate) fn trained_under(&self, parent: &str, trained_on: u64) -> Result<Option<String>> {
         let parent = clean_name(parent);
         if trained_on == 0 {
@@ -201,13 +211,15 @@ impl Store {
     /// # Errors
     /// What reading the catalogue and the folder returns.
     pub fn stats(&self) -> Result<StoreStats> {
-        let (state, nodes, past_versions) =
-            self.inner.catalogue.read(|reading| Ok((reading.state()?, reading.count()?, reading.past_count()?)))?;
+        let (state, nodes, past_versions) = self
+            .inner
+            .catalogue
+            .read(|reading| Ok((reading.state()?, reading.count()?, reading.past_count()?)))?;
         let files = self.inner.segments.files()?;
         let folder = &self.inner.folder;
         let length = folder.length(super::CATALOGUE_FILE);
-        let catalogue_bytes =
-            length.map_err(|error| self.or_gone(Error::io(folder.at(super::CATALOGUE_FILE), error)))?;
+        let catalogue_bytes = length
+            .map_err(|error| self.or_gone(Error::io(folder.at(super::CATALOGUE_FILE), error)))?;
         let (reads, read_bytes) = self.inner.segments.reads();
         Ok(StoreStats {
             nodes,
@@ -225,7 +237,8 @@ impl Store {
     /// The error about a name that no node has.
     pub(super) fn unknown(&self, name: &str) -> Error {
         let looked = self.inner.catalogue.read(|reading| {
-            // All in one committed state: since it was missed it may have come, or gone with its link.
+            // All in one committed state: since it was missed it may have come, or gone with its
+            // link.
             let missing = reading.node(name)?.is_none();
             let is_child = |parent: &str| Ok(missing && reading.is_child(parent, name)?);
             self.unknown_in(name, is_child, || reading.names_around(name, NEIGHBOURS))
@@ -235,7 +248,11 @@ impl Store {
 
     /// The same inside a change.
     pub(super) fn unknown_to(&self, writing: &Writing<'_>, name: &str) -> Step<Error> {
-        self.unknown_in(name, |parent| writing.is_child(parent, name), || writing.names_around(name, NEIGHBOURS))
+        self.unknown_in(
+            name,
+            |parent| writing.is_child(parent, name),
+            || writing.names_around(name, NEIGHBOURS),
+        )
     }
 
     /// A name whose record alone is missing is damage.
@@ -249,7 +266,10 @@ impl Store {
         loop {
             above = above.rsplit_once('/').map_or("", |(parent, _)| parent);
             if is_child(above)? {
-                return Ok(self.damaged(format!("the record of {}", shown(name)), "it is not there, but its link is"));
+                return Ok(self.damaged(
+                    format!("the record of {}", shown(name)),
+                    "it is not there, but its link is",
+                ));
             }
             if above.is_empty() {
                 let nearest = nearest(name, '/', around()?.iter().map(String::as_str));

@@ -1,8 +1,10 @@
 //! A store in the making: a folder beside its place that is renamed there once everything is in it.
 //!
-//! **Invariant:** the store appears whole, or not at all. What is not finished is removed: by who began it, by
-//! [`abandon_unfinished`] when the process is told to end, or by the next who makes a store of that name.
-//! **Invariant:** only what is named and built as these folders are, and that nobody works in, is removed.
+//! **Invariant:** the store appears whole, or not at all. What is not finished is removed: by who
+//! began it, by [`abandon_unfinished`] when the process is told to end, or by the next who makes a
+//! store of that name.
+//! **Invariant:** only what is named and built as these folders are, and that nobody works in, is
+//! removed.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -65,16 +67,20 @@ pub(super) struct Making {
 }
 
 impl Making {
-    /// Begins a store that is to be `folder`, which must not exist or be empty; first removes what others left who began one
-    /// of that name and were killed.
+    /// Begins a store that is to be `folder`, which must not exist or be empty; first removes what
+    /// others left who began one of that name and were killed.
     pub(super) fn begin(folder: &Path, faults: &Faults) -> Result<Self> {
         make_way(folder)?;
-        let above = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let above = folder
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let target = folder.file_name().unwrap_or_default().to_owned();
         let io = |error| Error::io(folder, error);
         faults.step().map_err(io)?;
         std::fs::create_dir_all(above).map_err(|error| Error::io(above, error))?;
-        let prefix = [OsStr::new("."), &target, OsStr::new(".making-")].into_iter().collect::<OsString>();
+        let prefix =
+            [OsStr::new("."), &target, OsStr::new(".making-")].into_iter().collect::<OsString>();
         let open_above = || Folder::open(above).map_err(|error| Error::io(above, error));
         remove_left(open_above, &prefix);
         for _ in 0..ATTEMPTS {
@@ -142,8 +148,8 @@ impl Drop for Making {
     }
 }
 
-/// Removes the stores that this process has begun and not finished. For who was told to end the process and does so next:
-/// whoever begins, finishes or drops one afterwards waits for that.
+/// Removes the stores that this process has begun and not finished. For who was told to end the
+/// process and does so next: whoever begins, finishes or drops one afterwards waits for that.
 pub fn abandon_unfinished() {
     let mut unfinished = unfinished();
     for place in unfinished.drain(..) {
@@ -154,16 +160,19 @@ pub fn abandon_unfinished() {
             }
         }
     }
-    // Not given back: an error of who was at it must not end the process first, with another status.
+    // Not given back: an error of who was at it must not end the process first, with another
+    // status.
     std::mem::forget(unfinished);
 }
 
 /// Removes an empty folder where the store is to be.
 fn make_way(folder: &Path) -> Result<()> {
     match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
-        // At once: a link, a mount or the folder one is in cannot be replaced, which is better told before the work.
-        Ok(true) => std::fs::remove_dir(folder)
-            .map_err(|error| Error::store(folder, StoreDefect::NotReplaceable { problem: error.to_string() })),
+        // At once: a link, a mount or the folder one is in cannot be replaced, which is better told
+        // before the work.
+        Ok(true) => std::fs::remove_dir(folder).map_err(|error| {
+            Error::store(folder, StoreDefect::NotReplaceable { problem: error.to_string() })
+        }),
         Ok(false) => Err(Error::store(folder, StoreDefect::Exists)),
         Err(error) => match error.kind() {
             std::io::ErrorKind::NotFound => Ok(()),
@@ -173,28 +182,38 @@ fn make_way(folder: &Path) -> Result<()> {
     }
 }
 
-/// Removes what killed processes left of stores whose folders begin with `prefix`. It is not what was asked for: what
-/// cannot be removed stays.
+/// Removes what killed processes left of stores whose folders begin with `prefix`. It is not what
+/// was asked for: what cannot be removed stays.
 fn remove_left(open_above: impl Fn() -> Result<Folder>, prefix: &OsStr) {
     let Ok(names) = open_above().map(|above| above.names().unwrap_or_default()) else { return };
     for name in names {
         let id = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
-        if id.is_none_or(|id| id.len() != 32 || !id.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))) {
+        if id.is_none_or(|id| {
+            id.len() != 32 || !id.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+        }) {
             continue;
         }
         let Ok(parent) = open_above() else { return };
         let Ok(folder) = parent.folder(&name).map(Arc::new) else { continue };
         let ours = |folder: &Folder| {
             let names = folder.names().unwrap_or_default();
-            names.iter().all(|name| [CATALOGUE_FILE, RESERVE_FILE, SEGMENT_FOLDER].iter().any(|ours| name == ours))
+            names.iter().all(|name| {
+                [CATALOGUE_FILE, RESERVE_FILE, SEGMENT_FOLDER].iter().any(|ours| name == ours)
+            })
         };
         // Who is at it has it claimed, and lets go once it is a store under its own name.
         let stands = |parent: &Folder| parent.holds(&name, &folder).is_ok_and(|stands| stands);
         if ours(&folder) && folder.claim().is_ok_and(|free| free) && stands(&parent) {
             let path = folder.path().to_owned();
             match (Place { parent, name, folder }).remove() {
-                Ok(()) => tracing::warn!("{} was left by a program that was killed; it is removed", path.display()),
-                Err(error) => tracing::warn!("{} was left by a program that was killed: {error}", path.display()),
+                Ok(()) => tracing::warn!(
+                    "{} was left by a program that was killed; it is removed",
+                    path.display()
+                ),
+                Err(error) => tracing::warn!(
+                    "{} was left by a program that was killed: {error}",
+                    path.display()
+                ),
             }
         }
     }

@@ -1,9 +1,12 @@
-//! A store: the compiled deltas of a tree on disk, published to while they are served, and the caches above it.
+//! A store: the compiled deltas of a tree on disk, published to while they are served, and the
+//! caches above it.
 //!
-//! A store is a folder: `catalogue.db` says which nodes there are, `segments/` holds their bytes. It opens at once
-//! however many nodes it has; what is not asked for is not read. It belongs to one base and one lattice.
+//! A store is a folder: `catalogue.db` says which nodes there are, `segments/` holds their bytes.
+//! It opens at once however many nodes it has; what is not asked for is not read. It belongs to one
+//! base and one lattice.
 //!
-//! **Invariant:** what a change returns from is on disk whole; a change that fails has not happened.
+//! **Invariant:** what a change returns from is on disk whole; a change that fails has not
+//! happened.
 //! **Invariant:** bytes are used only if their BLAKE3 is the one written with them.
 
 mod after;
@@ -112,7 +115,12 @@ pub struct StoreOptions {
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { faults: Faults::default(), segment_bytes: SEGMENT_BYTES, read_only: false, wait_limit: None }
+        Self {
+            faults: Faults::default(),
+            segment_bytes: SEGMENT_BYTES,
+            read_only: false,
+            wait_limit: None,
+        }
     }
 }
 
@@ -127,7 +135,8 @@ impl Store {
         folder.join(CATALOGUE_FILE).is_file()
     }
 
-    /// Makes an empty store in `folder`, which must not exist or be empty. A crash leaves no store, or an empty one.
+    /// Makes an empty store in `folder`, which must not exist or be empty. A crash leaves no store,
+    /// or an empty one.
     ///
     /// # Errors
     /// [`StoreDefect::Exists`], and what writing returns.
@@ -140,13 +149,19 @@ impl Store {
     /// # Errors
     /// As [`Self::create`].
     #[doc(hidden)]
-    pub fn create_with(folder: &Path, info: StoreInfo, lattice: &BaseLattice, options: &StoreOptions) -> Result<Self> {
+    pub fn create_with(
+        folder: &Path,
+        info: StoreInfo,
+        lattice: &BaseLattice,
+        options: &StoreOptions,
+    ) -> Result<Self> {
         let (made, ()) = Self::make(folder, info, lattice, options, |_| Ok(()))?;
         Self::open_in(made, options)
     }
 
-    /// Makes a store that holds what `fill` puts into it. It is made beside its place and renamed there at the end, so
-    /// that half a store is never taken for one. Gives its folder and what `fill` gave.
+    /// Makes a store that holds what `fill` puts into it. It is made beside its place and renamed
+    /// there at the end, so that half a store is never taken for one. Gives its folder and what
+    /// `fill` gave.
     fn make<T>(
         folder: &Path,
         info: StoreInfo,
@@ -157,9 +172,14 @@ impl Store {
         let faults = &options.faults;
         let making = Making::begin(folder, faults)?;
         let id = making.id();
-        let segments =
-            Segments::new(making.folder().folder(SEGMENT_FOLDER)?, id, options.segment_bytes, faults.clone());
-        let (locations, (segment, offset)) = segments.append((1, 0), &[&encode_lattice(lattice)])?;
+        let segments = Segments::new(
+            making.folder().folder(SEGMENT_FOLDER)?,
+            id,
+            options.segment_bytes,
+            faults.clone(),
+        );
+        let (locations, (segment, offset)) =
+            segments.append((1, 0), &[&encode_lattice(lattice)])?;
         let state = State { sequence: 0, generation: 0, segment, offset, lattice: locations[0] };
         let header = Header {
             id,
@@ -177,25 +197,30 @@ impl Store {
         Ok((making.finish(faults)?, filled))
     }
 
-    /// Opens the store in `folder`. Nothing but the catalogue's first pages is read, and nobody is waited for, unless a
-    /// program that wrote ended in the middle: then what it left is tidied up first. Where the files may not be written, the
-    /// store can be read, and follows what others publish: a change is refused.
+    /// Opens the store in `folder`. Nothing but the catalogue's first pages is read, and nobody is
+    /// waited for, unless a program that wrote ended in the middle: then what it left is tidied up
+    /// first. Where the files may not be written, the store can be read, and follows what others
+    /// publish: a change is refused.
     ///
     /// It is this folder that is open, wherever it is moved, and not what may take its name.
     ///
     /// # Errors
-    /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`], [`StoreDefect::Locked`],
-    /// [`StoreDefect::Unfinished`].
+    /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`],
+    /// [`StoreDefect::Locked`], [`StoreDefect::Unfinished`].
     pub fn open(folder: &Path) -> Result<Self> {
         Self::open_with(folder, &StoreOptions::default())
     }
 
-    /// The same; whatever waits for another process then waits no longer than `limit`, and is [`StoreDefect::Busy`].
+    /// The same; whatever waits for another process then waits no longer than `limit`, and is
+    /// [`StoreDefect::Busy`].
     ///
     /// # Errors
     /// As [`Self::open`], and [`StoreDefect::Busy`].
     pub fn open_within(folder: &Path, limit: Duration) -> Result<Self> {
-        Self::open_with(folder, &StoreOptions { wait_limit: Some(limit), ..StoreOptions::default() })
+        Self::open_with(
+            folder,
+            &StoreOptions { wait_limit: Some(limit), ..StoreOptions::default() },
+        )
     }
 
     /// The same with options.
@@ -204,17 +229,33 @@ impl Store {
     /// As [`Self::open`].
     #[doc(hidden)]
     pub fn open_with(folder: &Path, options: &StoreOptions) -> Result<Self> {
-        Self::open_in(Arc::new(Folder::open(folder).map_err(|error| Error::io(folder, error))?), options)
+        Self::open_in(
+            Arc::new(Folder::open(folder).map_err(|error| Error::io(folder, error))?),
+            options,
+        )
     }
 
     fn open_in(folder: Arc<Folder>, options: &StoreOptions) -> Result<Self> {
-        if matches!(folder.length(CATALOGUE_FILE), Err(error) if error.kind() == ErrorKind::NotFound) {
-            return Err(Error::store(folder.path(), StoreDefect::NotAStore { missing: CATALOGUE_FILE }));
+        if matches!(folder.length(CATALOGUE_FILE), Err(error) if error.kind() == ErrorKind::NotFound)
+        {
+            return Err(Error::store(
+                folder.path(),
+                StoreDefect::NotAStore { missing: CATALOGUE_FILE },
+            ));
         }
         let (catalogue, header) = Catalogue::open(folder.clone(), options)?;
         let faults = options.faults.clone();
-        let segments = Segments::new(folder.folder(SEGMENT_FOLDER)?, header.id, options.segment_bytes, faults);
-        Ok(Self { inner: Arc::new(Inner { folder, header, catalogue, segments, lattice: OnceLock::new() }) })
+        let segments =
+            Segments::new(folder.folder(SEGMENT_FOLDER)?, header.id, options.segment_bytes, faults);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                folder,
+                header,
+                catalogue,
+                segments,
+                lattice: OnceLock::new(),
+            }),
+        })
     }
 
     /// Its folder, where it was when it was opened.
@@ -222,8 +263,8 @@ impl Store {
         self.inner.folder.path()
     }
 
-    /// Makes a change to this store. Inside the catalogue's change nobody else appends or removes bytes; that the segments
-    /// still lie beside the catalogue is looked at first.
+    /// Makes a change to this store. Inside the catalogue's change nobody else appends or removes
+    /// bytes; that the segments still lie beside the catalogue is looked at first.
     fn change<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
         self.inner.catalogue.write(|writing| {
             self.check_segments()?;
@@ -266,7 +307,8 @@ impl Store {
             let lattice = decode_lattice(self.blob(&location)?.bytes())
                 .map_err(|problem| segments.undecoded(&location, problem))?;
             if lattice.hash().as_bytes() != &self.inner.header.lattice_hash {
-                return Err(segments.damaged(&location, "the lattice is not the one the store was made with"));
+                return Err(segments
+                    .damaged(&location, "the lattice is not the one the store was made with"));
             }
             Ok(lattice)
         })?;
@@ -283,7 +325,11 @@ impl Store {
             return Ok(());
         }
         let name = self.inner.header.base_name.clone();
-        Err(self.defect(StoreDefect::WrongBase { name, expected: expected.clone(), found: found.to_owned() }))
+        Err(self.defect(StoreDefect::WrongBase {
+            name,
+            expected: expected.clone(),
+            found: found.to_owned(),
+        }))
     }
 
     /// Refuses another lattice than the store's.
@@ -311,7 +357,9 @@ impl Store {
     pub fn check_headroom(&self, asked: Option<f32>) -> Result<f32> {
         let expected = self.headroom();
         match asked {
-            Some(found) if found != expected => Err(self.defect(StoreDefect::Headroom { expected, found })),
+            Some(found) if found != expected => {
+                Err(self.defect(StoreDefect::Headroom { expected, found }))
+            }
             _ => Ok(expected),
         }
     }
@@ -319,10 +367,12 @@ impl Store {
     /// Reads the compiled deltas that lie at `location` ([`Version::location`]).
     ///
     /// # Errors
-    /// When the segment is gone (a compaction may have moved the bytes: look the node up again) or damaged.
+    /// When the segment is gone (a compaction may have moved the bytes: look the node up again) or
+    /// damaged.
     pub fn read(&self, location: &Location) -> Result<CompiledNode> {
         let blob = self.blob(location)?;
-        decode_node(blob.bytes()).map_err(|problem| self.inner.segments.undecoded(location, problem))
+        decode_node(blob.bytes())
+            .map_err(|problem| self.inner.segments.undecoded(location, problem))
     }
 
     /// The bytes at `location`.
@@ -334,7 +384,8 @@ impl Store {
     fn or_gone(&self, error: Error) -> Error {
         match error {
             Error::Io { source, .. }
-                if source.kind() == ErrorKind::NotFound && self.inner.folder.length(CATALOGUE_FILE).is_err() =>
+                if source.kind() == ErrorKind::NotFound
+                    && self.inner.folder.length(CATALOGUE_FILE).is_err() =>
             {
                 self.defect(StoreDefect::Replaced)
             }
@@ -347,8 +398,8 @@ impl Store {
     }
 }
 
-/// Looks something up and reads it, once more if the file was gone, or did not hold it any more: a compaction has moved the
-/// bytes in between.
+/// Looks something up and reads it, once more if the file was gone, or did not hold it any more: a
+/// compaction has moved the bytes in between.
 pub(crate) fn again<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 0..LOOKS {
         match work() {

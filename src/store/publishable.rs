@@ -24,13 +24,14 @@ impl Store {
         Ok(content)
     }
 
-    /// Reads the PEFT adapter in `folder` and compiles it for this store's base. An adapter that holds a copy of the
-    /// embedding or head needs the base to compare it with. With `keep_files` the store keeps the files, too, and those of a
-    /// tokenizer beside them that are not the base's byte for byte.
+    /// Reads the PEFT adapter in `folder` and compiles it for this store's base. An adapter that
+    /// holds a copy of the embedding or head needs the base to compare it with. With `keep_files`
+    /// the store keeps the files, too, and those of a tokenizer beside them that are not the base's
+    /// byte for byte.
     ///
     /// # Errors
-    /// [`Error::Adapter`](crate::Error::Adapter) for an adapter that is refused, [`StoreDefect::NeedsBase`], what reading files to be kept returns,
-    /// and as [`Self::compile`].
+    /// [`Error::Adapter`](crate::Error::Adapter) for an adapter that is refused,
+    /// [`StoreDefect::NeedsBase`], what reading files to be kept returns, and as [`Self::compile`].
     pub fn compile_adapter(
         &self,
         folder: &Path,
@@ -44,11 +45,13 @@ impl Store {
         Ok(content)
     }
 
-    /// What there is to say where an adapter names another base than the store does. Paths and titles are no names.
+    /// What there is to say where an adapter names another base than the store does. Paths and
+    /// titles are no names.
     fn other_base(&self, adapter: &PeftAdapter, base: Option<&BaseModel>) -> Option<String> {
         let named = adapter.header().base_model().filter(|name| is_published(name))?;
         let own = &self.inner.header.base_name;
-        let same = base_key(named) == base_key(own) || base.is_some_and(|base| base.is_called(named));
+        let same =
+            base_key(named) == base_key(own) || base.is_some_and(|base| base.is_called(named));
         (is_published(own) && !same).then(|| {
             format!(
                 "it names the base {named}, the store {own}; an adapter means something on the base that it was trained on \
@@ -79,7 +82,9 @@ impl Store {
         let mut content = self.compile(&adapter.deltas(&shapes)?)?;
         content.adapter_hash = adapter.hash().into();
         content.remarks = adapter.remarks(&shapes)?.iter().map(ToString::to_string).collect();
-        content.remarks.extend(content.kept.as_ref().filter(|kept| kept.is_low()).map(|kept| kept.warning(true)));
+        content.remarks.extend(
+            content.kept.as_ref().filter(|kept| kept.is_low()).map(|kept| kept.warning(true)),
+        );
         let others = match base {
             Some(base) => beside(folder, base),
             None if keep_files => Vec::new(),
@@ -100,7 +105,8 @@ impl Store {
         if keep_files {
             let beside = files_beside(folder, base)?;
             let beside = beside.iter().map(|(name, bytes)| (*name, &bytes[..]));
-            content.original = Some(encode_kept(&adapter.files().into_iter().chain(beside).collect::<Vec<_>>()));
+            content.original =
+                Some(encode_kept(&adapter.files().into_iter().chain(beside).collect::<Vec<_>>()));
         }
         Ok(content)
     }

@@ -1,7 +1,7 @@
 //! Segment files: blobs one after the other, appended and never changed. docs/format.md draws them.
 //!
-//! **Invariant:** only bytes that the catalogue names are read, and those are never written again: what lies behind its
-//! tail was left by a change that did not happen, and is written over.
+//! **Invariant:** only bytes that the catalogue names are read, and those are never written again:
+//! what lies behind its tail was left by a change that did not happen, and is written over.
 //! **Invariant:** a blob is handed out only if its BLAKE3 is the catalogue's.
 //! **Invariant:** no segment of another store is written to, cut or removed, whatever its name.
 
@@ -57,7 +57,8 @@ pub struct Location {
 
 /// Bytes of a mapped segment.
 pub(super) struct Blob {
-    /// A copy: what was checked is what is used, also where a full disk's compaction makes a hole of the place meanwhile.
+    /// A copy: what was checked is what is used, also where a full disk's compaction makes a hole
+    /// of the place meanwhile.
     bytes: Vec<u8>,
 }
 
@@ -126,7 +127,12 @@ impl Segments {
 
     /// Names the blob at `location` in an error.
     pub(super) fn damaged(&self, location: &Location, problem: &str) -> Error {
-        let part = format!("segment {} from byte {} to {}", location.segment, location.offset, end(location));
+        let part = format!(
+            "segment {} from byte {} to {}",
+            location.segment,
+            location.offset,
+            end(location)
+        );
         Error::store(self.folder.path(), StoreDefect::Damaged { part, problem: problem.to_owned() })
     }
 
@@ -136,7 +142,11 @@ impl Segments {
             BlobProblem::Damaged(problem) => self.damaged(location, problem),
             BlobProblem::Version(found) => Error::store(
                 self.folder.path(),
-                StoreDefect::FormatVersion { part: "a blob", expected: super::blob::BLOB_VERSION, found },
+                StoreDefect::FormatVersion {
+                    part: "a blob",
+                    expected: super::blob::BLOB_VERSION,
+                    found,
+                },
             ),
         }
     }
@@ -144,36 +154,49 @@ impl Segments {
     /// The segment as far as `location` reaches at least.
     fn map(&self, location: &Location) -> Result<Arc<FileBytes>> {
         let reaches = |map: &FileBytes| (map.len() as u64) >= end(location);
-        if let Some(map) = self.maps.read().expect("no thread panics holding it").get(&location.segment)
+        if let Some(map) =
+            self.maps.read().expect("no thread panics holding it").get(&location.segment)
             && reaches(map)
         {
             return Ok(map.clone());
         }
         let name = file_name(location.segment);
-        let map = FileBytes::map_scattered(&self.folder.file(&name, Access::Read)?, &self.folder.at(&name))?;
-        check_header(&map, location.segment, &self.id).map_err(|defect| Error::store(self.folder.path(), defect))?;
+        let map = FileBytes::map_scattered(
+            &self.folder.file(&name, Access::Read)?,
+            &self.folder.at(&name),
+        )?;
+        check_header(&map, location.segment, &self.id)
+            .map_err(|defect| Error::store(self.folder.path(), defect))?;
         if !reaches(&map) {
             return Err(self.damaged(location, &format!("the file ends at byte {}", map.len())));
         }
         let map = Arc::new(map);
         let mut maps = self.maps.write().expect("no thread panics holding it");
-        // What another process's compaction removed keeps its room on disk for as long as it is mapped.
+        // What another process's compaction removed keeps its room on disk for as long as it is
+        // mapped.
         maps.retain(|&segment, _| self.folder.length(file_name(segment)).is_ok());
         maps.insert(location.segment, map.clone());
         Ok(map)
     }
 
-    /// Writes blobs from `at` on, in a new segment where the old one is full, and waits until they are on disk. Gives
-    /// their places and where the next goes. Nobody else may append meanwhile: hold the catalogue's write transaction.
-    pub(super) fn append(&self, at: (u32, u64), blobs: &[&[u8]]) -> Result<(Vec<Location>, (u32, u64))> {
+    /// Writes blobs from `at` on, in a new segment where the old one is full, and waits until they
+    /// are on disk. Gives their places and where the next goes. Nobody else may append meanwhile:
+    /// hold the catalogue's write transaction.
+    pub(super) fn append(
+        &self,
+        at: (u32, u64),
+        blobs: &[&[u8]],
+    ) -> Result<(Vec<Location>, (u32, u64))> {
         self.append_whole(at, blobs).inspect_err(|_| self.give_back(at))
     }
 
-    /// Gives back what was written from the tail on, as far as it can be: on a full disk there would be no room for any
-    /// other change, not even to remove a node.
+    /// Gives back what was written from the tail on, as far as it can be: on a full disk there
+    /// would be no room for any other change, not even to remove a node.
     fn give_back(&self, (mut segment, offset): (u32, u64)) {
         if offset > 0 {
-            let cut = |file: File| if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) };
+            let cut = |file: File| {
+                if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) }
+            };
             let _ = self.own(segment, Access::Write).map(cut);
             segment += 1;
         }
@@ -186,18 +209,23 @@ impl Segments {
     fn own(&self, segment: u32, access: Access) -> Result<File> {
         let name = file_name(segment);
         let mut file = self.folder.file(&name, access)?;
-        let found = first_bytes(&mut file).map_err(|error| Error::io(self.folder.at(&name), error))?;
-        check_header(&found, segment, &self.id).map_err(|defect| Error::store(self.folder.path(), defect))?;
+        let found =
+            first_bytes(&mut file).map_err(|error| Error::io(self.folder.at(&name), error))?;
+        check_header(&found, segment, &self.id)
+            .map_err(|defect| Error::store(self.folder.path(), defect))?;
         Ok(file)
     }
 
-    /// Removes the file of a segment, whatever is in it, unless that is another store's; false if there is none.
+    /// Removes the file of a segment, whatever is in it, unless that is another store's; false if
+    /// there is none.
     fn clear(&self, segment: u32) -> Result<bool> {
         let name = file_name(segment);
         let io = |error| Error::io(self.folder.at(&name), error);
         let mut file = match self.folder.file(&name, Access::Read) {
             Ok(file) => file,
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
         let found = first_bytes(&mut file).map_err(io)?;
@@ -229,11 +257,17 @@ impl Segments {
                     break;
                 }
                 bytes.extend_from_slice(blob);
-                locations.push(Location { segment, offset, length, blake3: blake3::hash(blob).into() });
+                locations.push(Location {
+                    segment,
+                    offset,
+                    length,
+                    blake3: blake3::hash(blob).into(),
+                });
                 offset += length;
                 at += 1;
             }
-            // Opened each time: another process may have removed the file of that name and made a new one.
+            // Opened each time: another process may have removed the file of that name and made a
+            // new one.
             let mut file = self.own(segment, Access::Write)?;
             let written = file.seek(SeekFrom::Start(start)).and_then(|_| {
                 self.faults.write(&bytes, |bytes| file.write_all(bytes))?;
@@ -251,16 +285,20 @@ impl Segments {
         self.faults.step().map_err(io)?;
         self.clear(segment)?;
         let mut file = self.folder.file(file_name(segment), Access::New)?;
-        let written = self.faults.write(&header(segment, &self.id), |bytes| file.write_all(bytes)).and_then(|()| {
-            self.faults.step()?;
-            file.sync_all()?;
-            self.folder.sync(&self.faults)
-        });
+        let written = self
+            .faults
+            .write(&header(segment, &self.id), |bytes| file.write_all(bytes))
+            .and_then(|()| {
+                self.faults.step()?;
+                file.sync_all()?;
+                self.folder.sync(&self.faults)
+            });
         written.map_err(io)
     }
 
-    /// Gives back the room of bytes that nothing names, where the system can: they read as zeros then, and the file keeps its
-    /// length. Whoever reads them still finds their BLAKE3 wrong, and looks up again.
+    /// Gives back the room of bytes that nothing names, where the system can: they read as zeros
+    /// then, and the file keeps its length. Whoever reads them still finds their BLAKE3 wrong, and
+    /// looks up again.
     pub(super) fn hollow(&self, segment: u32, dead: &[std::ops::Range<u64>]) -> Result<()> {
         let io = |error| Error::io(self.path(segment), error);
         let file = self.own(segment, Access::Write)?;
@@ -333,16 +371,26 @@ pub(super) fn after_header(bytes: &[u8]) -> Result<&[u8], StoreDefect> {
 }
 
 fn check_header(bytes: &[u8], segment: u32, id: &StoreId) -> Result<(), StoreDefect> {
-    let damaged = |problem: &str| StoreDefect::Damaged { part: file_name(segment), problem: problem.to_owned() };
+    let damaged = |problem: &str| StoreDefect::Damaged {
+        part: file_name(segment),
+        problem: problem.to_owned(),
+    };
     let mut reader = Reader(bytes);
     if reader.bytes(8).map_err(damaged)? != MAGIC {
         return Err(damaged("it does not begin as a segment does"));
     }
     let found = reader.u32().map_err(damaged)?;
     if found != VERSION
-        && bytes.get(..32).map(blake3::hash).is_some_and(|hash| bytes.get(32..64) == Some(hash.as_bytes()))
+        && bytes
+            .get(..32)
+            .map(blake3::hash)
+            .is_some_and(|hash| bytes.get(32..64) == Some(hash.as_bytes()))
     {
         return Err(StoreDefect::FormatVersion { part: "a segment", expected: VERSION, found });
     }
-    if bytes.get(..64) == Some(&header(segment, id)) { Ok(()) } else { Err(damaged("its header is not this store's")) }
+    if bytes.get(..64) == Some(&header(segment, id)) {
+        Ok(())
+    } else {
+        Err(damaged("its header is not this store's"))
+    }
 }

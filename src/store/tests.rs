@@ -66,7 +66,8 @@ fn what_is_published_is_found_by_another_handle() {
     assert_eq!(names("fr/", Some("fr/alice"), 10), ["fr/bob"]);
     assert_eq!(names("", None, 2), ["de", "fr"]);
     assert_eq!(names("x", None, 2), [""; 0]);
-    let path: Vec<String> = other.path("fr/bob").unwrap().into_iter().map(|node| node.name).collect();
+    let path: Vec<String> =
+        other.path("fr/bob").unwrap().into_iter().map(|node| node.name).collect();
     assert_eq!(path, ["fr", "fr/bob"]);
     assert_eq!(other.get("fr/bob").unwrap().version.trained_on, 1);
     assert_eq!(other.lattice().unwrap().hash(), lattice().hash());
@@ -91,10 +92,14 @@ fn a_name_that_is_not_there_is_refused_with_those_near_it() {
 fn a_change_expects_the_generation_it_was_told() {
     let folder = tempfile::tempdir().unwrap();
     let store = small_store(folder.path());
-    let replace = |expected| store.replace("fr/alice", content(&store, 9), Details::default(), expected);
+    let replace =
+        |expected| store.replace("fr/alice", content(&store, 9), Details::default(), expected);
     assert_eq!(replace(Some(2)).unwrap(), 5);
     let mismatch = defect(replace(Some(2)));
-    assert!(matches!(mismatch, StoreDefect::GenerationMismatch { expected: 2, found: 5, .. }), "{mismatch}");
+    assert!(
+        matches!(mismatch, StoreDefect::GenerationMismatch { expected: 2, found: 5, .. }),
+        "{mismatch}"
+    );
     assert_eq!(read(&store, "fr/alice"), compiled(&store, 9));
     assert!(matches!(
         defect(store.publish("fr/alice", content(&store, 1), Details::default())),
@@ -146,7 +151,10 @@ fn a_moved_node_takes_what_hangs_below_it_along() {
     store.move_to("fr", "de/fr", None).unwrap();
     assert!(is_unknown(store.get("fr")) && is_unknown(store.get("fr/alice")));
     let alice = store.get("de/fr/alice").unwrap().version;
-    assert_eq!((alice.parent.as_str(), alice.content_generation, alice.trained_on), ("de/fr", 2, 1));
+    assert_eq!(
+        (alice.parent.as_str(), alice.content_generation, alice.trained_on),
+        ("de/fr", 2, 1)
+    );
     assert_eq!(read(&store, "de/fr/alice"), compiled(&store, 2));
     assert!(store.verify(true, |_, _| ()).unwrap().is_clean());
 }
@@ -187,7 +195,11 @@ fn segments_roll_over_and_compaction_gives_their_room_back() {
         assert_eq!(read(&store, &format!("n{seed}")), compiled(&store, seed));
     }
     let again = store.compact(|_, _| ()).unwrap();
-    assert_eq!((again.copied_bytes, again.removed_segments), (0, 0), "there was nothing left to do");
+    assert_eq!(
+        (again.copied_bytes, again.removed_segments),
+        (0, 0),
+        "there was nothing left to do"
+    );
     assert!(store.verify(true, |_, _| ()).unwrap().is_clean());
 }
 
@@ -195,12 +207,19 @@ fn segments_roll_over_and_compaction_gives_their_room_back() {
 fn another_base_lattice_or_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = small_store(folder.path());
-    let other = BaseLattice::new(1.25, lattice().grids().take(1).map(|(n, grid)| (n.clone(), grid.clone())));
+    let other = BaseLattice::new(
+        1.25,
+        lattice().grids().take(1).map(|(n, grid)| (n.clone(), grid.clone())),
+    );
     assert!(matches!(defect(store.check_lattice(&other)), StoreDefect::Lattice { .. }));
     store.check_lattice(&lattice()).unwrap();
     assert!(matches!(defect(Store::open(folder.path())), StoreDefect::NotAStore { .. }));
-    assert!(matches!(defect(Store::create(store.folder(), info(), &lattice())), StoreDefect::Exists));
-    let foreign = AdapterDeltas::from([(WeightName::new("c"), deltas(1)[&WeightName::new("a")].clone())]);
+    assert!(matches!(
+        defect(Store::create(store.folder(), info(), &lattice())),
+        StoreDefect::Exists
+    ));
+    let foreign =
+        AdapterDeltas::from([(WeightName::new("c"), deltas(1)[&WeightName::new("a")].clone())]);
     assert!(matches!(store.compile(&foreign), Err(Error::NoSuchMatrix { .. })));
 }
 
@@ -212,7 +231,10 @@ fn a_blob_of_another_version_is_refused_by_name() {
     content.blob[8..12].copy_from_slice(&7_u32.to_le_bytes());
     store.publish("later", content, Details::default()).unwrap();
     let refusal = defect(store.read(&store.get("later").unwrap().version.location));
-    assert!(matches!(refusal, StoreDefect::FormatVersion { part: "a blob", found: 7, .. }), "{refusal}");
+    assert!(
+        matches!(refusal, StoreDefect::FormatVersion { part: "a blob", found: 7, .. }),
+        "{refusal}"
+    );
     assert_eq!(store.verify(false, |_, _| ()).unwrap().problem_count, 1);
 }
 
@@ -221,8 +243,14 @@ fn labels_have_limits() {
     let folder = tempfile::tempdir().unwrap();
     let store = small_store(folder.path());
     let label = |key: &str, length| BTreeMap::from([(key.to_owned(), "x".repeat(length))]);
-    let replace =
-        |labels| store.replace("de", content(&store, 1), Details { labels: Some(labels), ..Details::default() }, None);
+    let replace = |labels| {
+        store.replace(
+            "de",
+            content(&store, 1),
+            Details { labels: Some(labels), ..Details::default() },
+            None,
+        )
+    };
     for labels in [label("", 1), label(&"k".repeat(129), 1), label("k", 4096)] {
         assert!(matches!(defect(replace(labels)), StoreDefect::Labels { .. }));
     }
@@ -243,10 +271,16 @@ fn another_version_of_the_catalogue_is_told_apart_from_damage() {
         std::fs::write(&file, &bytes).unwrap();
         defect(Store::open(&path))
     };
-    assert!(matches!(opened(8, 9), StoreDefect::FormatVersion { part: "the catalogue", expected: 1, found: 9 }));
+    assert!(matches!(
+        opened(8, 9),
+        StoreDefect::FormatVersion { part: "the catalogue", expected: 1, found: 9 }
+    ));
     assert!(matches!(opened(0, 9), StoreDefect::Damaged { .. }));
     std::fs::write(&file, &whole[..16]).unwrap();
-    assert!(matches!(defect(Store::open(&path)), StoreDefect::Damaged { .. }), "it is not made anew");
+    assert!(
+        matches!(defect(Store::open(&path)), StoreDefect::Damaged { .. }),
+        "it is not made anew"
+    );
 }
 
 #[test]
@@ -258,11 +292,16 @@ fn a_new_parent_may_not_push_what_hangs_below_too_deep() {
     for chain in ["a", "b"] {
         changes.publish(&format!("{chain}0"), content(&store, 1), Details::default());
         for depth in 1..40 {
-            changes.publish(&format!("{chain}{depth}"), content(&store, 1), under(format!("{chain}{}", depth - 1)));
+            changes.publish(
+                &format!("{chain}{depth}"),
+                content(&store, 1),
+                under(format!("{chain}{}", depth - 1)),
+            );
         }
     }
     store.apply(&changes).unwrap();
-    let replace = |parent: &str| store.replace("b0", content(&store, 1), under(parent.into()), None);
+    let replace =
+        |parent: &str| store.replace("b0", content(&store, 1), under(parent.into()), None);
     let error = replace("a39").map_err(|error| error.to_string()).unwrap_err();
     assert!(error.contains("80 levels deep"), "{error}");
     replace("a23").unwrap();
@@ -275,7 +314,10 @@ fn content_compiled_for_another_store_is_refused() {
     let store = small_store(folder.path());
     let coarse = lattice();
     let finer = coarse.grids().map(|(name, grid)| {
-        (name.clone(), Grid { steps: grid.steps.iter().map(|step| step / 2.0).collect(), ..grid.clone() })
+        (
+            name.clone(),
+            Grid { steps: grid.steps.iter().map(|step| step / 2.0).collect(), ..grid.clone() },
+        )
     });
     let other = BaseLattice::new(1.25, finer);
     let foreign = Store::create(&folder.path().join("other"), info(), &other).unwrap();
@@ -294,9 +336,16 @@ fn a_blob_that_two_nodes_share_is_counted_and_moved_once() {
     store.compact(|_, _| ()).unwrap();
     let [de, it] = ["de", "it"].map(|name| store.get(name).unwrap().version.location);
     assert_eq!(de, it);
-    assert_eq!((read(&store, "de"), read(&store, "it")), (compiled(&store, 4), compiled(&store, 4)));
+    assert_eq!(
+        (read(&store, "de"), read(&store, "it")),
+        (compiled(&store, 4), compiled(&store, 4))
+    );
     let again = store.compact(|_, _| ()).unwrap();
-    assert_eq!((again.copied_bytes, again.removed_segments), (0, 0), "there was nothing left to do");
+    assert_eq!(
+        (again.copied_bytes, again.removed_segments),
+        (0, 0),
+        "there was nothing left to do"
+    );
 }
 
 #[cfg(unix)]
@@ -304,7 +353,8 @@ fn a_blob_that_two_nodes_share_is_counted_and_moved_once() {
 fn a_segment_that_is_a_link_is_neither_read_nor_written() {
     let folder = tempfile::tempdir().unwrap();
     let store = small_store(folder.path());
-    let (mine, theirs) = (store.folder().join("segments/00000001.seg"), folder.path().join("theirs"));
+    let (mine, theirs) =
+        (store.folder().join("segments/00000001.seg"), folder.path().join("theirs"));
     let node = store.get("de").unwrap().version.location;
     std::fs::rename(&mine, &theirs).unwrap();
     std::os::unix::fs::symlink(&theirs, &mine).unwrap();

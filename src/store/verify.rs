@@ -1,4 +1,5 @@
-//! Whether everything a store says is so: every page of the catalogue, every record, every byte of every blob.
+//! Whether everything a store says is so: every page of the catalogue, every record, every byte of
+//! every blob.
 
 use std::collections::BTreeSet;
 
@@ -31,9 +32,11 @@ pub struct StoreReport {
     pub problems: Vec<String>,
     /// How much is wrong.
     pub problem_count: u64,
-    /// Segments that nothing names: a change that did not happen left them, a compaction removes them.
+    /// Segments that nothing names: a change that did not happen left them, a compaction removes
+    /// them.
     pub unused_segments: u64,
-    /// Whether the catalogue's account of its free pages was looked at, too, which takes the right to write.
+    /// Whether the catalogue's account of its free pages was looked at, too, which takes the right
+    /// to write.
     pub free_pages_checked: bool,
 }
 
@@ -52,15 +55,16 @@ impl StoreReport {
 }
 
 impl Store {
-    /// Checks the catalogue's pages, every record, its parent and link, and every byte of every version, past ones too.
-    /// With `deep` also that no row's integers reach further than its bound. Changes wait while the catalogue's pages are
-    /// looked at; if they are damaged the database mends them where it can, and that is a problem in the report. Where the
-    /// store may only be read nobody waits, and nothing is mended: every page in use is read, those that are free are not.
-    /// `progress` is told how many of how many versions are done.
+    /// Checks the catalogue's pages, every record, its parent and link, and every byte of every
+    /// version, past ones too. With `deep` also that no row's integers reach further than its
+    /// bound. Changes wait while the catalogue's pages are looked at; if they are damaged the
+    /// database mends them where it can, and that is a problem in the report. Where the store may
+    /// only be read nobody waits, and nothing is mended: every page in use is read, those that are
+    /// free are not. `progress` is told how many of how many versions are done.
     ///
     /// # Errors
-    /// When the store cannot be read at all, or another process keeps it locked; what is wrong with parts of it is in the
-    /// report.
+    /// When the store cannot be read at all, or another process keeps it locked; what is wrong with
+    /// parts of it is in the report.
     pub fn verify(&self, deep: bool, mut progress: impl FnMut(u64, u64)) -> Result<StoreReport> {
         let mut report = StoreReport::default();
         match self.inner.catalogue.check_integrity() {
@@ -86,16 +90,26 @@ impl Store {
         };
         let lattice = lattice.as_deref();
         let mut named = BTreeSet::new();
-        let (nodes, past) = self.inner.catalogue.read_anew(|reading| Ok((reading.count()?, reading.past_count()?)))?;
+        let (nodes, past) = self
+            .inner
+            .catalogue
+            .read_anew(|reading| Ok((reading.count()?, reading.past_count()?)))?;
         let mut batch = Vec::with_capacity(AT_ONCE);
-        let mut check = |batch: &mut Vec<(String, Version)>, report: &mut StoreReport, named: &mut BTreeSet<u32>| {
-            let found: Vec<_> =
-                batch.par_iter().map(|(name, version)| self.check_version(name, version, lattice, deep)).collect();
+        let mut check = |batch: &mut Vec<(String, Version)>,
+                         report: &mut StoreReport,
+                         named: &mut BTreeSet<u32>| {
+            let found: Vec<_> = batch
+                .par_iter()
+                .map(|(name, version)| self.check_version(name, version, lattice, deep))
+                .collect();
             for (_, version) in batch.drain(..) {
                 report.bytes += version.locations().map(|location| location.length).sum::<u64>();
                 named.extend(version.locations().map(|location| location.segment));
             }
-            found.into_iter().filter_map(Result::err).for_each(|error| report.problem(error.to_string()));
+            found
+                .into_iter()
+                .filter_map(Result::err)
+                .for_each(|error| report.problem(error.to_string()));
             progress(report.nodes + report.past_versions, nodes + past);
         };
         self.inner.catalogue.read_anew(|reading| {
@@ -110,12 +124,17 @@ impl Store {
                         return Ok(true);
                     }
                 };
-                if !version.parent.is_empty() && !matches!(reading.node(&version.parent), Ok(Some(_))) {
+                if !version.parent.is_empty()
+                    && !matches!(reading.node(&version.parent), Ok(Some(_)))
+                {
                     report.problem(format!("{name}: its parent {} is not there", version.parent));
                 }
                 match reading.is_child(&version.parent, name)? {
                     true => links += 1,
-                    false => report.problem(format!("{name}: its link from {:?} is not there", version.parent)),
+                    false => report.problem(format!(
+                        "{name}: its link from {:?} is not there",
+                        version.parent
+                    )),
                 }
                 batch.push((name.to_owned(), version));
                 if batch.len() == AT_ONCE {
@@ -143,20 +162,32 @@ impl Store {
                 Ok(true)
             })?;
             check(&mut batch, &mut report, &mut named);
-            // The tail's segment may be empty, and a change of another process may make the next one now.
+            // The tail's segment may be empty, and a change of another process may make the next
+            // one now.
             let tail = reading.state()?.segment;
             let files = self.inner.segments.files()?;
-            report.unused_segments =
-                files.iter().filter(|(segment, _)| *segment != tail && !named.contains(segment)).count() as u64;
+            report.unused_segments = files
+                .iter()
+                .filter(|(segment, _)| *segment != tail && !named.contains(segment))
+                .count() as u64;
             Ok(())
         })?;
         Ok(report)
     }
 
     /// Checks one version; what another process moved or dropped meanwhile is looked up again.
-    fn check_version(&self, name: &str, version: &Version, lattice: Option<&BaseLattice>, deep: bool) -> Result<()> {
+    fn check_version(
+        &self,
+        name: &str,
+        version: &Version,
+        lattice: Option<&BaseLattice>,
+        deep: bool,
+    ) -> Result<()> {
         let Err(error) = self.check_bytes(name, version, lattice, deep) else { return Ok(()) };
-        let (now, past) = self.inner.catalogue.read(|reading| Ok((reading.node(name)?, reading.history(name)?)))?;
+        let (now, past) = self
+            .inner
+            .catalogue
+            .read(|reading| Ok((reading.node(name)?, reading.history(name)?)))?;
         let same = |now: &Version| now.generation == version.generation;
         match now.into_iter().chain(past.into_iter().map(|past| past.version)).find(same) {
             Some(now) if now == *version => Err(error),
@@ -165,13 +196,20 @@ impl Store {
         }
     }
 
-    fn check_bytes(&self, name: &str, version: &Version, lattice: Option<&BaseLattice>, deep: bool) -> Result<()> {
+    fn check_bytes(
+        &self,
+        name: &str,
+        version: &Version,
+        lattice: Option<&BaseLattice>,
+        deep: bool,
+    ) -> Result<()> {
         let node = self.read(&version.location)?;
         if let Some(original) = &version.original {
             self.kept_files(original, &self.blob(original)?)?;
         }
-        let problem =
-            lattice.and_then(|lattice| misfit(&node, lattice)).or_else(|| deep.then(|| wrong(&node)).flatten());
+        let problem = lattice
+            .and_then(|lattice| misfit(&node, lattice))
+            .or_else(|| deep.then(|| wrong(&node)).flatten());
         let part = || format!("generation {} of {name}", version.generation);
         problem.map_or(Ok(()), |problem| Err(self.damaged(part(), &problem)))
     }
@@ -188,9 +226,13 @@ impl Store {
 fn misfit(node: &CompiledNode, lattice: &BaseLattice) -> Option<String> {
     node.iter().find_map(|(weight, delta)| match lattice.grid(weight) {
         None => Some(format!("the base has no matrix {weight}")),
-        Some(grid) if (grid.rows(), grid.cols) != (delta.rows, delta.cols) => {
-            Some(format!("{weight} is {}×{}, the base's {}×{}", delta.rows, delta.cols, grid.rows(), grid.cols))
-        }
+        Some(grid) if (grid.rows(), grid.cols) != (delta.rows, delta.cols) => Some(format!(
+            "{weight} is {}×{}, the base's {}×{}",
+            delta.rows,
+            delta.cols,
+            grid.rows(),
+            grid.cols
+        )),
         Some(_) => None,
     })
 }
@@ -200,7 +242,11 @@ fn wrong(node: &CompiledNode) -> Option<String> {
     node.iter().find_map(|(weight, delta)| {
         let mut counted = delta.clone();
         tighten(SimdLevel::detect(), &mut counted);
-        let row = counted.row_max.iter().zip(&delta.row_max).position(|(counted, said)| counted > said)?;
+        let row = counted
+            .row_max
+            .iter()
+            .zip(&delta.row_max)
+            .position(|(counted, said)| counted > said)?;
         let (counted, said) = (counted.row_max[row], delta.row_max[row]);
         Some(format!("{weight}: row {row} reaches {counted}, its bound says {said}"))
     })

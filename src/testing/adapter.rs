@@ -73,7 +73,8 @@ impl TinyAdapter {
 
     /// The bytes of `adapter_config.json`.
     pub fn config_bytes(&self) -> Vec<u8> {
-        let mut targets: Vec<&str> = self.modules.iter().filter_map(|m| m.module.rsplit('.').next()).collect();
+        let mut targets: Vec<&str> =
+            self.modules.iter().filter_map(|m| m.module.rsplit('.').next()).collect();
         targets.sort_unstable();
         targets.dedup();
         let mut config = Map::new();
@@ -89,7 +90,9 @@ impl TinyAdapter {
     /// The tensors' keys, shapes and values, in f32.
     pub fn tensors(&self) -> Vec<(String, [usize; 2], Vec<f32>)> {
         let mut random = StdRng::seed_from_u64(self.seed);
-        let mut values = |shape: [usize; 2]| (0..shape[0] * shape[1]).map(|_| random.random_range(-0.1..0.1)).collect();
+        let mut values = |shape: [usize; 2]| {
+            (0..shape[0] * shape[1]).map(|_| random.random_range(-0.1..0.1)).collect()
+        };
         let mut tensors = Vec::new();
         for module in &self.modules {
             let rank = module.rank.unwrap_or(self.rank);
@@ -99,7 +102,11 @@ impl TinyAdapter {
                 (["lora_A.weight", "lora_B.weight"], [rank, module.input], [module.out, rank])
             };
             for (name, shape) in names.into_iter().zip([a, b]) {
-                tensors.push((format!("base_model.model.{}.{name}", module.module), shape, values(shape)));
+                tensors.push((
+                    format!("base_model.model.{}.{name}", module.module),
+                    shape,
+                    values(shape),
+                ));
             }
         }
         tensors
@@ -128,19 +135,27 @@ impl TinyAdapter {
 pub fn serialize(tensors: &[(String, [usize; 2], Vec<f32>)], dtype: Dtype) -> Vec<u8> {
     let bytes = |values: &[f32]| -> Vec<u8> {
         match dtype {
-            Dtype::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
-            Dtype::BF16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            Dtype::F16 => {
+                values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
+            }
+            Dtype::BF16 => {
+                values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect()
+            }
             _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         }
     };
     let stored: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| bytes(values)).collect();
     let views = tensors.iter().zip(&stored).map(|((key, shape, _), bytes)| {
-        (key.as_str(), TensorView::new(dtype, shape.to_vec(), bytes).expect("shape and values agree"))
+        (
+            key.as_str(),
+            TensorView::new(dtype, shape.to_vec(), bytes).expect("shape and values agree"),
+        )
     });
     safetensors::serialize(views, None::<HashMap<String, String>>).expect("made tensors are valid")
 }
 
-/// Reads any bytes as an adapter and its deltas: a u16 (little-endian) with the config's length, the config, the tensors.
+/// Reads any bytes as an adapter and its deltas: a u16 (little-endian) with the config's length,
+/// the config, the tensors.
 ///
 /// # Errors
 /// What [`PeftAdapter`] says.
@@ -149,6 +164,9 @@ pub fn read_adapter_bytes(bytes: &[u8]) -> Result<()> {
     let (config, tensors) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
     let adapter = PeftAdapter::from_bytes(config, tensors.to_vec(), &Limits::default())?;
     let info = |target: &Target| WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() };
-    let weights: Vec<_> = adapter.header().targets().iter().map(|t| (t.weight.clone(), info(t))).collect();
-    adapter.deltas(&BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info)))).map(drop)
+    let weights: Vec<_> =
+        adapter.header().targets().iter().map(|t| (t.weight.clone(), info(t))).collect();
+    adapter
+        .deltas(&BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info))))
+        .map(drop)
 }

@@ -5,12 +5,12 @@
 use crate::Result;
 use crate::error::TreeDefect;
 
-/// Reads any bytes as the `tree.toml` of a made folder with the adapters `de`, `fr`, `fr/alice`, `fr/alice/best`,
-/// `fr/médecine` and `store/med`, and looks at the tree it gives.
+/// Reads any bytes as the `tree.toml` of a made folder with the adapters `de`, `fr`, `fr/alice`,
+/// `fr/alice/best`, `fr/médecine` and `store/med`, and looks at the tree it gives.
 ///
 /// # Errors
-/// What [`AdapterTree::open`](crate::tree::AdapterTree::open) says, and [`TreeDefect::Refused`] for the first entry that is
-/// refused.
+/// What [`AdapterTree::open`](crate::tree::AdapterTree::open) says, and [`TreeDefect::Refused`] for
+/// the first entry that is refused.
 pub fn read_tree_toml_bytes(bytes: &[u8]) -> Result<()> {
     let tree = crate::tree::read_manifest_bytes(bytes)?;
     for id in tree.nodes() {
@@ -19,6 +19,8 @@ pub fn read_tree_toml_bytes(bytes: &[u8]) -> Result<()> {
     }
     match tree.refused() {
         [] => Ok(()),
-        [entry, ..] => Err(TreeDefect::Refused { name: entry.name.clone(), entry: entry.clone() }.into()),
+        [entry, ..] => {
+            Err(TreeDefect::Refused { name: entry.name.clone(), entry: entry.clone() }.into())
+        }
     }
 }

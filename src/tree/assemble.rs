@@ -1,7 +1,7 @@
 //! What `tree.toml` says and what the folders hold → a tree.
 //!
-//! **Invariant:** an entry that is refused takes nothing but what hangs below it along: that would be another model under
-//! another parent.
+//! **Invariant:** an entry that is refused takes nothing but what hangs below it along: that would
+//! be another model under another parent.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Component, Path, PathBuf};
@@ -47,7 +47,12 @@ pub(super) trait Places {
 }
 
 /// Puts a tree together; `root` is the folder as it was asked for.
-pub(super) fn assemble(root: &Path, manifest: Manifest, found: Found, places: &impl Places) -> Result<AdapterTree> {
+pub(super) fn assemble(
+    root: &Path,
+    manifest: Manifest,
+    found: Found,
+    places: &impl Places,
+) -> Result<AdapterTree> {
     let Found { mut folders, mut refused, mut passed_over } = found;
     let mut entries: BTreeMap<String, NodeEntry> = BTreeMap::new();
     for (name, entry) in manifest.nodes {
@@ -57,7 +62,8 @@ pub(super) fn assemble(root: &Path, manifest: Manifest, found: Found, places: &i
         }
     }
     let mut specs = Vec::new();
-    // Entries with files of their own first: a folder they claim is a node under their name only, also if that is refused.
+    // Entries with files of their own first: a folder they claim is a node under their name only,
+    // also if that is refused.
     let mut claimed = HashSet::new();
     let (own, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
         entries.into_iter().partition(|(_, entry)| entry.adapter.is_some());
@@ -69,7 +75,9 @@ pub(super) fn assemble(root: &Path, manifest: Manifest, found: Found, places: &i
         }
     }
     folders.retain(|_, path| !claimed.contains(path));
-    refused.0.retain(|_, (_, folder)| folder.as_ref().is_none_or(|folder| !claimed.contains(folder)));
+    refused
+        .0
+        .retain(|_, (_, folder)| folder.as_ref().is_none_or(|folder| !claimed.contains(folder)));
     unless_claimed(&mut passed_over, &claimed);
     for (name, entry) in others {
         match folders.remove(&name) {
@@ -97,13 +105,19 @@ pub(super) fn assemble(root: &Path, manifest: Manifest, found: Found, places: &i
 
 impl Spec {
     fn of_folder(name: String, entry: Option<&NodeEntry>, path: PathBuf) -> Self {
-        let (parent, label) = entry.map(|entry| (entry.parent.clone(), entry.label.clone())).unwrap_or_default();
+        let (parent, label) =
+            entry.map(|entry| (entry.parent.clone(), entry.label.clone())).unwrap_or_default();
         Self { name, parent, label, source: NodeSource::Folder(path) }
     }
 }
 
 /// The folder that the entry `name` claims with `adapter`.
-fn resolved(name: &str, adapter: &str, places: &impl Places, claimed: &mut HashSet<PathBuf>) -> Result<PathBuf> {
+fn resolved(
+    name: &str,
+    adapter: &str,
+    places: &impl Places,
+    claimed: &mut HashSet<PathBuf>,
+) -> Result<PathBuf> {
     let relative = Path::new(adapter);
     if !relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
         return Err(TreeDefect::OutsideRoot { node: shown(name), path: relative.to_owned() }.into());
@@ -128,8 +142,14 @@ fn unless_claimed(passed_over: &mut Vec<PassedOver>, claimed: &HashSet<PathBuf>)
 }
 
 /// Why an entry without `adapter` is no node.
-fn without_files(name: &str, folders: &BTreeMap<String, PathBuf>, passed_over: &[PassedOver]) -> TreeDefect {
-    let is_above = |above: &str| name.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+fn without_files(
+    name: &str,
+    folders: &BTreeMap<String, PathBuf>,
+    passed_over: &[PassedOver],
+) -> TreeDefect {
+    let is_above = |above: &str| {
+        name.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     match passed_over.iter().find(|passed| is_above(&passed.folder)) {
         Some(PassedOver { folder, why, .. }) => {
             TreeDefect::PassedOver { name: shown(name), folder: folder.clone(), why: why.clone() }

@@ -30,8 +30,18 @@ pub(super) struct Spec {
 impl TreeBuilder {
     /// Adds a node under `parent` (`""` or `/` is the root).
     #[must_use]
-    pub fn node(mut self, name: impl Into<String>, parent: impl Into<String>, source: NodeSource) -> Self {
-        self.nodes.push(Spec { name: name.into(), parent: Some(parent.into()), label: None, source });
+    pub fn node(
+        mut self,
+        name: impl Into<String>,
+        parent: impl Into<String>,
+        source: NodeSource,
+    ) -> Self {
+        self.nodes.push(Spec {
+            name: name.into(),
+            parent: Some(parent.into()),
+            label: None,
+            source,
+        });
         self
     }
 
@@ -52,13 +62,15 @@ impl TreeBuilder {
     /// Builds the tree.
     ///
     /// # Errors
-    /// [`TreeDefect`]: a bad name, two nodes of one name, an unknown parent, a cycle, a node too deep.
+    /// [`TreeDefect`]: a bad name, two nodes of one name, an unknown parent, a cycle, a node too
+    /// deep.
     pub fn build(self) -> Result<AdapterTree> {
         self.build_without(BTreeSet::new(), |_, defect| Err(defect.into()))
     }
 
-    /// The same without the nodes called as `refused` says. What else cannot be a node is told to `refuse`, and is left
-    /// out, too, if that lets it pass; and so is all that hangs below what is left out.
+    /// The same without the nodes called as `refused` says. What else cannot be a node is told to
+    /// `refuse`, and is left out, too, if that lets it pass; and so is all that hangs below what is
+    /// left out.
     pub(super) fn build_without(
         self,
         refused: BTreeSet<String>,
@@ -98,7 +110,8 @@ impl TreeBuilder {
         lost.extend(left_out);
         let unplaced = specs.clone();
         let mut tree = AdapterTree::of_root(self.name, self.levels, self.base);
-        // Depth first, children in the order of their names: the stack holds the last child at the bottom.
+        // Depth first, children in the order of their names: the stack holds the last child at the
+        // bottom.
         let mut stack = Vec::new();
         let push = |stack: &mut Vec<_>, children: Option<Vec<String>>, parent| {
             stack.extend(children.into_iter().flatten().rev().map(|name| (name, parent)));
@@ -118,7 +131,10 @@ impl TreeBuilder {
         while let Some(parent) = lost.pop() {
             for node in children.remove(&parent).into_iter().flatten() {
                 specs.remove(&node);
-                refuse(&node, TreeDefect::BelowRefused { node: node.clone(), parent: parent.clone() })?;
+                refuse(
+                    &node,
+                    TreeDefect::BelowRefused { node: node.clone(), parent: parent.clone() },
+                )?;
                 lost.push(node);
             }
         }
@@ -130,13 +146,18 @@ impl TreeBuilder {
     }
 }
 
-/// The name of a node's parent, `""` for the root. The nearest name above it counts also where that is left out: to hang
-/// a node under the one above that would make another model of it.
-fn parent_of(spec: &Spec, specs: &BTreeMap<String, Spec>, left_out: &BTreeSet<String>) -> Result<String, TreeDefect> {
+/// The name of a node's parent, `""` for the root. The nearest name above it counts also where that
+/// is left out: to hang a node under the one above that would make another model of it.
+fn parent_of(
+    spec: &Spec,
+    specs: &BTreeMap<String, Spec>,
+    left_out: &BTreeSet<String>,
+) -> Result<String, TreeDefect> {
     let is_known = |name: &str| specs.contains_key(name) || left_out.contains(name);
     let Some(parent) = &spec.parent else {
-        let above =
-            std::iter::successors(Some(spec.name.as_str()), |name| name.rsplit_once('/').map(|(above, _)| above));
+        let above = std::iter::successors(Some(spec.name.as_str()), |name| {
+            name.rsplit_once('/').map(|(above, _)| above)
+        });
         return Ok(above.skip(1).find(|name| is_known(name)).unwrap_or_default().to_owned());
     };
     let parent = normal(parent.trim_matches('/'));
@@ -146,7 +167,11 @@ fn parent_of(spec: &Spec, specs: &BTreeMap<String, Spec>, left_out: &BTreeSet<St
     Err(TreeDefect::UnknownParent {
         node: spec.name.clone(),
         parent: shown(&parent),
-        nearest: nearest(&parent, '/', specs.keys().map(String::as_str).filter(|name| *name != spec.name)),
+        nearest: nearest(
+            &parent,
+            '/',
+            specs.keys().map(String::as_str).filter(|name| *name != spec.name),
+        ),
     })
 }
 
@@ -155,7 +180,10 @@ fn cycle_from(name: String, specs: &BTreeMap<String, Spec>) -> TreeDefect {
     let mut walk = vec![name];
     loop {
         let last = &walk[walk.len() - 1];
-        let parent = specs.get(last).and_then(|spec| parent_of(spec, specs, &BTreeSet::new()).ok()).unwrap_or_default();
+        let parent = specs
+            .get(last)
+            .and_then(|spec| parent_of(spec, specs, &BTreeSet::new()).ok())
+            .unwrap_or_default();
         if let Some(start) = walk.iter().position(|seen| *seen == parent) {
             walk.drain(..start);
             walk.push(parent);

@@ -1,7 +1,8 @@
 //! Nodes that may be another state of their parent's adapter rather than a change on top of it.
 //!
-//! A trainer's output folder holds the adapter and, in folders below it, the best one, the last one, a converted one: read as
-//! a tree they are a stack, and each is added to the one above. Nothing in an adapter says which is meant, so it is asked.
+//! A trainer's output folder holds the adapter and, in folders below it, the best one, the last
+//! one, a converted one: read as a tree they are a stack, and each is added to the one above.
+//! Nothing in an adapter says which is meant, so it is asked.
 
 use std::fs::File;
 use std::io::Read;
@@ -102,11 +103,13 @@ impl Serialize for Doubt {
 }
 
 impl AdapterTree {
-    /// Whether the node may be another state of its parent's adapter; none where `tree.toml` names its parent, and where
-    /// one of the two cannot be read. Reads the headers of both, and their tensors as far as these agree.
+    /// Whether the node may be another state of its parent's adapter; none where `tree.toml` names
+    /// its parent, and where one of the two cannot be read. Reads the headers of both, and their
+    /// tensors as far as these agree.
     pub fn doubt(&self, node: NodeId, limits: &Limits) -> Option<Doubt> {
         let parent = self.parent(node)?;
-        let (Some(NodeSource::Folder(own)), Some(NodeSource::Folder(above))) = (self.source(node), self.source(parent))
+        let (Some(NodeSource::Folder(own)), Some(NodeSource::Folder(above))) =
+            (self.source(node), self.source(parent))
         else {
             return None;
         };
@@ -115,13 +118,20 @@ impl AdapterTree {
         }
         let why = if same_tensors(own, above, limits).unwrap_or(false) {
             DoubtWhy::SameTensors
-        } else if self.is_called_as_runs_are(node, parent) && same_form(own, above, limits).unwrap_or(false) {
+        } else if self.is_called_as_runs_are(node, parent)
+            && same_form(own, above, limits).unwrap_or(false)
+        {
             DoubtWhy::RunFolder
         } else {
             return None;
         };
         let name = |id: NodeId| self.name(id).to_owned();
-        Some(Doubt { node: name(node), parent: name(parent), why, above: self.parent(parent).map_or("/".into(), name) })
+        Some(Doubt {
+            node: name(node),
+            parent: name(parent),
+            why,
+            above: self.parent(parent).map_or("/".into(), name),
+        })
     }
 
     /// Whether a part of the node's name below its parent's is of a training run.
@@ -132,7 +142,8 @@ impl AdapterTree {
     }
 }
 
-/// Whether all words of a folder's name are those of training runs: `best`, `epoch_3`, `tmp-checkpoint-500`, `final-v2`.
+/// Whether all words of a folder's name are those of training runs: `best`, `epoch_3`,
+/// `tmp-checkpoint-500`, `final-v2`.
 fn is_run_name(part: &str) -> bool {
     let words = part.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let mut known = 0;
@@ -148,8 +159,9 @@ fn is_run_name(part: &str) -> bool {
 /// Whether both change the same weights, each by the same rank.
 fn same_form(own: &Path, above: &Path, limits: &Limits) -> Result<bool> {
     let (own, above) = (PeftHeader::open(own, limits)?, PeftHeader::open(above, limits)?);
-    let form =
-        |header: &PeftHeader| -> Vec<_> { header.targets().iter().map(|t| (t.weight.clone(), t.rank)).collect() };
+    let form = |header: &PeftHeader| -> Vec<_> {
+        header.targets().iter().map(|t| (t.weight.clone(), t.rank)).collect()
+    };
     Ok(form(&own) == form(&above))
 }
 
@@ -164,8 +176,12 @@ fn same_tensors(own: &Path, above: &Path, limits: &Limits) -> Result<bool> {
     let mut left = own_bytes;
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(1 << 16);
-        let mut fill = |file: &mut File, at: usize| file.read_exact(&mut buffers[at][..length]).is_ok();
-        if !fill(&mut own, 0) || !fill(&mut above, 1) || buffers[0][..length] != buffers[1][..length] {
+        let mut fill =
+            |file: &mut File, at: usize| file.read_exact(&mut buffers[at][..length]).is_ok();
+        if !fill(&mut own, 0)
+            || !fill(&mut above, 1)
+            || buffers[0][..length] != buffers[1][..length]
+        {
             return Ok(false);
         }
         left -= length as u64;
@@ -179,10 +195,21 @@ mod tests {
 
     #[test]
     fn names_of_runs_are_told_from_names_of_tasks_and_people() {
-        for name in ["best", "final", "epoch_3", "epoch3", "ref", "tmp-checkpoint-500", "Final-v2", "global_step500"] {
+        for name in [
+            "best",
+            "final",
+            "epoch_3",
+            "epoch3",
+            "ref",
+            "tmp-checkpoint-500",
+            "Final-v2",
+            "global_step500",
+        ] {
             assert!(is_run_name(name), "{name}");
         }
-        for name in ["alice", "finally", "best-sellers", "v2", "500", "legal-final-review", "réf", "-"] {
+        for name in
+            ["alice", "finally", "best-sellers", "v2", "500", "legal-final-review", "réf", "-"]
+        {
             assert!(!is_run_name(name), "{name}");
         }
     }

@@ -1,4 +1,5 @@
-//! What a tree's folder holds and the tree does not: entries that are refused, and folders that are passed over.
+//! What a tree's folder holds and the tree does not: entries that are refused, and folders that are
+//! passed over.
 
 use std::path::PathBuf;
 
@@ -9,7 +10,8 @@ use super::{AdapterTree, shown};
 use crate::Error;
 use crate::error::{PassedOverWhy, RefusedEntry, TreeDefect};
 
-/// A folder that was not entered, though there may be adapters in it. As JSON `{folder, why, adapters}`.
+/// A folder that was not entered, though there may be adapters in it. As JSON
+/// `{folder, why, adapters}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PassedOver {
     /// Its path from the tree's folder.
@@ -42,7 +44,8 @@ impl std::fmt::Display for PassedOver {
 }
 
 impl AdapterTree {
-    /// The entries of its folder that are not served, each with the reason, in the order of their names. The others are.
+    /// The entries of its folder that are not served, each with the reason, in the order of their
+    /// names. The others are.
     pub fn refused(&self) -> &[RefusedEntry] {
         &self.refused
     }
@@ -54,13 +57,18 @@ impl AdapterTree {
 
     /// Why there is no node called `name`.
     pub(super) fn unknown(&self, name: &str) -> Error {
-        let is_above =
-            |above: &str| name.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let is_above = |above: &str| {
+            name.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
         // The deepest says most.
-        if let Some(entry) = self.refused.iter().filter(|entry| is_above(&entry.name)).max_by_key(|e| e.name.len()) {
+        if let Some(entry) =
+            self.refused.iter().filter(|entry| is_above(&entry.name)).max_by_key(|e| e.name.len())
+        {
             return TreeDefect::Refused { name: shown(name), entry: entry.clone() }.into();
         }
-        if let Some(PassedOver { folder, why, .. }) = self.passed_over.iter().find(|passed| is_above(&passed.folder)) {
+        if let Some(PassedOver { folder, why, .. }) =
+            self.passed_over.iter().find(|passed| is_above(&passed.folder))
+        {
             let (folder, why) = (folder.clone(), why.clone());
             return TreeDefect::PassedOver { name: shown(name), folder, why }.into();
         }
@@ -74,7 +82,9 @@ impl AdapterTree {
             tracing::warn!("not served: {entry}");
         }
         if let more @ 1.. = self.refused.len().saturating_sub(TOLD) {
-            tracing::warn!("{more} more entries of the tree are not served; `pleach tree` lists them");
+            tracing::warn!(
+                "{more} more entries of the tree are not served; `pleach tree` lists them"
+            );
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::base::{BaseModel, base_key, is_published};
 const MAX_ASKED: usize = 10_000;
 
 impl AdapterTree {
-    /// Published names of bases (`ORG/NAME`) that the adapters' configs give, and how many adapters give each.
+    /// Published names of bases (`ORG/NAME`) that the adapters' configs give, and how many adapters
+    /// give each.
     pub fn named_bases(&self, limits: &Limits) -> BTreeMap<String, usize> {
         let mut named = BTreeMap::new();
         let folders = self.nodes().filter_map(|node| match self.source(node) {
@@ -34,8 +35,8 @@ impl AdapterTree {
         named.into_iter().max_by_key(|(_, count)| *count).map(|(name, _)| name)
     }
 
-    /// What there is to say where the adapters, `tree.toml` and the files of `base` name different bases. Paths and titles are
-    /// no names.
+    /// What there is to say where the adapters, `tree.toml` and the files of `base` name different
+    /// bases. Paths and titles are no names.
     pub fn conflicting_bases(&self, base: &BaseModel, limits: &Limits) -> Option<String> {
         let named = self.named_bases(limits);
         let pin = self.base().and_then(|pin| pin.name.as_deref()).filter(|name| is_published(name));

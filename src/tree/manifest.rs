@@ -1,6 +1,7 @@
 //! `tree.toml`: what a tree's files cannot say.
 //!
-//! **Invariant:** an unknown key is an error; nothing in the file names a place outside the tree's folder.
+//! **Invariant:** an unknown key is an error; nothing in the file names a place outside the tree's
+//! folder.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +24,8 @@ const MAX_BYTES: u64 = 64 << 20;
 pub struct BasePin {
     /// Its name, for people.
     pub name: Option<String>,
-    /// The BLAKE3 hash of the base's content, 64 lower-case hexadecimal digits; another base is then refused.
+    /// The BLAKE3 hash of the base's content, 64 lower-case hexadecimal digits; another base is
+    /// then refused.
     pub blake3: Option<String>,
 }
 
@@ -65,8 +67,9 @@ pub(super) struct TreeSection {
     skip: Vec<String>,
 }
 
-/// Folders that are passed over, with all below them: patterns of shells. One without a slash is of a folder's own name,
-/// wherever it lies; one with a slash is of its path from the tree's folder, where `*` stops at slashes and `**` does not.
+/// Folders that are passed over, with all below them: patterns of shells. One without a slash is of
+/// a folder's own name, wherever it lies; one with a slash is of its path from the tree's folder,
+/// where `*` stops at slashes and `**` does not.
 #[derive(Debug, Default)]
 pub(super) struct Skip(Vec<Pattern>);
 
@@ -75,7 +78,10 @@ impl Skip {
         let parse = |pattern: &String| {
             Pattern::new(pattern.trim_matches('/')).map_err(|error| {
                 let pattern = pattern.chars().take(200).collect();
-                TreeDefect::BadPattern { pattern, reason: format!("{} at character {}", error.msg, error.pos) }
+                TreeDefect::BadPattern {
+                    pattern,
+                    reason: format!("{} at character {}", error.msg, error.pos),
+                }
             })
         };
         patterns.iter().map(parse).collect::<Result<_, _>>().map(Self)
@@ -95,7 +101,8 @@ impl Skip {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NodeEntry {
-    /// The adapter's folder, relative to the tree's folder; left out for a node that is a folder of the tree.
+    /// The adapter's folder, relative to the tree's folder; left out for a node that is a folder of
+    /// the tree.
     pub(super) adapter: Option<String>,
     /// Its parent; the nearest node above it by name if left out.
     pub(super) parent: Option<String>,
@@ -116,7 +123,9 @@ impl Manifest {
             Err(source) => return Err(Error::io(path, source)),
         };
         if !real.starts_with(root) {
-            return Err(TreeDefect::OutsideRoot { node: MANIFEST_FILE.to_owned(), path: real }.into());
+            return Err(
+                TreeDefect::OutsideRoot { node: MANIFEST_FILE.to_owned(), path: real }.into()
+            );
         }
         match read_limited(&path, MAX_BYTES) {
             Ok(bytes) => Self::parse(&path, &bytes),
@@ -129,10 +138,13 @@ impl Manifest {
 
     /// Parses the bytes of `tree.toml`, read from `path`.
     pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| Error::io(path, std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-        let mut manifest: Self = toml::from_str(text)
-            .map_err(|source| TreeDefect::Manifest { path: path.to_owned(), source: Box::new(source) })?;
+        let text = std::str::from_utf8(bytes).map_err(|error| {
+            Error::io(path, std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+        })?;
+        let mut manifest: Self = toml::from_str(text).map_err(|source| TreeDefect::Manifest {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
         if let Some(hash) = manifest.base.as_mut().and_then(|base| base.blake3.as_mut()) {
             if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 return Err(TreeDefect::BadHash { found: hash.chars().take(80).collect() }.into());
@@ -154,16 +166,32 @@ mod tests {
 
     #[test]
     fn patterns_are_of_a_folders_name_or_of_its_whole_path() {
-        let patterns = ["final", "epoch_*", "fr/*/ref", "**/old/x?", "/de/", "[ab]c"].map(str::to_owned);
+        let patterns =
+            ["final", "epoch_*", "fr/*/ref", "**/old/x?", "/de/", "[ab]c"].map(str::to_owned);
         let skip = Skip::parse(&patterns).unwrap();
-        for folder in ["final", "a/b/final", "a/epoch_12", "fr/alice/ref", "a/b/old/x1", "old/x2", "de", "x/de", "bc"] {
+        for folder in [
+            "final",
+            "a/b/final",
+            "a/epoch_12",
+            "fr/alice/ref",
+            "a/b/old/x1",
+            "old/x2",
+            "de",
+            "x/de",
+            "bc",
+        ] {
             assert!(skip.pattern(folder).is_some(), "{folder}");
         }
-        for folder in ["finale", "final/x", "fr/ref", "fr/a/b/ref", "old/x", "old/x12", "Final", "cc"] {
+        for folder in
+            ["finale", "final/x", "fr/ref", "fr/a/b/ref", "old/x", "old/x12", "Final", "cc"]
+        {
             assert_eq!(skip.pattern(folder), None, "{folder}");
         }
         for bad in ["[a", "a**", "***"] {
-            assert!(matches!(Skip::parse(&[bad.to_owned()]), Err(TreeDefect::BadPattern { .. })), "{bad}");
+            assert!(
+                matches!(Skip::parse(&[bad.to_owned()]), Err(TreeDefect::BadPattern { .. })),
+                "{bad}"
+            );
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A tree of adapters: one root (the base), every other node an adapter on top of its parent.
 //!
-//! **Invariant:** a name leads to one node at most, every node but the root has one parent, and parents lead to the root.
-//! Ids count without gaps from the root in depth-first order, children in the order of their names: parents have smaller ids
-//! than their children, and equal trees have equal ids.
+//! **Invariant:** a name leads to one node at most, every node but the root has one parent, and
+//! parents lead to the root. Ids count without gaps from the root in depth-first order, children in
+//! the order of their names: parents have smaller ids than their children, and equal trees have
+//! equal ids.
 
 mod assemble;
 mod build;
@@ -105,15 +106,17 @@ pub struct AdapterTree {
 }
 
 impl AdapterTree {
-    /// Opens the tree in `folder`: every folder with an `adapter_config.json` is a node called by its path, its parent
-    /// the nearest node above it. `tree.toml` may add to that.
+    /// Opens the tree in `folder`: every folder with an `adapter_config.json` is a node called by
+    /// its path, its parent the nearest node above it. `tree.toml` may add to that.
     ///
-    /// Hidden folders and trainers' `checkpoint-500` folders are not entered. An entry that cannot be a node (a link out of
-    /// the folder, a bad name, a folder that cannot be read) and what hangs below it are left out: [`Self::refused`].
+    /// Hidden folders and trainers' `checkpoint-500` folders are not entered. An entry that cannot
+    /// be a node (a link out of the folder, a bad name, a folder that cannot be read) and what
+    /// hangs below it are left out: [`Self::refused`].
     ///
     /// # Errors
-    /// [`TreeDefect`](crate::error::TreeDefect) for what concerns the whole: `tree.toml`, a cycle of parents, an adapter at
-    /// the root, no node at all; [`Error::Io`](crate::Error::Io) if the folder itself cannot be read.
+    /// [`TreeDefect`](crate::error::TreeDefect) for what concerns the whole: `tree.toml`, a cycle
+    /// of parents, an adapter at the root, no node at all; [`Error::Io`](crate::Error::Io) if the
+    /// folder itself cannot be read.
     pub fn open(folder: &Path) -> Result<Self> {
         scan::open(folder)
     }
@@ -129,11 +132,13 @@ impl AdapterTree {
         NodeId(0)
     }
 
-    /// The node called `name`; `""` and `/` are the root, a slash before or after a name does not matter.
+    /// The node called `name`; `""` and `/` are the root, a slash before or after a name does not
+    /// matter.
     ///
     /// # Errors
-    /// [`TreeDefect::UnknownNode`](crate::error::TreeDefect::UnknownNode), with the names nearest to it, or what it is that
-    /// has the name: [`TreeDefect::Refused`](crate::error::TreeDefect::Refused),
+    /// [`TreeDefect::UnknownNode`](crate::error::TreeDefect::UnknownNode), with the names nearest
+    /// to it, or what it is that has the name:
+    /// [`TreeDefect::Refused`](crate::error::TreeDefect::Refused),
     /// [`TreeDefect::PassedOver`](crate::error::TreeDefect::PassedOver).
     pub fn node(&self, name: &str) -> Result<NodeId> {
         let name = normal(name.trim_matches('/'));
@@ -151,7 +156,14 @@ impl AdapterTree {
     /// A tree of nothing but the root.
     fn of_root(name: Option<String>, levels: Vec<String>, base: Option<BasePin>) -> Self {
         let root = NodeId(0);
-        let node = Node { name: Arc::from("/"), label: None, source: None, parent: root, depth: 0, is_placed: false };
+        let node = Node {
+            name: Arc::from("/"),
+            label: None,
+            source: None,
+            parent: root,
+            depth: 0,
+            is_placed: false,
+        };
         let (refused, passed_over) = (Vec::new(), Vec::new());
         let (graph, by_name) = (DiGraphMap::new(), HashMap::new());
         Self { graph, nodes: vec![node], by_name, name, levels, base, refused, passed_over }
@@ -234,7 +246,8 @@ impl AdapterTree {
         self.nodes().filter(|&id| self.graph.neighbors(id).next().is_none())
     }
 
-    /// The node's ancestors and the node itself, from the top down, without the root: the deltas that make it.
+    /// The node's ancestors and the node itself, from the top down, without the root: the deltas
+    /// that make it.
     pub fn path_from_root(&self, id: NodeId) -> Vec<NodeId> {
         let mut path = self.path_up(id, self.root());
         path.reverse();
@@ -259,7 +272,8 @@ impl AdapterTree {
         a
     }
 
-    /// What the level at `depth` is called (`language` at depth 1, say); `None` for the root and for unnamed levels.
+    /// What the level at `depth` is called (`language` at depth 1, say); `None` for the root and
+    /// for unnamed levels.
     pub fn level_name(&self, depth: usize) -> Option<&str> {
         self.levels.get(depth.checked_sub(1)?).map(String::as_str)
     }

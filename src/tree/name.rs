@@ -1,15 +1,19 @@
 //! What a node may be called.
 //!
-//! A name is an identifier and never a path: no file is opened, written or linked by it. What the rule keeps out is what would
-//! be *taken* for something else: for a path of another program, for a device, or for another node's name.
+//! A name is an identifier and never a path: no file is opened, written or linked by it. What the
+//! rule keeps out is what would be *taken* for something else: for a path of another program, for a
+//! device, or for another node's name.
 //!
-//! **Source:** Unicode Standard Annex 15 (NFC, NFKC) and Technical Standard 39 (the restriction level "highly restrictive").
+//! **Source:** Unicode Standard Annex 15 (NFC, NFKC) and Technical Standard 39 (the restriction
+//! level "highly restrictive").
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use icu_normalizer::ComposingNormalizerBorrowed;
-use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory, GeneralCategoryGroup, Script};
+use icu_properties::props::{
+    DefaultIgnorableCodePoint, GeneralCategory, GeneralCategoryGroup, Script,
+};
 use icu_properties::script::{ScriptWithExtensions, ScriptWithExtensionsBorrowed};
 use icu_properties::{CodePointMapData, CodePointSetData};
 
@@ -18,14 +22,15 @@ use crate::error::TreeDefect;
 
 /// Longest part of a name, in bytes of UTF-8.
 const MAX_PART_BYTES: usize = 128;
-/// Signs that a part may hold beside letters, marks and digits. Those of shells, patterns, quotes and paths are not among
-/// them.
+/// Signs that a part may hold beside letters, marks and digits. Those of shells, patterns, quotes
+/// and paths are not among them.
 const SIGNS: &str = ". _-@:+=,()";
 /// Most marks on one letter: beyond, they are drawn over the lines around.
 const MAX_MARKS: usize = 4;
 /// Letters that are drawn as a slash.
 const SLASHES: [char; 3] = ['ノ', '丿', '〳'];
-/// Letters whose compatibility form is no other way to write them: Thai and Lao keyboards make these.
+/// Letters whose compatibility form is no other way to write them: Thai and Lao keyboards make
+/// these.
 const OWN_FORMS: [char; 4] = ['\u{e33}', '\u{eb3}', '\u{edc}', '\u{edd}'];
 /// Scripts that are written together, and are hard to take for each other.
 const TOGETHER: [&[Script]; 3] = [
@@ -34,20 +39,30 @@ const TOGETHER: [&[Script]; 3] = [
     &[Script::Latin, Script::Han, Script::Bopomofo],
 ];
 
-/// The name in the one spelling that nodes have, Unicode's NFC: macOS and some archives write `é` as two characters.
+/// The name in the one spelling that nodes have, Unicode's NFC: macOS and some archives write `é`
+/// as two characters.
 pub(crate) fn normal(name: &str) -> Cow<'_, str> {
-    if name.is_ascii() { Cow::Borrowed(name) } else { ComposingNormalizerBorrowed::new_nfc().normalize(name) }
+    if name.is_ascii() {
+        Cow::Borrowed(name)
+    } else {
+        ComposingNormalizerBorrowed::new_nfc().normalize(name)
+    }
 }
 
 /// Checks a node's name: at most [`MAX_DEPTH`] parts between slashes. A part
 ///
-/// - has 1 to 128 bytes of UTF-8, in NFC, and no character that is only another form of one (`ａ`, `ﬁ`);
-/// - is made of letters, marks and decimal digits of any script, the signs `. _ - @ : + = , ( )`, and single spaces;
-/// - neither starts nor ends with a dot or a space, nor ends with a colon, nor starts as a drive does (`C:`);
-/// - is no device of Windows (`CON`, `nul.txt`), which has those in every folder and with any extension;
+/// - has 1 to 128 bytes of UTF-8, in NFC, and no character that is only another form of one (`ａ`,
+///   `ﬁ`);
+/// - is made of letters, marks and decimal digits of any script, the signs `. _ - @ : + = , ( )`,
+///   and single spaces;
+/// - neither starts nor ends with a dot or a space, nor ends with a colon, nor starts as a drive
+///   does (`C:`);
+/// - is no device of Windows (`CON`, `nul.txt`), which has those in every folder and with any
+///   extension;
 /// - holds nothing invisible, no mark without a letter, and no more than four marks on one;
-/// - has the letters of one script, or of those that are written together: Latin with Japanese, Chinese or Korean. `аlice`
-///   with a Cyrillic `а` is not alice. Names of one script throughout that look alike (`асе` and `ace`) stay two names.
+/// - has the letters of one script, or of those that are written together: Latin with Japanese,
+///   Chinese or Korean. `аlice` with a Cyrillic `а` is not alice. Names of one script throughout
+///   that look alike (`асе` and `ace`) stay two names.
 ///
 /// Names are told apart by case: `Alice` is not `alice`.
 pub(crate) fn check_name(name: &str) -> Result<(), TreeDefect> {
@@ -125,10 +140,12 @@ fn characters(part: &str) -> Option<String> {
         if !(is_plain(c) || is_letter || is_digit(c)) {
             return Some(not_allowed(c));
         }
-        // Only a letter or a digit takes marks: on a dot or a space they would make another sign of it.
+        // Only a letter or a digit takes marks: on a dot or a space they would make another sign of
+        // it.
         marks = if is_letter || is_digit(c) { 0 } else { MAX_MARKS };
     }
-    let mixed = part.chars().any(|c| c.is_ascii_digit()) && part.chars().any(|c| !c.is_ascii() && is_digit(c));
+    let mixed = part.chars().any(|c| c.is_ascii_digit())
+        && part.chars().any(|c| !c.is_ascii() && is_digit(c));
     mixed.then(|| "digits of two scripts stand in one part".to_owned())
 }
 
@@ -136,31 +153,46 @@ fn characters(part: &str) -> Option<String> {
 fn form(part: &str) -> Option<String> {
     let composed = normal(part);
     if composed != part {
-        return Some(format!("its letters and marks are not in one piece (NFC); write it as {composed:?}"));
+        return Some(format!(
+            "its letters and marks are not in one piece (NFC); write it as {composed:?}"
+        ));
     }
     let plain = ComposingNormalizerBorrowed::new_nfkc();
-    let foreign = part.chars().find(|c| !OWN_FORMS.contains(c) && !plain.is_normalized(c.encode_utf8(&mut [0; 4])))?;
-    Some(format!("{} is only another form of a character; write {:?}", told(foreign), plain.normalize(part)))
+    let foreign = part
+        .chars()
+        .find(|c| !OWN_FORMS.contains(c) && !plain.is_normalized(c.encode_utf8(&mut [0; 4])))?;
+    Some(format!(
+        "{} is only another form of a character; write {:?}",
+        told(foreign),
+        plain.normalize(part)
+    ))
 }
 
 /// Letters that could be taken for those of another script, or for a slash.
 fn scripts(part: &str) -> Option<String> {
     let data = ScriptWithExtensions::new();
     let is = |c: char, scripts: &[Script]| scripts.iter().any(|script| data.has_script(c, *script));
-    let letters: Vec<char> = part.chars().filter(|c| !is(*c, &[Script::Common, Script::Inherited])).collect();
+    let letters: Vec<char> =
+        part.chars().filter(|c| !is(*c, &[Script::Common, Script::Inherited])).collect();
     let alone = letters.first().map(|first| scripts_of(data, *first)).unwrap_or_default();
     let sets = alone.iter().map(std::slice::from_ref).chain(TOGETHER);
     // Where it goes furthest tells what does not belong.
     let ends = sets.map(|set| letters.iter().position(|c| !is(*c, set)).unwrap_or(letters.len()));
     if let Some(stranger) = letters.get(ends.max().unwrap_or(letters.len())) {
-        return Some(format!("the letter {} is of another script than those before it", told(*stranger)));
+        return Some(format!(
+            "the letter {} is of another script than those before it",
+            told(*stranger)
+        ));
     }
     let all: Vec<char> = part.chars().collect();
     let east = |at: Option<usize>| {
         let beside = at.and_then(|at| all.get(at));
-        beside.is_some_and(|c| is(*c, &[Script::Han, Script::Hiragana, Script::Katakana]) && !SLASHES.contains(c))
+        beside.is_some_and(|c| {
+            is(*c, &[Script::Han, Script::Hiragana, Script::Katakana]) && !SLASHES.contains(c)
+        })
     };
-    let is_slash = |at: usize| SLASHES.contains(&all[at]) && !east(at.checked_sub(1)) && !east(Some(at + 1));
+    let is_slash =
+        |at: usize| SLASHES.contains(&all[at]) && !east(at.checked_sub(1)) && !east(Some(at + 1));
     let slash = (0..all.len()).find(|at| is_slash(*at))?;
     Some(format!("{} looks like a slash here", told(all[slash])))
 }
@@ -177,7 +209,9 @@ fn is_drive(part: &str) -> bool {
 
 fn is_device(part: &str) -> bool {
     let stem = part.split(['.', ':']).next().unwrap_or_default().trim_end().to_ascii_uppercase();
-    let numbered = |kind| stem.strip_prefix(kind).is_some_and(|n| n.len() == 1 && n.as_bytes()[0].is_ascii_digit());
+    let numbered = |kind| {
+        stem.strip_prefix(kind).is_some_and(|n| n.len() == 1 && n.as_bytes()[0].is_ascii_digit())
+    };
     matches!(&stem[..], "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
 }
 

@@ -1,6 +1,7 @@
 //! What a switch will do: plain data, to be printed, tested, or run on any device.
 //!
-//! **Invariant:** subtracting `subtract` and adding `add` turns the sum of the source's path into the target's.
+//! **Invariant:** subtracting `subtract` and adding `add` turns the sum of the source's path into
+//! the target's.
 
 use std::fmt;
 
@@ -35,7 +36,8 @@ pub struct PlanSummary {
 }
 
 impl AdapterTree {
-    /// The shortest way from `source` to `target`: up to their lowest common ancestor and down again.
+    /// The shortest way from `source` to `target`: up to their lowest common ancestor and down
+    /// again.
     pub fn plan(&self, source: NodeId, target: NodeId) -> SwitchPlan {
         let top = self.lowest_common_ancestor(source, target);
         let mut add = self.path_up(target, top);
@@ -49,7 +51,12 @@ impl SwitchPlan {
     #[must_use]
     pub fn reversed(&self) -> Self {
         let reverse = |nodes: &[NodeId]| nodes.iter().rev().copied().collect();
-        Self { source: self.target, target: self.source, subtract: reverse(&self.add), add: reverse(&self.subtract) }
+        Self {
+            source: self.target,
+            target: self.source,
+            subtract: reverse(&self.add),
+            add: reverse(&self.subtract),
+        }
     }
 
     /// Whether there is nothing to do.
@@ -77,7 +84,9 @@ impl SwitchPlan {
 impl fmt::Display for PlanSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} → {}: ", self.source, self.target)?;
-        let signed = |sign: &'static str, names: &[String]| names.iter().map(|name| format!("{sign} {name}")).collect();
+        let signed = |sign: &'static str, names: &[String]| {
+            names.iter().map(|name| format!("{sign} {name}")).collect()
+        };
         let mut steps: Vec<String> = signed("−", &self.subtract);
         steps.extend::<Vec<String>>(signed("+", &self.add));
         if steps.is_empty() { f.write_str("nothing to do") } else { f.write_str(&steps.join("  ")) }

@@ -35,7 +35,8 @@ pub fn text(tree: &AdapterTree, note: impl Fn(NodeId) -> Option<String>) -> Stri
     out
 }
 
-/// The text in one line: its line feeds are written as `\n`, so that what a file says cannot pass for a line of its own.
+/// The text in one line: its line feeds are written as `\n`, so that what a file says cannot pass
+/// for a line of its own.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     if text.contains('\n') { Cow::Owned(text.replace('\n', "\\n")) } else { Cow::Borrowed(text) }
 }
@@ -44,20 +45,29 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 fn short_name(tree: &AdapterTree, id: NodeId) -> &str {
     let name = tree.name(id);
     let above = tree.parent(id).map_or("", |parent| tree.name(parent));
-    name.strip_prefix(above).and_then(|rest| rest.strip_prefix('/')).filter(|rest| !rest.is_empty()).unwrap_or(name)
+    name.strip_prefix(above)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .filter(|rest| !rest.is_empty())
+        .unwrap_or(name)
 }
 
 /// The tree in Graphviz' language; `note` adds a second line to a node.
 pub fn dot(tree: &AdapterTree, note: impl Fn(NodeId) -> Option<String>) -> String {
     let mut out = String::from("digraph tree {\n  node [shape=box];\n");
     for id in tree.nodes() {
-        let words = [Some(short_name(tree, id).to_owned()), tree.label(id).map(str::to_owned), note(id)];
+        let words =
+            [Some(short_name(tree, id).to_owned()), tree.label(id).map(str::to_owned), note(id)];
         let words: Vec<String> = words.into_iter().flatten().map(|word| escape(&word)).collect();
         let _ = writeln!(out, "  \"{}\" [label=\"{}\"];", escape(tree.name(id)), words.join("\\n"));
     }
     for id in tree.nodes() {
         if let Some(parent) = tree.parent(id) {
-            let _ = writeln!(out, "  \"{}\" -> \"{}\";", escape(tree.name(parent)), escape(tree.name(id)));
+            let _ = writeln!(
+                out,
+                "  \"{}\" -> \"{}\";",
+                escape(tree.name(parent)),
+                escape(tree.name(id))
+            );
         }
     }
     out.push_str("}\n");
@@ -68,7 +78,8 @@ fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The tree as JSON: `{name, level, label, depth, adapter, children}` nested; `adapter` is what `note` gives.
+/// The tree as JSON: `{name, level, label, depth, adapter, children}` nested; `adapter` is what
+/// `note` gives.
 pub fn json(tree: &AdapterTree, note: impl Fn(NodeId) -> Option<Value>) -> Value {
     subtree(tree, tree.root(), &note)
 }

@@ -1,7 +1,8 @@
 //! A folder → a tree: every folder with an `adapter_config.json` is a node.
 //!
-//! **Invariant:** every path handed on is canonical and inside the root; each folder is entered once; nothing outside the
-//! root is read. What cannot be entered or served is left out with its reason, and nothing else with it.
+//! **Invariant:** every path handed on is canonical and inside the root; each folder is entered
+//! once; nothing outside the root is read. What cannot be entered or served is left out with its
+//! reason, and nothing else with it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::DirEntry;
@@ -24,8 +25,13 @@ pub(super) fn open(folder: &Path) -> Result<AdapterTree> {
     }
     let manifest = Manifest::read(&root)?;
     let skip = manifest.skip()?;
-    let mut scan =
-        Scan { root: &root, skip: &skip, seen: HashMap::new(), links: VecDeque::new(), found: Found::default() };
+    let mut scan = Scan {
+        root: &root,
+        skip: &skip,
+        seen: HashMap::new(),
+        links: VecDeque::new(),
+        found: Found::default(),
+    };
     scan.list(&root).map_err(|source| Error::io(folder, source))?;
     scan.enter(root.clone(), String::new(), 0);
     scan.follow_links();
@@ -48,8 +54,12 @@ impl Places for Root<'_> {
 /// Follows links; what they lead to must be inside the root.
 fn resolve(root: &Path, node: &str, path: &Path) -> Result<PathBuf> {
     let real = path.canonicalize().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound if path.is_symlink() => TreeDefect::DanglingLink { path: path.to_owned() }.into(),
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => Error::io(path, source),
+        std::io::ErrorKind::NotFound if path.is_symlink() => {
+            TreeDefect::DanglingLink { path: path.to_owned() }.into()
+        }
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+            Error::io(path, source)
+        }
         _ => TreeDefect::LinkCycle { path: path.to_owned() }.into(),
     })?;
     if real.starts_with(root) {
@@ -79,7 +89,8 @@ struct Scan<'a> {
     skip: &'a Skip,
     /// Folders entered (canonical), and the path they were entered by.
     seen: HashMap<PathBuf, PathBuf>,
-    /// Links to follow once every real folder was entered, so that a folder is a node under its own name first.
+    /// Links to follow once every real folder was entered, so that a folder is a node under its own
+    /// name first.
     links: VecDeque<Link>,
     found: Found,
 }
@@ -108,7 +119,9 @@ impl Scan<'_> {
         let entries = match self.list(&folder) {
             Ok(entries) => entries,
             // What is below is not known, so the node itself is not served either.
-            Err(source) => return self.found.refused.add(&name, Error::io(&folder, source), Some(&folder)),
+            Err(source) => {
+                return self.found.refused.add(&name, Error::io(&folder, source), Some(&folder));
+            }
         };
         if depth > 0 && has_config(&folder) {
             self.take(&folder, &name);
@@ -119,14 +132,17 @@ impl Scan<'_> {
     }
 
     fn list(&self, folder: &Path) -> std::io::Result<Vec<DirEntry>> {
-        let mut entries: Vec<DirEntry> = std::fs::read_dir(folder)?.collect::<std::io::Result<_>>()?;
+        let mut entries: Vec<DirEntry> =
+            std::fs::read_dir(folder)?.collect::<std::io::Result<_>>()?;
         entries.sort_by_key(DirEntry::file_name);
         Ok(entries)
     }
 
     /// Takes the folder called `name` as a node.
     fn take(&mut self, folder: &Path, name: &str) {
-        let checked = check_name(name).map_err(Error::from).and_then(|()| check_files(self.root, name, folder));
+        let checked = check_name(name)
+            .map_err(Error::from)
+            .and_then(|()| check_files(self.root, name, folder));
         let refused = &mut self.found.refused;
         match checked {
             Err(error) => refused.add(name, error, Some(folder)),
@@ -142,8 +158,12 @@ impl Scan<'_> {
     fn look_at(&mut self, folder: &Path, name: &str, depth: usize, entry: &DirEntry) {
         let path = entry.path();
         let file_name = entry.file_name().to_string_lossy().into_owned();
-        let child =
-            normal(&if name.is_empty() { file_name.clone() } else { format!("{name}/{file_name}") }).into_owned();
+        let child = normal(&if name.is_empty() {
+            file_name.clone()
+        } else {
+            format!("{name}/{file_name}")
+        })
+        .into_owned();
         let kind = match entry.file_type() {
             Ok(kind) => kind,
             Err(source) => return self.found.refused.add(&child, Error::io(&path, source), None),
@@ -152,7 +172,8 @@ impl Scan<'_> {
         if !kind.is_dir() && !kind.is_symlink() || is_adapters {
             return;
         }
-        let why = passed_over(&file_name).or_else(|| self.skip.pattern(&child).map(PassedOverWhy::Pattern));
+        let why = passed_over(&file_name)
+            .or_else(|| self.skip.pattern(&child).map(PassedOverWhy::Pattern));
         if let Some(why) = why {
             return self.pass_over(path, child, why, kind.is_symlink());
         }
@@ -165,7 +186,12 @@ impl Scan<'_> {
                 self.found.refused.add(&child, defect, Some(&path));
             }
         } else if kind.is_symlink() {
-            self.links.push_back(Link { path, folder: folder.to_owned(), name: child, depth: depth + 1 });
+            self.links.push_back(Link {
+                path,
+                folder: folder.to_owned(),
+                name: child,
+                depth: depth + 1,
+            });
         } else {
             self.enter(path, child, depth + 1);
         }
@@ -217,7 +243,9 @@ fn passed_over(name: &str) -> Option<PassedOverWhy> {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match name {
         "__pycache__" => Some(PassedOverWhy::Cache),
-        _ if name.strip_prefix("checkpoint-").is_some_and(is_number) => Some(PassedOverWhy::Checkpoint),
+        _ if name.strip_prefix("checkpoint-").is_some_and(is_number) => {
+            Some(PassedOverWhy::Checkpoint)
+        }
         _ if name.starts_with("..") => Some(PassedOverWhy::Volume),
         _ => None,
     }

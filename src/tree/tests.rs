@@ -13,13 +13,21 @@ fn memory() -> NodeSource {
 }
 
 fn tree_of(nodes: &[(&str, &str)]) -> AdapterTree {
-    let builder =
-        nodes.iter().fold(AdapterTree::builder(), |builder, (name, parent)| builder.node(*name, *parent, memory()));
+    let builder = nodes.iter().fold(AdapterTree::builder(), |builder, (name, parent)| {
+        builder.node(*name, *parent, memory())
+    });
     builder.levels(["language", "task", "user"]).build().unwrap()
 }
 
 fn small() -> AdapterTree {
-    tree_of(&[("fr", ""), ("fr/a", "fr"), ("fr/a/alice", "fr/a"), ("fr/a/bob", "fr/a"), ("de", "/"), ("loose", "de")])
+    tree_of(&[
+        ("fr", ""),
+        ("fr/a", "fr"),
+        ("fr/a/alice", "fr/a"),
+        ("fr/a/bob", "fr/a"),
+        ("de", "/"),
+        ("loose", "de"),
+    ])
 }
 
 /// A tree whose node `i + 1` hangs under one of the nodes before it.
@@ -47,10 +55,14 @@ fn a_node_is_found_by_its_path() {
     }
     let alice = tree.node("fr/a/alice").unwrap();
     assert_eq!(tree.node("/fr/a/alice/").unwrap(), alice);
-    assert_eq!((tree.name(alice), tree.depth(alice), tree.level_name(3)), ("fr/a/alice", 3, Some("user")));
+    assert_eq!(
+        (tree.name(alice), tree.depth(alice), tree.level_name(3)),
+        ("fr/a/alice", 3, Some("user"))
+    );
     assert_eq!((tree.level_name(0), tree.level_name(4)), (None, None));
     assert_eq!(tree.parent(tree.root()), None);
-    let names = |ids: Vec<NodeId>| ids.into_iter().map(|id| tree.name(id).to_owned()).collect::<Vec<_>>();
+    let names =
+        |ids: Vec<NodeId>| ids.into_iter().map(|id| tree.name(id).to_owned()).collect::<Vec<_>>();
     assert_eq!(names(tree.children(tree.root())), ["de", "fr"]);
     assert_eq!(names(tree.path_from_root(alice)), ["fr", "fr/a", "fr/a/alice"]);
     assert_eq!(names(tree.leaves().collect()), ["loose", "fr/a/alice", "fr/a/bob"]);
@@ -59,19 +71,27 @@ fn a_node_is_found_by_its_path() {
 #[test]
 fn an_unknown_node_is_answered_with_its_neighbours() {
     let error = small().node("fr/alise").unwrap_err();
-    assert_eq!(error.to_string(), "there is no node fr/alise; did you mean fr/a/alice, fr/a or fr?");
+    assert_eq!(
+        error.to_string(),
+        "there is no node fr/alise; did you mean fr/a/alice, fr/a or fr?"
+    );
 }
 
 #[test]
 fn plans_print_themselves() {
     let tree = small();
-    let plan = |a: &str, b: &str| tree.plan(tree.node(a).unwrap(), tree.node(b).unwrap()).display(&tree).to_string();
+    let plan = |a: &str, b: &str| {
+        tree.plan(tree.node(a).unwrap(), tree.node(b).unwrap()).display(&tree).to_string()
+    };
     assert_eq!(plan("fr/a/alice", "fr/a/bob"), "fr/a/alice → fr/a/bob: − fr/a/alice  + fr/a/bob");
     assert_eq!(plan("/", "fr/a"), "/ → fr/a: + fr  + fr/a");
     assert_eq!(plan("fr/a/bob", "de"), "fr/a/bob → de: − fr/a/bob  − fr/a  − fr  + de");
     assert_eq!(plan("de", "de"), "de → de: nothing to do");
     let summary = tree.plan(tree.node("de").unwrap(), tree.root()).summary(&tree);
-    assert_eq!(serde_json::to_string(&summary).unwrap(), r#"{"source":"de","target":"/","subtract":["de"],"add":[]}"#);
+    assert_eq!(
+        serde_json::to_string(&summary).unwrap(),
+        r#"{"source":"de","target":"/","subtract":["de"],"add":[]}"#
+    );
 }
 
 #[test]
@@ -108,7 +128,8 @@ fn a_tree_is_drawn_as_dot() {
 #[test]
 fn a_tree_is_written_as_json() {
     let tree = tree_of(&[("fr", ""), ("fr/a", "fr")]);
-    let value = render::json(&tree, |id| (tree.depth(id) == 1).then(|| serde_json::json!({"ranks": [4]})));
+    let value =
+        render::json(&tree, |id| (tree.depth(id) == 1).then(|| serde_json::json!({"ranks": [4]})));
     insta::assert_snapshot!(value.to_string(), @r#"{"name":"/","depth":0,"level":null,"label":null,"adapter":null,"children":[{"name":"fr","depth":1,"level":"language","label":null,"adapter":{"ranks":[4]},"children":[{"name":"fr/a","depth":2,"level":"task","label":null,"adapter":null,"children":[]}]}]}"#);
 }
 
@@ -122,7 +143,12 @@ fn equal_trees_have_equal_ids_whatever_the_order_of_their_nodes() {
 }
 
 /// The cheapest walk by trying every order.
-fn brute_force(tree: &AdapterTree, at: NodeId, left: &BTreeSet<NodeId>, cost: &dyn Fn(NodeId) -> u64) -> u64 {
+fn brute_force(
+    tree: &AdapterTree,
+    at: NodeId,
+    left: &BTreeSet<NodeId>,
+    cost: &dyn Fn(NodeId) -> u64,
+) -> u64 {
     let ways = left.iter().map(|&next| {
         let rest = left.iter().copied().filter(|id| *id != next).collect();
         distance(tree, at, next, cost) + brute_force(tree, next, &rest, cost)

@@ -1,14 +1,15 @@
 //! The cheapest order in which to visit a set of nodes.
 //!
-//! A walk from `start` through all of them crosses every edge between them at least twice, but for those it does not
-//! return over: the edges from `start` to where it ends. So depth-first order is best, with the dearest way last. This
-//! is exact because the graph is a tree.
+//! A walk from `start` through all of them crosses every edge between them at least twice, but for
+//! those it does not return over: the edges from `start` to where it ends. So depth-first order is
+//! best, with the dearest way last. This is exact because the graph is a tree.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AdapterTree, NodeId};
 
-/// A part of the tree as seen from `start`: which way it goes on, and the dearest way to a wanted node in it.
+/// A part of the tree as seen from `start`: which way it goes on, and the dearest way to a wanted
+/// node in it.
 struct Branch {
     from: NodeId,
     onwards: Vec<NodeId>,
@@ -16,8 +17,8 @@ struct Branch {
 }
 
 impl AdapterTree {
-    /// The nodes (each once) in the order that makes a walk from `start` through all of them cheapest, where applying
-    /// or removing a node costs `cost(node)`. The walk may end anywhere.
+    /// The nodes (each once) in the order that makes a walk from `start` through all of them
+    /// cheapest, where applying or removing a node costs `cost(node)`. The walk may end anywhere.
     ///
     /// ```
     /// use pleach::tree::{AdapterTree, NodeSource};
@@ -31,7 +32,12 @@ impl AdapterTree {
     /// assert_eq!(tour.iter().map(|id| tree.name(*id)).collect::<Vec<_>>(), ["b", "a/1", "a/2"]);
     /// # Ok::<(), pleach::Error>(())
     /// ```
-    pub fn tour(&self, nodes: &[NodeId], start: NodeId, cost: impl Fn(NodeId) -> u64) -> Vec<NodeId> {
+    pub fn tour(
+        &self,
+        nodes: &[NodeId],
+        start: NodeId,
+        cost: impl Fn(NodeId) -> u64,
+    ) -> Vec<NodeId> {
         let wanted: BTreeSet<NodeId> = nodes.iter().copied().collect();
         let mut neighbours: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
         for &node in &wanted {
@@ -45,11 +51,13 @@ impl AdapterTree {
         }
         // Parents before children, as seen from `start`.
         let mut order = vec![start];
-        let mut branches = BTreeMap::from([(start, Branch { from: start, onwards: Vec::new(), reach: 0 })]);
+        let mut branches =
+            BTreeMap::from([(start, Branch { from: start, onwards: Vec::new(), reach: 0 })]);
         let mut next = 0;
         while let Some(&at) = order.get(next) {
             next += 1;
-            let onwards: Vec<NodeId> = neighbours.remove(&at).unwrap_or_default().into_iter().collect();
+            let onwards: Vec<NodeId> =
+                neighbours.remove(&at).unwrap_or_default().into_iter().collect();
             for &child in &onwards {
                 branches.insert(child, Branch { from: at, onwards: Vec::new(), reach: 0 });
             }
@@ -76,7 +84,8 @@ impl AdapterTree {
             if wanted.contains(&at) {
                 tour.push(at);
             }
-            // The dearest branch goes to the bottom of the stack, the others onto it, the first by id on top.
+            // The dearest branch goes to the bottom of the stack, the others onto it, the first by
+            // id on top.
             let mut onwards = branches[&at].onwards.clone();
             if let Some(last) = onwards.iter().copied().max_by_key(|id| (branches[id].reach, *id)) {
                 onwards.retain(|id| *id != last);

@@ -1,6 +1,7 @@
-//! A trainer's output folder holds the adapter, and below it the best one, the last one, the reference model's, the converted
-//! one. Read as a tree each is added on top of the other: the model is wrong and nobody is told. Here such nodes are named
-//! with what settles it, `tree.toml` passes them over or gives them a parent, and what is passed over is told and counted.
+//! A trainer's output folder holds the adapter, and below it the best one, the last one, the
+//! reference model's, the converted one. Read as a tree each is added on top of the other: the
+//! model is wrong and nobody is told. Here such nodes are named with what settles it, `tree.toml`
+//! passes them over or gives them a parent, and what is passed over is told and counted.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -75,7 +76,8 @@ fn doubts_say_how_tree_toml_settles_them_and_it_does() {
     let made = Made::new();
     made.adapter("fr/alice/best", 2, 11);
     let tree = made.tree();
-    let doubt = tree.doubt(tree.node("fr/alice/best").unwrap(), &Limits::default()).unwrap().to_string();
+    let doubt =
+        tree.doubt(tree.node("fr/alice/best").unwrap(), &Limits::default()).unwrap().to_string();
     for toml in [
         "[tree]\nskip = [\"fr/alice/best\"]",
         "[nodes.\"fr/alice/best\"]\nparent = \"fr\"",
@@ -105,7 +107,8 @@ fn doubts_are_told_where_the_tree_is_looked_at_imported_and_used() {
     assert_eq!(inspected["doubtful"], tree["doubtful"]);
     assert_eq!(made.import().json()["doubtful"], tree["doubtful"]);
     let (base, tree) = (made.path("base"), made.path("tree"));
-    let arguments = ["score", "--base", &base, "--tree", &tree, "--headroom", "4", "-p", "hello", "--node"];
+    let arguments =
+        ["score", "--base", &base, "--tree", &tree, "--headroom", "4", "-p", "hello", "--node"];
     let run = pleach(&[&arguments[..], &["fr/alice/best"]].concat());
     assert_eq!((run.status, run.stderr.lines().count()), (Some(0), 1), "{}", run.stderr);
     assert!(run.stderr.starts_with(&format!("warning: {words}")), "{}", run.stderr);
@@ -142,7 +145,10 @@ fn what_is_passed_over_is_told_counted_and_named_when_asked_for() {
         ("fr/carol/ref/", "fr/carol/ref", "adapter = \"fr/carol/ref\""),
     ] {
         let Err(Error::Tree(defect)) = tree.node(name) else { panic!("{name}") };
-        assert!(matches!(&*defect, TreeDefect::PassedOver { folder: found, .. } if found == folder), "{defect}");
+        assert!(
+            matches!(&*defect, TreeDefect::PassedOver { folder: found, .. } if found == folder),
+            "{defect}"
+        );
         let text = defect.to_string();
         assert!(text.starts_with("there is no node fr/") && text.contains(words), "{text}");
     }
@@ -153,11 +159,16 @@ fn what_is_passed_over_is_told_counted_and_named_when_asked_for() {
 fn converted_form_below_the_refused_original_takes_its_place_where_tree_toml_says_so() {
     let made = Made::new();
     let original = made.adapter("fr/dave", 2, 11);
-    std::fs::rename(original.join("adapter_model.safetensors"), original.join("adapter_model.bin")).unwrap();
+    std::fs::rename(original.join("adapter_model.safetensors"), original.join("adapter_model.bin"))
+        .unwrap();
     made.adapter("fr/dave/converted", 2, 12);
     let run = made.import();
     assert_eq!(run.status, Some(1));
-    assert!(run.stderr.contains("fr/dave/converted: its parent fr/dave is refused"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("fr/dave/converted: its parent fr/dave is refused"),
+        "{}",
+        run.stderr
+    );
     made.say("[tree]\nskip = [\"dave\"]\n[nodes.\"fr/dave\"]\nadapter = \"fr/dave/converted\"");
     let tree = made.tree();
     assert_eq!(names(&tree), ["fr", "fr/alice", "fr/bob", "fr/dave"]);

@@ -1,6 +1,7 @@
-//! An adapter trained with a small rate, or served with an alpha of 1, changes each weight by less than the lattice's half
-//! step: it loads, it switches, and it does nothing, or half of what it should. Nothing failed, so nobody was told. Here one
-//! figure a node says what share of its change is kept: 1 of all, 0 of nothing, and a warning below 99 %.
+//! An adapter trained with a small rate, or served with an alpha of 1, changes each weight by less
+//! than the lattice's half step: it loads, it switches, and it does nothing, or half of what it
+//! should. Nothing failed, so nobody was told. Here one figure a node says what share of its change
+//! is kept: 1 of all, 0 of nothing, and a warning below 99 %.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -22,7 +23,12 @@ use cli::{keys, make_base_and_tree, modules, pleach};
 
 /// A matrix of 64 rows of 96 columns whose rows all have the step `2^-14`.
 fn grid() -> Grid {
-    Grid { cols: 96, steps: vec![f32::powi(2.0, -14); 64], row_max: vec![20000; 64], headroom: 1.25 }
+    Grid {
+        cols: 96,
+        steps: vec![f32::powi(2.0, -14); 64],
+        row_max: vec![20000; 64],
+        headroom: 1.25,
+    }
 }
 
 /// What is kept of a delta on that matrix.
@@ -46,9 +52,15 @@ fn share(delta: FloatDelta) -> f64 {
 #[test]
 fn whole_steps_are_kept_and_what_lies_below_half_a_step_is_not() {
     // The values are those of the definition: every entry is off by the same part of itself.
-    for (size, expected) in
-        [(1.0, 1.0), (3.0, 1.0), (0.49, 0.0), (1e-6, 0.0), (1e-30, 0.0), (2.4, 2.0 / 2.4), (1.5, 0.667)]
-    {
+    for (size, expected) in [
+        (1.0, 1.0),
+        (3.0, 1.0),
+        (0.49, 0.0),
+        (1e-6, 0.0),
+        (1e-30, 0.0),
+        (2.4, 2.0 / 2.4),
+        (1.5, 0.667),
+    ] {
         let found = share(steps(size));
         assert!((found - expected).abs() < 2e-3, "{size} steps: {found}");
     }
@@ -57,15 +69,25 @@ fn whole_steps_are_kept_and_what_lies_below_half_a_step_is_not() {
     for (size, expected) in [(7.0, 1.0), (0.25, 0.0), (0.75, 1.0 - 0.25 / 0.75)] {
         assert!((share(dense(size)) - expected).abs() < 1e-6, "{size} steps, dense");
     }
-    let sparse = |size: f32| FloatDelta::Sparse { entries: vec![(5, 7, size * f32::powi(2.0, -14))] };
+    let sparse =
+        |size: f32| FloatDelta::Sparse { entries: vec![(5, 7, size * f32::powi(2.0, -14))] };
     assert!((share(sparse(4.25)) - 4.0 / 4.25).abs() < 1e-6 && share(sparse(0.2)) == 0.0);
 }
 
 /// A change of nothing is kept whole: there is no share, and nothing to warn of.
 #[test]
 fn zeros_have_no_share() {
-    let zeros = FloatDelta::LowRank { rank: 2, lora_a: vec![1.0; 2 * 96], lora_b: vec![0.0; 2 * 64], scaling: 1.0 };
-    for delta in [zeros, FloatDelta::Dense { values: vec![0.0; 64 * 96] }, FloatDelta::Sparse { entries: vec![] }] {
+    let zeros = FloatDelta::LowRank {
+        rank: 2,
+        lora_a: vec![1.0; 2 * 96],
+        lora_b: vec![0.0; 2 * 64],
+        scaling: 1.0,
+    };
+    for delta in [
+        zeros,
+        FloatDelta::Dense { values: vec![0.0; 64 * 96] },
+        FloatDelta::Sparse { entries: vec![] },
+    ] {
         assert!(kept(delta).share().is_none());
     }
     assert!(!Kept::default().is_low());
@@ -99,10 +121,14 @@ fn smaller_changes_keep_less() {
     assert!(shares[0] > KEPT_ENOUGH && shares[4] < 1e-9, "{shares:?}");
     let (_, kept) = share(1e-3);
     let warning = kept.warning(false);
-    assert!(warning.contains("most is lost in model.layers.0.self_attn.") && warning.contains(" %"), "{warning}");
+    assert!(
+        warning.contains("most is lost in model.layers.0.self_attn.") && warning.contains(" %"),
+        "{warning}"
+    );
 }
 
-/// The step of a row comes from its largest weight: one that is huge leaves nothing of the row's change.
+/// The step of a row comes from its largest weight: one that is huge leaves nothing of the row's
+/// change.
 #[test]
 fn row_with_one_huge_weight_loses_its_change() {
     let mut grid = grid();
@@ -114,7 +140,8 @@ fn row_with_one_huge_weight_loses_its_change() {
     assert_eq!(kept.worst().unwrap().0.as_str(), "w");
 }
 
-/// A lattice with more room than the node needs could be finer: the advice names a headroom that holds it.
+/// A lattice with more room than the node needs could be finer: the advice names a headroom that
+/// holds it.
 #[test]
 fn smaller_headroom_is_advised_where_there_is_one() {
     let mut wide = grid();
@@ -123,16 +150,24 @@ fn smaller_headroom_is_advised_where_there_is_one() {
     let deltas = AdapterDeltas::from([(WeightName::new("w"), steps(2.4))]);
     let (_, kept) = compile_node(&deltas, |_| Some(&wide)).unwrap();
     let (headroom, share) = kept.smaller_headroom().unwrap();
-    assert!((1.01..1.1).contains(&headroom) && share > kept.share().unwrap(), "{headroom}, {share}");
     assert!(
-        kept.warning(false).contains(&format!("open the base with a headroom of {headroom} (--headroom {headroom})"))
+        (1.01..1.1).contains(&headroom) && share > kept.share().unwrap(),
+        "{headroom}, {share}"
+    );
+    assert!(
+        kept.warning(false).contains(&format!(
+            "open the base with a headroom of {headroom} (--headroom {headroom})"
+        ))
     );
     assert!(kept.warning(true).contains(&format!("import again with a headroom of {headroom}")));
     // At 1.25 with the base's largest integers at 26214 there is none to speak of.
     let mut usual = grid();
     usual.row_max = vec![26214; 64];
     let (_, kept) = compile_node(&deltas, |_| Some(&usual)).unwrap();
-    assert!(kept.smaller_headroom().is_none() && kept.warning(true).contains("no smaller headroom would help much"));
+    assert!(
+        kept.smaller_headroom().is_none()
+            && kept.warning(true).contains("no smaller headroom would help much")
+    );
 }
 
 /// Collects warnings.
@@ -167,21 +202,33 @@ fn first_switch_says_what_is_kept_and_warns_once() {
     tiny_hf_model(dir.path(), &TinyModel::default());
     let name = "model.layers.0.self_attn.q_proj.weight";
     let node = |size: f32| {
-        let delta = FloatDelta::LowRank { rank: 1, lora_a: vec![1.0; 64], lora_b: vec![size; 64], scaling: 1.0 };
+        let delta = FloatDelta::LowRank {
+            rank: 1,
+            lora_a: vec![1.0; 64],
+            lora_b: vec![size; 64],
+            scaling: 1.0,
+        };
         NodeSource::Memory(Arc::new(AdapterDeltas::from([(WeightName::new(name), delta)])))
     };
-    let builder = AdapterTree::builder().node("good", "/", node(0.002)).node("faint", "/", node(1e-7));
+    let builder =
+        AdapterTree::builder().node("good", "/", node(0.002)).node("faint", "/", node(1e-7));
     let tree = builder.node("empty", "/", NodeSource::Memory(Arc::default())).build().unwrap();
     let warnings = Warnings::default();
     tracing::subscriber::with_default(warnings.clone(), || {
-        let mut runtime = Runtime::builder().base(dir.path()).adapter_tree(tree).delta_budget_bytes(1).open().unwrap();
+        let mut runtime = Runtime::builder()
+            .base(dir.path())
+            .adapter_tree(tree)
+            .delta_budget_bytes(1)
+            .open()
+            .unwrap();
         let good = runtime.switch_to("good").unwrap().kept;
         assert!(good["good"] > KEPT_ENOUGH, "{good:?}");
         assert!(runtime.switch_to("empty").unwrap().kept.is_empty());
         for _ in 0..2 {
             let faint = runtime.switch_to("faint").unwrap();
             assert_eq!(faint.kept["faint"].to_bits(), 0.0_f64.to_bits(), "nothing is left");
-            // Nothing stays in memory, so it is compiled anew; the figure comes again, the warning does not.
+            // Nothing stays in memory, so it is compiled anew; the figure comes again, the warning
+            // does not.
             runtime.switch_to("/").unwrap();
         }
     });
@@ -199,24 +246,34 @@ fn inspect_import_and_publish_tell_what_is_kept() {
     make_base_and_tree(dir.path());
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (base, tree, store, faint) = (at("base"), at("tree"), at("store"), at("faint"));
-    let mut adapter = TinyAdapter::new(modules().to_vec(), 2, 9).with_config(json!({ "layers_to_transform": [0] }));
+    let mut adapter = TinyAdapter::new(modules().to_vec(), 2, 9)
+        .with_config(json!({ "layers_to_transform": [0] }));
     adapter.alpha = 1e-6;
     adapter.write(faint.as_ref()).unwrap();
 
-    let told = pleach(&["inspect", &at("tree/fr"), "--base", &base, "--headroom", "4", "--json"]).json();
+    let told =
+        pleach(&["inspect", &at("tree/fr"), "--base", &base, "--headroom", "4", "--json"]).json();
     assert!(told["kept"].as_f64().unwrap() > KEPT_ENOUGH && told["fits"] == json!(true), "{told}");
     assert_eq!(pleach(&["inspect", &at("tree/fr"), "--json"]).json()["kept"], json!(null));
     let low = pleach(&["inspect", &faint, "--base", &base]);
     assert_eq!(low.status, Some(0));
     assert!(low.stdout.contains("kept        0.0 % of its change"), "{}", low.stdout);
-    assert!(low.stderr.contains("warning: ") && low.stderr.contains("the lattice keeps 0.0 %"), "{}", low.stderr);
+    assert!(
+        low.stderr.contains("warning: ") && low.stderr.contains("the lattice keeps 0.0 %"),
+        "{}",
+        low.stderr
+    );
 
-    let import = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
+    let import =
+        pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"])
+            .json();
     assert_eq!(keys(&import["kept"]), ["fr", "fr/alice", "fr/bob"]);
     let low = pleach(&["store", "publish", &store, "fr/faint", &faint, "--base", &base, "--json"]);
     let told: serde_json::Value = serde_json::from_str(&low.stdout).unwrap();
     assert_eq!((low.status, &told["kept"]), (Some(0), &json!(0.0)));
     assert!(low.stderr.contains("warning: fr/faint: the lattice keeps 0.0 %"), "{}", low.stderr);
-    let text = pleach(&["store", "publish", &store, "fr/carol", &at("tree/fr/bob"), "--base", &base]).text();
+    let text =
+        pleach(&["store", "publish", &store, "fr/carol", &at("tree/fr/bob"), "--base", &base])
+            .text();
     assert!(text.ends_with(" % of its change kept\n"), "{text}");
 }

@@ -1,6 +1,7 @@
-//! A registry took an adapter, `inspect` said that it fits, and the first request for it failed: the sum of its path left the
-//! lattice, or the parent that was replaced had left no room for the leaves below. A check that says yes where the switch
-//! says no is worse than none. Here every check is held against the switch itself.
+//! A registry took an adapter, `inspect` said that it fits, and the first request for it failed:
+//! the sum of its path left the lattice, or the parent that was replaced had left no room for the
+//! leaves below. A check that says yes where the switch says no is worse than none. Here every
+//! check is held against the switch itself.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -26,7 +27,12 @@ const UP: &str = "model.layers.1.mlp.up_proj";
 
 /// A rank-1 delta on `UP` with every entry `size`.
 fn deltas(size: f32) -> AdapterDeltas {
-    let delta = FloatDelta::LowRank { rank: 1, lora_a: vec![1.0; 64], lora_b: vec![size; 96], scaling: 1.0 };
+    let delta = FloatDelta::LowRank {
+        rank: 1,
+        lora_a: vec![1.0; 64],
+        lora_b: vec![size; 96],
+        scaling: 1.0,
+    };
     AdapterDeltas::from([(WeightName::new(format!("{UP}.weight")), delta)])
 }
 
@@ -60,7 +66,15 @@ impl Made {
     fn store(&self, nodes: &[(&str, f32)]) -> Store {
         let lattice = base_lattice(&self.base, 1.25, |_, _| ()).unwrap();
         let folder = self.dir.path().join("store");
-        Store::import(&folder, &Self::tree(nodes), &self.base, &lattice, ImportOptions::default(), |_, _| ()).unwrap();
+        Store::import(
+            &folder,
+            &Self::tree(nodes),
+            &self.base,
+            &lattice,
+            ImportOptions::default(),
+            |_, _| (),
+        )
+        .unwrap();
         Store::open(&folder).unwrap()
     }
 
@@ -86,7 +100,8 @@ impl Made {
     }
 }
 
-/// Sizes around what a row of the made base has room for: the check and the switch change their minds at the same one.
+/// Sizes around what a row of the made base has room for: the check and the switch change their
+/// minds at the same one.
 #[test]
 fn check_of_a_path_says_what_the_switch_says() {
     let made = Made::new();
@@ -109,13 +124,18 @@ fn check_of_a_path_says_what_the_switch_says() {
         // Without the base a yes and a no are true, too; between them it says that it cannot tell.
         match blind {
             Ok(report) if report.open_count == 0 => assert!(fits, "{size}"),
-            Ok(report) => assert!(report.open[0].problem.contains("only the base decides (--base)")),
+            Ok(report) => {
+                assert!(report.open[0].problem.contains("only the base decides (--base)"))
+            }
             Err(_) => assert!(!fits, "{size}"),
         }
         match store.check_fit(&name, Some(&made.base)) {
             Ok(fit) => assert!(fits && fit == PathFit::Fits),
             Err(error) => {
-                assert!(!fits && error.to_string().contains("import the tree again with at least"), "{error}")
+                assert!(
+                    !fits && error.to_string().contains("import the tree again with at least"),
+                    "{error}"
+                )
             }
         }
         said.push(fits);
@@ -141,7 +161,8 @@ fn children_that_a_change_leaves_without_room_are_named() {
         changes.replace("b", content(size), Details::default(), None);
         check(&changes).is_ok()
     };
-    let size = (1..100).map(|k| k as f32 * 0.005).take_while(|&size| fits_alone(size)).last().unwrap();
+    let size =
+        (1..100).map(|k| k as f32 * 0.005).take_while(|&size| fits_alone(size)).last().unwrap();
     assert!(size > 0.01, "{size}");
 
     let mut changes = Changes::new();
@@ -151,7 +172,12 @@ fn children_that_a_change_leaves_without_room_are_named() {
     assert_eq!((report.checked, names), (4, vec!["a/x", "a/x/deep"]));
     let Some(Error::Store { defect, .. }) = store.unreachable("a", &report) else { panic!() };
     assert!(matches!(*defect, StoreDefect::Unreachable { count: 2, .. }));
-    assert!(defect.to_string().contains("leaves 2 nodes below it that no switch can reach: a/x, a/x/deep"), "{defect}");
+    assert!(
+        defect
+            .to_string()
+            .contains("leaves 2 nodes below it that no switch can reach: a/x, a/x/deep"),
+        "{defect}"
+    );
     // Only the node itself: what is below is not looked at.
     let report = store.check_fits(&changes, Some(&made.base), false, |_, _| ()).unwrap();
     assert_eq!((report.checked, report.unreachable_count), (1, 0));
@@ -160,7 +186,8 @@ fn children_that_a_change_leaves_without_room_are_named() {
     assert_eq!(check(&changes).unwrap().unreachable_count, 0);
 
     store.apply(&changes).unwrap();
-    // `b` moves below `a`, which has no room for more of the same sign, and rolling back brings the old `a/x` back.
+    // `b` moves below `a`, which has no room for more of the same sign, and rolling back brings the
+    // old `a/x` back.
     store.replace("b", content(0.02), Details::default(), None).unwrap();
     let mut moving = Changes::new();
     moving.move_to("b", "a/b", None);
@@ -177,7 +204,9 @@ fn children_that_a_change_leaves_without_room_are_named() {
     // Each answer was the switch's.
     store.apply(&moving).unwrap();
     store.apply(&back).unwrap();
-    assert!(!made.switch(&store, "a/b") && !made.switch(&store, "a/x") && made.switch(&store, "a/y"));
+    assert!(
+        !made.switch(&store, "a/b") && !made.switch(&store, "a/x") && made.switch(&store, "a/y")
+    );
 }
 
 /// An embedding that was saved with the adapter and trained is not the base's: only a base tells.
@@ -193,14 +222,22 @@ fn a_copy_of_the_embedding_is_compared_by_every_check() {
         let made = cli::adapter(2, 1);
         let mut tensors = made.tensors();
         let copy = values.iter().map(|value| value * factor).collect();
-        tensors.push(("base_model.model.model.embed_tokens.weight".to_owned(), [shape[0], shape[1]], copy));
+        tensors.push((
+            "base_model.model.model.embed_tokens.weight".to_owned(),
+            [shape[0], shape[1]],
+            copy,
+        ));
         std::fs::create_dir(at(name)).unwrap();
-        std::fs::write(dir.path().join(name).join("adapter_config.json"), made.config_bytes()).unwrap();
+        std::fs::write(dir.path().join(name).join("adapter_config.json"), made.config_bytes())
+            .unwrap();
         let bytes = pleach::testing::adapter::serialize(&tensors, safetensors::Dtype::F32);
         std::fs::write(dir.path().join(name).join("adapter_model.safetensors"), bytes).unwrap();
         let (adapter, is_same) = (at(name), factor == 1.0);
         let inspected = pleach(&["inspect", &adapter, "--base", &base]);
-        assert_eq!((inspected.status, inspected.stdout.contains(": yes")), (Some(i32::from(!is_same)), is_same));
+        assert_eq!(
+            (inspected.status, inspected.stdout.contains(": yes")),
+            (Some(i32::from(!is_same)), is_same)
+        );
         let published = pleach(&["store", "publish", &store, name, &adapter, "--base", &base]);
         assert_eq!(published.status, Some(i32::from(!is_same)), "{published:?}");
         let unsure = pleach(&["store", "publish", &store, "unsure", &adapter]).refusal();
@@ -215,23 +252,40 @@ fn publish_and_replace_refuse_what_a_switch_would() {
     let (store, base) = (made.at("store"), made.at("base"));
     let (huge, large) = (made.adapter("huge", 5.0), made.adapter("large", 0.5));
     let refusal = pleach(&["store", "publish", &store, "a/z", &large, "--base", &base]).refusal();
-    for words in ["node a/z: ", UP, "import the tree again with at least ", "pleach store import --headroom "] {
+    for words in [
+        "node a/z: ",
+        UP,
+        "import the tree again with at least ",
+        "pleach store import --headroom ",
+    ] {
         assert!(refusal.contains(words), "{refusal}");
     }
     assert!(pleach(&["store", "publish", &store, "a/z", &huge]).refusal().contains("node a/z: "));
-    assert!(pleach(&["store", "list", &store, "a/z", "--json"]).json()["nodes"].as_array().unwrap().is_empty());
+    assert!(
+        pleach(&["store", "list", &store, "a/z", "--json"]).json()["nodes"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
 
     // A parent that fits alone and leaves no room below.
     let opened = Store::open(Path::new(&store)).unwrap();
     let parent = (1..100).map(|k| f64::from(k) * 0.002).take_while(|&size| {
         let adapter = made.adapter("parent", size);
-        let content = opened.compile_adapter(Path::new(&adapter), None, &pleach::adapter::Limits::default(), false);
+        let content = opened.compile_adapter(
+            Path::new(&adapter),
+            None,
+            &pleach::adapter::Limits::default(),
+            false,
+        );
         let mut changes = Changes::new();
         changes.replace("a", content.unwrap(), Details::default(), None);
         opened.check_fits(&changes, Some(&made.base), false, |_, _| ()).is_ok()
     });
     let parent = made.adapter("parent", parent.last().unwrap());
-    let content = opened.compile_adapter(Path::new(&parent), None, &pleach::adapter::Limits::default(), false).unwrap();
+    let content = opened
+        .compile_adapter(Path::new(&parent), None, &pleach::adapter::Limits::default(), false)
+        .unwrap();
     let mut changes = Changes::new();
     changes.replace("a", content, Details::default(), None);
     let report = opened.check_fits(&changes, Some(&made.base), true, |_, _| ()).unwrap();
@@ -240,7 +294,9 @@ fn publish_and_replace_refuse_what_a_switch_would() {
     let refusal = pleach(&replace).refusal();
     let words = format!("leaves {count} node");
     assert!(
-        refusal.contains(&words) && refusal.contains(lost) && refusal.contains("--accept-unreachable"),
+        refusal.contains(&words)
+            && refusal.contains(lost)
+            && refusal.contains("--accept-unreachable"),
         "{refusal}"
     );
     assert_eq!(opened.get("a").unwrap().version.generation, 1);
@@ -249,15 +305,28 @@ fn publish_and_replace_refuse_what_a_switch_would() {
     // What was accepted is what `verify --deep` and `inspect --base` tell from now on.
     let verified = pleach(&["store", "verify", &store, "--deep", "--base", &base, "--json"]);
     let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
-    assert_eq!((verified.status, &report["clean"], &report["problem_count"]), (Some(1), &json!(false), &json!(0)));
+    assert_eq!(
+        (verified.status, &report["clean"], &report["problem_count"]),
+        (Some(1), &json!(false), &json!(0))
+    );
     let fit = &report["fit"];
-    assert_eq!((&fit["unreachable"][0]["node"], &fit["unreachable_count"]), (&json!(lost), &json!(count)));
+    assert_eq!(
+        (&fit["unreachable"][0]["node"], &fit["unreachable_count"]),
+        (&json!(lost), &json!(count))
+    );
     // The others are verified all the same.
     let walk = ["verify", "--base", &base, "--tree", &store, "--switches", "60", "--device", "cpu"];
     let walked = pleach(&[&walk[..], &["--json"]].concat());
     let report: serde_json::Value = serde_json::from_str(&walked.stdout).unwrap();
-    assert_eq!((walked.status, &report["refused"][0]["node"]), (Some(1), &json!(lost)), "{walked:?}");
-    assert!(report["compared"].as_u64() > Some(20) && report["mismatched_nodes"] == json!(0), "{report}");
+    assert_eq!(
+        (walked.status, &report["refused"][0]["node"]),
+        (Some(1), &json!(lost)),
+        "{walked:?}"
+    );
+    assert!(
+        report["compared"].as_u64() > Some(20) && report["mismatched_nodes"] == json!(0),
+        "{report}"
+    );
     assert_eq!(pleach(&[&walk[..], &["--skip-refused"]].concat()).status, Some(0));
     let inspected = pleach(&["inspect", &store, "--base", &base]);
     assert_eq!(inspected.status, Some(1));
@@ -280,9 +349,12 @@ fn inspect_and_import_fail_where_an_adapter_or_a_path_does_not_fit() {
     let needed = refusal.split("--headroom ").nth(1).unwrap().trim_end_matches(')');
     pleach(&["inspect", &large, "--base", &base, "--headroom", needed]).text();
 
-    // Two levels, each of which fits alone: their sum does not. A third that takes the second back fits.
+    // Two levels, each of which fits alone: their sum does not. A third that takes the second back
+    // fits.
     let mut size = 0.002;
-    while pleach(&["inspect", &made.adapter("alone", size), "--base", &base, "--quiet"]).status == Some(0) {
+    while pleach(&["inspect", &made.adapter("alone", size), "--base", &base, "--quiet"]).status
+        == Some(0)
+    {
         size *= 1.5;
     }
     size /= 1.5;
@@ -292,24 +364,36 @@ fn inspect_and_import_fail_where_an_adapter_or_a_path_does_not_fit() {
     made.adapter("tree/a/b/c", -size);
     let told = pleach(&["inspect", &made.at("tree"), "--base", &base, "--json", "--quiet"]);
     let answer: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
-    let fits: Vec<_> =
-        answer["adapters"].as_array().unwrap().iter().map(|node| node["fits"].as_bool().unwrap()).collect();
+    let fits: Vec<_> = answer["adapters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["fits"].as_bool().unwrap())
+        .collect();
     assert_eq!((told.status, fits), (Some(1), vec![true, false, true]));
     assert!(answer["refusal"].as_str().unwrap().starts_with("a/b: node a/b: "), "{answer}");
     let import = |more: &[&str]| {
         let store = made.at("imported");
-        pleach(&[&["store", "import", &made.at("tree"), &store, "--base", &base, "--quiet"], more].concat())
+        pleach(
+            &[&["store", "import", &made.at("tree"), &store, "--base", &base, "--quiet"], more]
+                .concat(),
+        )
     };
     assert!(import(&[]).refusal().contains("node a/b: "));
     let told = import(&["--skip-refused", "--json"]).stdout;
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    let refused: Vec<_> =
-        told["refused"].as_array().unwrap().iter().map(|entry| entry["node"].as_str().unwrap()).collect();
+    let refused: Vec<_> = told["refused"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["node"].as_str().unwrap())
+        .collect();
     assert_eq!((&told["nodes"], refused), (&json!(1), vec!["a/b", "a/b/c"]));
     pleach(&["store", "verify", &made.at("imported"), "--deep", "--base", &base]).text();
 }
 
-/// A base whose every row is one large weight and small ones: maxima never meet, and only the base's integers tell.
+/// A base whose every row is one large weight and small ones: maxima never meet, and only the
+/// base's integers tell.
 #[test]
 fn base_decides_what_the_rows_maxima_leave_open() {
     let dir = tempfile::tempdir().unwrap();
@@ -327,21 +411,37 @@ fn base_decides_what_the_rows_maxima_leave_open() {
         let delta = FloatDelta::LowRank { rank: 1, lora_a, lora_b: vec![0.5; 96], scaling: 1.0 };
         let mut changes = Changes::new();
         let deltas = AdapterDeltas::from([(WeightName::new(format!("{UP}.weight")), delta)]);
-        changes.publish(&format!("at{column}"), store.compile(&deltas).unwrap(), Details::default());
+        changes.publish(
+            &format!("at{column}"),
+            store.compile(&deltas).unwrap(),
+            Details::default(),
+        );
         changes
     };
     for (column, fits) in [(0, false), (5, true)] {
         let changes = at(column);
         let blind = store.check_fits(&changes, None, true, |_, _| ()).unwrap();
-        assert_eq!((blind.open_count, blind.unreachable_count), (1, 0), "1.0 and 0.5 may meet, or not");
+        assert_eq!(
+            (blind.open_count, blind.unreachable_count),
+            (1, 0),
+            "1.0 and 0.5 may meet, or not"
+        );
         assert_eq!(store.check_fits(&changes, Some(&made.base), true, |_, _| ()).is_ok(), fits);
         store.apply(&changes).unwrap();
         assert_eq!(made.switch(&store, &format!("at{column}")), fits);
     }
     let run = pleach(&["store", "verify", &made.at("store"), "--deep"]);
     assert_eq!(run.status, Some(0), "what is open is no fault");
-    assert!(run.stderr.contains("warning: at0: ") && run.stderr.contains("warning: at5: "), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("warning: at0: ") && run.stderr.contains("warning: at5: "),
+        "{}",
+        run.stderr
+    );
     let run = pleach(&["store", "verify", &made.at("store"), "--deep", "--base", &made.at("base")]);
     assert_eq!((run.status, &run.stderr[..]), (Some(1), ""));
-    assert!(run.stdout.contains("unreachable      1\nproblem          node at0: "), "{}", run.stdout);
+    assert!(
+        run.stdout.contains("unreachable      1\nproblem          node at0: "),
+        "{}",
+        run.stdout
+    );
 }

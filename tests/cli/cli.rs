@@ -1,6 +1,8 @@
-//! The command line as scripts see it: what is on stdout and stderr, the fields of the JSON, the exit status.
+//! The command line as scripts see it: what is on stdout and stderr, the fields of the JSON, the
+//! exit status.
 //!
-//! Scripts break when a field is renamed, when a progress bar lands in a log, or when a failure exits with 0.
+//! Scripts break when a field is renamed, when a progress bar lands in a log, or when a failure
+//! exits with 0.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -27,7 +29,8 @@ impl Made {
     /// `pleach COMMAND --base … --tree … --headroom 4 ARGUMENTS`.
     fn run(&self, command: &str, arguments: &[&str]) -> Run {
         let (base, tree) = (self.base(), self.tree());
-        let model = ["--base", base.to_str().unwrap(), "--tree", tree.to_str().unwrap(), "--headroom", "4"];
+        let model =
+            ["--base", base.to_str().unwrap(), "--tree", tree.to_str().unwrap(), "--headroom", "4"];
         pleach(&[&[command], &model[..], arguments].concat())
     }
 }
@@ -39,7 +42,8 @@ fn path(path: &Path) -> &str {
 #[test]
 fn generate_streams_the_text_that_its_json_tells() {
     let made = Made::new();
-    let arguments = ["--node", "fr/alice", "--prompt", "hello w", "--max-tokens", "12", "--ignore-eos"];
+    let arguments =
+        ["--node", "fr/alice", "--prompt", "hello w", "--max-tokens", "12", "--ignore-eos"];
     let answer = made.run("generate", &[&arguments[..], &["--json"]].concat()).json();
     let fields = [
         "node",
@@ -68,7 +72,9 @@ fn generate_streams_the_text_that_its_json_tells() {
 fn node_has_one_fingerprint_whatever_the_threads_and_each_node_its_own() {
     let made = Made::new();
     let fingerprint = |node: &str, threads: &str| {
-        let answer = made.run("score", &["--node", node, "-p", "hello", "--json", "--threads", threads]).json();
+        let answer = made
+            .run("score", &["--node", node, "-p", "hello", "--json", "--threads", threads])
+            .json();
         answer["fingerprint"].as_str().unwrap().to_owned()
     };
     assert_eq!(fingerprint("fr/bob", "1"), fingerprint("/fr/bob/", "3"));
@@ -82,12 +88,24 @@ fn node_has_one_fingerprint_whatever_the_threads_and_each_node_its_own() {
 fn seed_decides_the_sampled_tokens() {
     let made = Made::new();
     let tokens = |seed: &str, more: &[&str]| {
-        let arguments = ["-p", "hello", "-n", "16", "--temperature", "2", "--ignore-eos", "--seed", seed, "--json"];
+        let arguments = [
+            "-p",
+            "hello",
+            "-n",
+            "16",
+            "--temperature",
+            "2",
+            "--ignore-eos",
+            "--seed",
+            seed,
+            "--json",
+        ];
         made.run("generate", &[&arguments, more].concat()).json()["token_ids"].clone()
     };
     assert_eq!(tokens("7", &[]), tokens("7", &[]));
     assert_ne!(tokens("7", &[]), tokens("8", &[]));
-    let greedy = made.run("generate", &["-p", "hello", "-n", "16", "--ignore-eos", "--json"]).json();
+    let greedy =
+        made.run("generate", &["-p", "hello", "-n", "16", "--ignore-eos", "--json"]).json();
     assert_eq!(tokens("7", &["--top-k", "1"]), greedy["token_ids"]);
     assert_eq!(tokens("7", &["--top-p", "0.0001"]), greedy["token_ids"]);
 }
@@ -95,7 +113,9 @@ fn seed_decides_the_sampled_tokens() {
 #[test]
 fn generation_stops_at_the_models_end_of_text_unless_told_to_go_on() {
     let made = Made::new();
-    let run = |more: &[&str]| made.run("generate", &[&["-p", "hello", "-n", "8", "--json"], more].concat()).json();
+    let run = |more: &[&str]| {
+        made.run("generate", &[&["-p", "hello", "-n", "8", "--json"], more].concat()).json()
+    };
     let tokens = run(&["--ignore-eos"])["token_ids"].clone();
     let config = json!({ "eos_token_id": [tokens[3]] });
     std::fs::write(made.base().join("generation_config.json"), config.to_string()).unwrap();
@@ -127,7 +147,16 @@ fn prompt_comes_from_a_file_or_standard_input_too() {
     let given = answer(&["-p", "hello w\n"]);
     assert_eq!(answer(&["--prompt-file", path(&file)]), given);
     let (base, mut command) = (made.base(), Command::new(env!("CARGO_BIN_EXE_pleach")));
-    command.args(["score", "--base", path(&base), "--headroom", "4", "--prompt-file", "-", "--json"]);
+    command.args([
+        "score",
+        "--base",
+        path(&base),
+        "--headroom",
+        "4",
+        "--prompt-file",
+        "-",
+        "--json",
+    ]);
     let output = command.write_stdin("hello w\n").output().unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), given);
     assert_eq!(made.run("score", &["-p", "a", "--prompt-file", path(&file)]).status, Some(2));
@@ -138,15 +167,21 @@ fn prompt_comes_from_a_file_or_standard_input_too() {
 fn scores_are_the_softmax_of_the_logits_in_the_file() {
     let made = Made::new();
     let file = made.at("logits.safetensors");
-    let answer = made.run("score", &["--node", "fr", "-p", "hello", "--top", "5", "--json", "--logits", path(&file)]);
+    let answer = made.run(
+        "score",
+        &["--node", "fr", "-p", "hello", "--top", "5", "--json", "--logits", path(&file)],
+    );
     let answer = answer.json();
     assert_eq!(keys(&answer), ["node", "fingerprint", "prompt_ids", "top"]);
     let bytes = std::fs::read(&file).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = tensors.tensor("logits").unwrap();
     assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, &[272][..]));
-    let logits: Vec<f64> =
-        tensor.data().chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap()).into()).collect();
+    let logits: Vec<f64> = tensor
+        .data()
+        .chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()).into())
+        .collect();
     let log_sum = logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
@@ -155,7 +190,10 @@ fn scores_are_the_softmax_of_the_logits_in_the_file() {
     for (token, id) in top.iter().zip(order) {
         assert_eq!(keys(token), ["id", "text", "logprob"]);
         assert_eq!(token["id"], json!(id));
-        assert!((token["logprob"].as_f64().unwrap() - (logits[id] - log_sum)).abs() < 1e-4, "{token}");
+        assert!(
+            (token["logprob"].as_f64().unwrap() - (logits[id] - log_sum)).abs() < 1e-4,
+            "{token}"
+        );
     }
     let text = made.run("score", &["--node", "fr", "-p", "hello", "--top", "5"]).text();
     assert_eq!(text.lines().count(), 6, "{text}");
@@ -164,7 +202,8 @@ fn scores_are_the_softmax_of_the_logits_in_the_file() {
 #[test]
 fn clean_walk_is_verified_with_status_0() {
     let made = Made::new();
-    let answer = made.run("verify", &["--switches", "60", "--seed", "3", "--every", "7", "--json"]).json();
+    let answer =
+        made.run("verify", &["--switches", "60", "--seed", "3", "--every", "7", "--json"]).json();
     let root = made.run("score", &["-p", "hello", "--json"]).json()["fingerprint"].clone();
     let expected = json!({
         "switches": 60, "nodes_visited": 4, "compared": 9, "mismatched_nodes": 0, "mismatched": [],
@@ -172,7 +211,12 @@ fn clean_walk_is_verified_with_status_0() {
     });
     assert_eq!(answer, expected);
     let text = made.run("verify", &["--switches", "5"]).text();
-    for line in ["switches          5\n", "compared          5\n", "mismatched_nodes  0\n", "differing_bits    0\n"] {
+    for line in [
+        "switches          5\n",
+        "compared          5\n",
+        "mismatched_nodes  0\n",
+        "differing_bits    0\n",
+    ] {
         assert!(text.contains(line), "{text}");
     }
 }
@@ -187,14 +231,18 @@ fn unknown_node_is_refused_with_the_nearest_names() {
     assert_eq!(run.status, Some(1));
     let answer: Value = serde_json::from_str(&run.stdout).unwrap();
     assert!(answer["error"].as_str().unwrap().starts_with(message), "{answer}");
-    let alone = pleach(&["score", "--base", path(&made.base()), "--node", "fr", "-p", "hello"]).refusal();
+    let alone =
+        pleach(&["score", "--base", path(&made.base()), "--node", "fr", "-p", "hello"]).refusal();
     assert!(alone.contains("without --tree"), "{alone}");
 }
 
 #[test]
 fn failures_tell_one_line_and_what_to_do() {
     let made = Made::new();
-    let gpu = made.run("score", &["-p", "hello", "--device", if cfg!(feature = "gpu") { "gpu:99" } else { "cpu:1" }]);
+    let gpu = made.run(
+        "score",
+        &["-p", "hello", "--device", if cfg!(feature = "gpu") { "gpu:99" } else { "cpu:1" }],
+    );
     if cfg!(feature = "gpu") {
         assert!(gpu.refusal().contains("no GPU number 99"));
     } else {
@@ -206,8 +254,14 @@ fn failures_tell_one_line_and_what_to_do() {
     assert_eq!(absent.matches("No such file").count(), 1, "{absent}");
     assert!(made.run("generate", &["-p", ""]).refusal().contains("the prompt is empty"));
     assert!(made.run("generate", &["-p", "a", "--top-p", "7"]).refusal().contains("top_p is 7"));
-    assert!(made.run("generate", &["-p", "a", "--tokenizer", "absent.json"]).refusal().contains("absent.json"));
-    for usage in [&["score"][..], &["generate", "--base", "b"], &["verify", "--base", "b"], &["nonsense"]] {
+    assert!(
+        made.run("generate", &["-p", "a", "--tokenizer", "absent.json"])
+            .refusal()
+            .contains("absent.json")
+    );
+    for usage in
+        [&["score"][..], &["generate", "--base", "b"], &["verify", "--base", "b"], &["nonsense"]]
+    {
         let run = pleach(usage);
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{usage:?}");
     }
@@ -223,9 +277,15 @@ fn adapter_too_large_for_the_lattice_names_the_headroom_that_does() {
         .with_config(json!({ "layers_to_transform": [1] }));
     loud.write(&made.tree().join("loud")).unwrap();
     let refusal = made.run("score", &["--node", "loud", "-p", "hello"]).refusal();
-    let needed = refusal.split("(--headroom ").nth(1).and_then(|rest| rest.split(')').next()).unwrap().to_owned();
+    let needed = refusal
+        .split("(--headroom ")
+        .nth(1)
+        .and_then(|rest| rest.split(')').next())
+        .unwrap()
+        .to_owned();
     let (base, tree) = (made.base(), made.tree());
-    let model = ["score", "--base", path(&base), "--tree", path(&tree), "--node", "loud", "-p", "hello"];
+    let model =
+        ["score", "--base", path(&base), "--tree", path(&tree), "--node", "loud", "-p", "hello"];
     pleach(&[&model[..], &["--headroom", &needed]].concat()).text();
 }
 
@@ -247,7 +307,10 @@ fn tree_is_drawn_in_every_format() {
     let tree = made.tree();
     let text = pleach(&["tree", path(&tree)]).text();
     assert!(text.starts_with("/\n└── fr  lora, rank 3, scaling 2, o_proj q_proj, F32,"), "{text}");
-    assert!(text.contains("    ├── alice  ") && text.contains("    └── bob  lora, rank 1"), "{text}");
+    assert!(
+        text.contains("    ├── alice  ") && text.contains("    └── bob  lora, rank 1"),
+        "{text}"
+    );
     let dot = pleach(&["tree", path(&tree), "--format", "dot"]).text();
     assert!(dot.starts_with("digraph tree {") && dot.contains("\"fr\" -> \"fr/bob\";"), "{dot}");
     let json = pleach(&["tree", path(&tree), "--format", "json"]).json();
@@ -293,10 +356,16 @@ fn inspect_tells_what_each_thing_is_and_whether_it_fits() {
         assert!(text.status == Some(1) && text.stdout.contains(": no: "), "{}", text.stdout);
     }
     let whole = pleach(&["inspect", path(&tree), "--base", path(&base), "--json"]).json();
-    assert_eq!((&whole["what"], &whole["nodes"], &whole["fits"]), (&json!("tree"), &json!(3), &json!(true)));
+    assert_eq!(
+        (&whole["what"], &whole["nodes"], &whole["fits"]),
+        (&json!("tree"), &json!(3), &json!(true))
+    );
     assert_eq!(whole["adapters"][2]["node"], json!("fr/bob"));
     let model = pleach(&["inspect", path(&base), "--json"]).json();
-    assert_eq!((&model["what"], &model["kind"], &model["layers"]), (&json!("base"), &json!("safetensors"), &json!(2)));
+    assert_eq!(
+        (&model["what"], &model["kind"], &model["layers"]),
+        (&json!("base"), &json!("safetensors"), &json!(2))
+    );
     assert!(pleach(&["inspect", path(&base)]).text().contains("parameters  "));
     pleach(&["inspect", path(&base), "--base", path(&base)]).refusal();
     std::fs::write(fr.join("adapter_config.json"), r#"{"peft_type": "IA3"}"#).unwrap();
@@ -307,14 +376,24 @@ fn inspect_tells_what_each_thing_is_and_whether_it_fits() {
 fn demo_comes_back_bit_for_bit() {
     let made = Made::new();
     let answer = made.run("demo", &["--prompt", "hello w", "--json"]).json();
-    assert_eq!((&answer["bit_for_bit"], &answer["fingerprint"]), (&json!(true), &answer["fingerprint_after"]));
-    let stops: Vec<&str> =
-        answer["stops"].as_array().unwrap().iter().map(|stop| stop["node"].as_str().unwrap()).collect();
+    assert_eq!(
+        (&answer["bit_for_bit"], &answer["fingerprint"]),
+        (&json!(true), &answer["fingerprint_after"])
+    );
+    let stops: Vec<&str> = answer["stops"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stop| stop["node"].as_str().unwrap())
+        .collect();
     assert_eq!((stops[0], stops[1], stops.len()), ("/", "fr", 4));
     let text = made.run("demo", &["--prompt", "hello w"]).text();
     assert!(text.contains("− fr/") && text.ends_with("the base is back bit for bit.\n"), "{text}");
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_pleach")).arg("demo").env("PLEACH_SMOLLM2", "/absent.gguf").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_pleach"))
+        .arg("demo")
+        .env("PLEACH_SMOLLM2", "/absent.gguf")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("run scripts/fetch-base"));
 }
@@ -350,7 +429,13 @@ fn bench_fits_the_base(device: &str, own_memory: bool) {
     let answer = made.run("bench", &[&arguments[..], &["--json"]].concat()).json();
     assert_eq!(keys(&answer), ["base", "device", "figures", "refused"]);
     let (names, figures) = figures(&answer);
-    for name in ["switch_leaf_ms", "switch_path_ms", "switch_all_r2_ms", "switch_qv_r2_ms", "prefill_tok_s_base_40"] {
+    for name in [
+        "switch_leaf_ms",
+        "switch_path_ms",
+        "switch_all_r2_ms",
+        "switch_qv_r2_ms",
+        "prefill_tok_s_base_40",
+    ] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
     assert!(names.iter().all(|name| !name.ends_with("_512")), "{names:?}");
@@ -361,13 +446,20 @@ fn bench_fits_the_base(device: &str, own_memory: bool) {
         // A switch: from leaf to leaf, four bytes of each weight touched.
         if figure["unit"] == json!("ms") {
             assert!(number("gb_s").is_some_and(|speed| speed > 0.0), "{figure}");
-            assert_eq!(figure.get("device_pass_ms").is_some(), figure.get("device_upload_ms").is_some(), "{figure}");
+            assert_eq!(
+                figure.get("device_pass_ms").is_some(),
+                figure.get("device_upload_ms").is_some(),
+                "{figure}"
+            );
         }
     }
     let text = made.run("bench", &arguments).text();
     assert!(text.starts_with(made.base().to_str().unwrap()) && text.contains("GB/s"), "{text}");
     let refusal = made.run("bench", &[&arguments[..], &["--delta-budget", "0"]].concat()).refusal();
-    assert!(refusal.contains("--delta-budget has no room for the deltas of both fr/alice and fr/bob"), "{refusal}");
+    assert!(
+        refusal.contains("--delta-budget has no room for the deltas of both fr/alice and fr/bob"),
+        "{refusal}"
+    );
 }
 
 #[test]
@@ -388,23 +480,42 @@ fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = pleach(&["completions", shell]).text();
         assert!(script.contains("delta-budget"), "{shell}");
-        assert_eq!(pleach(&["completions", shell, "--json"]).json(), json!({ "shell": shell, "script": script }));
+        assert_eq!(
+            pleach(&["completions", shell, "--json"]).json(),
+            json!({ "shell": shell, "script": script })
+        );
     }
 }
 
 #[test]
 fn help_of_every_command_names_its_options() {
     let everywhere = ["--json", "--device", "--threads", "--quiet", "--max-rank"];
-    let place = ["--base", "--tree", "--node", "--tokenizer", "--headroom", "--delta-budget", "--prompt"];
-    let sampling = ["--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--chat", "--system"];
+    let place =
+        ["--base", "--tree", "--node", "--tokenizer", "--headroom", "--delta-budget", "--prompt"];
+    let sampling =
+        ["--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--chat", "--system"];
     for (command, options) in [
         ("demo", &["--base", "--tree", "--prompt", "--headroom", "--delta-budget"][..]),
         ("tree", &["--format", "--limit"]),
         ("inspect", &["--base"]),
         ("generate", &[&place[..], &sampling, &["--ignore-eos"]].concat()),
         ("score", &[&place[..], &["--top", "--logits"]].concat()),
-        ("verify", &["--base", "--tree", "--switches", "--seed", "--every", "--headroom", "--delta-budget"]),
-        ("bench", &["--base", "--tree", "--shapes", "--headroom", "--delta-budget", "--gpu-delta-budget"]),
+        (
+            "verify",
+            &[
+                "--base",
+                "--tree",
+                "--switches",
+                "--seed",
+                "--every",
+                "--headroom",
+                "--delta-budget",
+            ],
+        ),
+        (
+            "bench",
+            &["--base", "--tree", "--shapes", "--headroom", "--delta-budget", "--gpu-delta-budget"],
+        ),
         ("devices", &[]),
         ("completions", &["<SHELL>"]),
     ] {

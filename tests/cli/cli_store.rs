@@ -1,8 +1,8 @@
-//! A store's whole life on the command line, as scripts see it: what each command answers, what it refuses, and that the
-//! store is whole after each.
+//! A store's whole life on the command line, as scripts see it: what each command answers, what it
+//! refuses, and that the store is whole after each.
 //!
-//! A registry that answers a lost race with a success, or whose listing breaks off in the middle, is noticed when a user's
-//! adapter is gone.
+//! A registry that answers a lost race with a success, or whose listing breaks off in the middle,
+//! is noticed when a user's adapter is gone.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -25,7 +25,11 @@ impl Made {
     fn imported(more: &[&str]) -> Self {
         let made = Self::with_other();
         let (tree, base) = (made.path("tree"), made.path("base"));
-        pleach(&[&["store", "import", &tree, &made.store(), "--base", &base, "--headroom", "4"], more].concat()).text();
+        pleach(
+            &[&["store", "import", &tree, &made.store(), "--base", &base, "--headroom", "4"], more]
+                .concat(),
+        )
+        .text();
         made
     }
 
@@ -46,7 +50,10 @@ impl Made {
     fn nodes(&self) -> Vec<(String, u64)> {
         let list = self.json("list", &[]);
         let rows = list["nodes"].as_array().unwrap().iter();
-        rows.map(|row| (row["node"].as_str().unwrap().to_owned(), row["generation"].as_u64().unwrap())).collect()
+        rows.map(|row| {
+            (row["node"].as_str().unwrap().to_owned(), row["generation"].as_u64().unwrap())
+        })
+        .collect()
     }
 
     fn assert_whole(&self) {
@@ -60,18 +67,24 @@ fn bytes(folder: &str) -> [Vec<u8>; 2] {
         .map(|file| std::fs::read(PathBuf::from(folder).join(file)).unwrap())
 }
 
-/// The file was shrunk after it had been measured; and the root, which is the base, was counted by some and not by others.
+/// The file was shrunk after it had been measured; and the root, which is the base, was counted by
+/// some and not by others.
 #[test]
 fn what_is_told_of_a_store_is_so_when_the_command_ends() {
     let made = Made::imported(&[]);
     for round in 0..200 {
         made.run("move", &[["fr/bob", "fr/b"][round % 2], ["fr/b", "fr/bob"][round % 2]]).text();
     }
-    let room = |stat: &Value| stat["segment_bytes"].as_u64().unwrap() + stat["catalogue_bytes"].as_u64().unwrap();
+    let room = |stat: &Value| {
+        stat["segment_bytes"].as_u64().unwrap() + stat["catalogue_bytes"].as_u64().unwrap()
+    };
     let before = room(&made.json("stat", &[]));
     let report = made.json("compact", &["--catalogue"]);
     let stat = made.json("stat", &[]);
-    assert_eq!((&report["bytes_before"], &report["bytes_after"]), (&json!(before), &json!(room(&stat))));
+    assert_eq!(
+        (&report["bytes_before"], &report["bytes_after"]),
+        (&json!(before), &json!(room(&stat)))
+    );
     assert!(room(&stat) < before * 2 / 3, "{report}");
     assert_eq!(report["left_bytes"], json!(0));
     let told = [
@@ -87,13 +100,27 @@ fn what_is_told_of_a_store_is_so_when_the_command_ends() {
 #[test]
 fn node_lives_from_import_to_export() {
     let made = Made::with_other();
-    let (tree, base, store, other) = (made.path("tree"), made.path("base"), made.store(), made.path("other"));
-    let report = pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"]).json();
-    let expected = ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "remarks", "kept", "seconds"];
+    let (tree, base, store, other) =
+        (made.path("tree"), made.path("base"), made.store(), made.path("other"));
+    let report =
+        pleach(&["store", "import", &tree, &store, "--base", &base, "--headroom", "4", "--json"])
+            .json();
+    let expected = [
+        "store",
+        "nodes",
+        "bytes",
+        "refused",
+        "passed_over",
+        "doubtful",
+        "remarks",
+        "kept",
+        "seconds",
+    ];
     assert_eq!(keys(&report), expected);
     assert_eq!(report["nodes"], json!(3));
     let nodes = |expected: &[(&str, u64)]| {
-        let expected: Vec<_> = expected.iter().map(|(name, generation)| ((*name).to_owned(), *generation)).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|(name, generation)| ((*name).to_owned(), *generation)).collect();
         assert_eq!(made.nodes(), expected);
         made.assert_whole();
     };
@@ -108,29 +135,47 @@ fn node_lives_from_import_to_export() {
 
     let stale = made.run("publish", &["fr/alice", &other, "--replace", "--expect", "1"]).refusal();
     assert!(stale.contains("fr/alice is in generation 2, not 1"), "{stale}");
-    assert!(made.run("publish", &["fr/dave", &other, "--replace"]).refusal().contains("there is no node fr/dave"));
+    assert!(
+        made.run("publish", &["fr/dave", &other, "--replace"])
+            .refusal()
+            .contains("there is no node fr/dave")
+    );
     let text = made.run("publish", &["fr/alice", &other, "--replace", "--expect", "2"]).text();
     assert!(text.starts_with("fr/alice is published in generation 5: "), "{text}");
 
     let history = made.json("history", &["fr/alice"]);
     assert_eq!(history["node"], json!("fr/alice"));
     let past = &history["versions"][0];
-    assert_eq!((&past["generation"], &past["ending"], &past["ended"]), (&json!(2), &json!("replaced"), &json!(5)));
+    assert_eq!(
+        (&past["generation"], &past["ending"], &past["ended"]),
+        (&json!(2), &json!("replaced"), &json!(5))
+    );
     let back = made.json("rollback", &["fr/alice", "2", "--expect", "5"]);
     assert_eq!(back, json!({ "node": "fr/alice", "generation": 6 }));
     assert!(
-        made.run("rollback", &["fr/alice", "77"]).refusal().contains("no generation 77 to go back to; it has 5, 2")
+        made.run("rollback", &["fr/alice", "77"])
+            .refusal()
+            .contains("no generation 77 to go back to; it has 5, 2")
     );
     let row = made.json("list", &["fr/alice"])["nodes"][0].clone();
-    assert_eq!((&row["generation"], &row["content_generation"], &row["ranks"]), (&json!(6), &json!(2), &json!([2])));
+    assert_eq!(
+        (&row["generation"], &row["content_generation"], &row["ranks"]),
+        (&json!(6), &json!(2), &json!([2]))
+    );
 
     let refusal = made.run("remove", &["fr"]).refusal();
-    assert!(refusal.contains("fr has children, fr/alice first; remove them with it (--recursive)"), "{refusal}");
+    assert!(
+        refusal.contains("fr has children, fr/alice first; remove them with it (--recursive)"),
+        "{refusal}"
+    );
     let moved = made.json("move", &["fr/bob", "de/bob", "--expect", "3"]);
     assert_eq!(moved, json!({ "node": "de/bob", "generation": 7 }));
     nodes(&[("de/bob", 7), ("fr", 1), ("fr/alice", 6), ("fr/carol", 4)]);
     assert_eq!(made.json("list", &["de/bob"])["nodes"][0]["parent"], json!("/"));
-    assert_eq!(made.json("remove", &["fr", "--recursive"]), json!({ "node": "fr", "generation": 8 }));
+    assert_eq!(
+        made.json("remove", &["fr", "--recursive"]),
+        json!({ "node": "fr", "generation": 8 })
+    );
     nodes(&[("de/bob", 7)]);
 
     let stat = made.json("stat", &[]);
@@ -149,7 +194,10 @@ fn node_lives_from_import_to_export() {
     let before = stat["segment_bytes"].as_u64().unwrap();
     assert_eq!(made.json("compact", &[])["forgotten_versions"], json!(6));
     let after = made.json("stat", &[]);
-    assert!(after["segment_bytes"].as_u64().unwrap() < before && after["past_versions"] == json!(0), "{after}");
+    assert!(
+        after["segment_bytes"].as_u64().unwrap() < before && after["past_versions"] == json!(0),
+        "{after}"
+    );
     nodes(&[("de/bob", 7)]);
     assert!(made.run("rollback", &["fr", "1"]).refusal().contains("there is no node fr"));
 
@@ -190,7 +238,9 @@ fn kept_files_come_back_byte_for_byte_and_a_path_as_one_adapter() {
     made.run("export", &["alice", &again]).text();
     assert_eq!(bytes(&again), bytes(&flat));
     assert!(
-        made.run("export", &["/", &made.path("root"), "--flatten"]).refusal().contains("the root is the base itself")
+        made.run("export", &["/", &made.path("root"), "--flatten"])
+            .refusal()
+            .contains("the root is the base itself")
     );
     made.assert_whole();
 }
@@ -231,9 +281,15 @@ fn lists_are_told_in_pages_that_join() {
         "labels",
     ];
     assert_eq!(keys(&row), fields);
-    assert_eq!((&row["kind"], &row["matrices"], &row["kept_bytes"]), (&json!("low_rank"), &json!(2), &json!(null)));
+    assert_eq!(
+        (&row["kind"], &row["matrices"], &row["kept_bytes"]),
+        (&json!("low_rank"), &json!(2), &json!(null))
+    );
     let created = row["created"].as_str().unwrap();
-    assert!(created.starts_with("20") && created.ends_with('Z') && created.len() == 20, "{created}");
+    assert!(
+        created.starts_with("20") && created.ends_with('Z') && created.len() == 20,
+        "{created}"
+    );
     let text = made.run("list", &[]).text();
     assert_eq!(text.lines().count(), 3, "{text}");
     assert!(text.starts_with("fr  generation 1, low-rank 4, "), "{text}");
@@ -251,7 +307,10 @@ fn list_longer_than_a_page_is_told_whole() {
     store.apply(&changes).unwrap();
     let list = made.json("list", &["--limit", "0"]);
     let rows = list["nodes"].as_array().unwrap();
-    assert_eq!((rows.len(), &rows[2502]["node"], &list["more"]), (2503, &json!("fr/u2499"), &json!(false)));
+    assert_eq!(
+        (rows.len(), &rows[2502]["node"], &list["more"]),
+        (2503, &json!("fr/u2499"), &json!(false))
+    );
     let children = made.run("list", &["fr", "--children", "--limit", "2100"]).text();
     assert_eq!(
         (children.lines().count(), children.lines().last().unwrap().split(' ').next()),
@@ -270,23 +329,33 @@ fn tree_and_inspect_know_a_store() {
     assert!(text.starts_with("/\n└── fr  low-rank 4, "), "{text}");
     assert!(text.contains("    ├── alice  low-rank 2, ") && text.lines().count() == 4, "{text}");
     let cut = pleach(&["tree", &store, "--limit", "2"]).text();
-    assert!(cut.ends_with("\n1 more: --limit, or `pleach store list`\n") && !cut.contains("bob"), "{cut}");
+    assert!(
+        cut.ends_with("\n1 more: --limit, or `pleach store list`\n") && !cut.contains("bob"),
+        "{cut}"
+    );
     let json = pleach(&["tree", &store, "--json", "--limit", "2"]).json();
     assert_eq!((&json["more"], &json["children"][0]["adapter"]["ranks"]), (&json!(1), &json!([4])));
     let dot = pleach(&["tree", &store, "--format", "dot", "--limit", "2"]).text();
     assert!(dot.starts_with("// 1 more:") && dot.contains("\"fr\" -> \"fr/alice\";"), "{dot}");
 
     let told = pleach(&["inspect", &store, "--base", &made.path("base"), "--json"]).json();
-    assert_eq!((&told["what"], &told["nodes"], &told["fits"]), (&json!("store"), &json!(3), &json!(true)));
+    assert_eq!(
+        (&told["what"], &told["nodes"], &told["fits"]),
+        (&json!("store"), &json!(3), &json!(true))
+    );
     let other = made.path("other-base");
     tiny_hf_model(Path::new(&other), &TinyModel { seed: 9, ..TinyModel::default() });
     let run = pleach(&["inspect", &store, "--base", &other]);
     assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
     let told = run.stdout;
     assert!(
-        told.contains("fits        ") && told.contains(": no: ") && told.contains("compiled for the base made/tiny")
+        told.contains("fits        ")
+            && told.contains(": no: ")
+            && told.contains("compiled for the base made/tiny")
     );
-    let import = pleach(&["store", "import", &store, &made.path("second"), "--base", &made.path("base")]).refusal();
+    let import =
+        pleach(&["store", "import", &store, &made.path("second"), "--base", &made.path("base")])
+            .refusal();
     assert!(import.contains("this is a store, not a folder of adapters"), "{import}");
 }
 
@@ -312,41 +381,75 @@ fn damage_is_told_and_fails_the_verification() {
 #[test]
 fn refusals_are_one_line_and_leave_the_store_as_it_was() {
     let made = Made::imported(&[]);
-    let (tree, base, other, store) = (made.path("tree"), made.path("base"), made.path("other"), made.store());
+    let (tree, base, other, store) =
+        (made.path("tree"), made.path("base"), made.path("other"), made.store());
     let refused = |arguments: &[&str], words: &str| {
         let refusal = pleach(arguments).refusal();
         assert!(refusal.contains(words), "{arguments:?}: {refusal}");
         let run = pleach(&[arguments, &["--json"]].concat());
         let answer: Value = serde_json::from_str(&run.stdout).unwrap();
-        assert!(run.status == Some(1) && answer["error"].as_str().unwrap().contains(words), "{arguments:?}: {answer}");
+        assert!(
+            run.status == Some(1) && answer["error"].as_str().unwrap().contains(words),
+            "{arguments:?}: {answer}"
+        );
     };
-    refused(&["store", "import", &tree, &store, "--base", &base], "there is something here already");
-    refused(&["store", "import", &made.path("absent"), &made.path("s2"), "--base", &base], "No such file");
-    refused(&["store", "import", &tree, &made.path("s2"), "--base", &base, "--headroom", "0.5"], "headroom");
+    refused(
+        &["store", "import", &tree, &store, "--base", &base],
+        "there is something here already",
+    );
+    refused(
+        &["store", "import", &made.path("absent"), &made.path("s2"), "--base", &base],
+        "No such file",
+    );
+    refused(
+        &["store", "import", &tree, &made.path("s2"), "--base", &base, "--headroom", "0.5"],
+        "headroom",
+    );
     refused(&["store", "list", &tree], "this is not a store: it has no catalogue.db");
     refused(&["store", "stat", &made.path("absent")], "No such file");
     refused(&["store", "publish", &store, "fr/../x", &other], "cannot be a node's name");
     refused(&["store", "publish", &store, "x\ny", &other], "cannot be a node's name");
-    refused(&["store", "publish", &store, "/", &other], "the root is the base itself: it cannot be published");
+    refused(
+        &["store", "publish", &store, "/", &other],
+        "the root is the base itself: it cannot be published",
+    );
     refused(&["store", "publish", &store, "x", &tree], "there is no adapter_config.json");
-    refused(&["store", "publish", &store, "x", &other, "--parent", "it"], "the parent it of x is not in the store");
-    refused(&["store", "publish", &store, "x", &other, "--label", "=v"], "a label's key has 0 bytes");
+    refused(
+        &["store", "publish", &store, "x", &other, "--parent", "it"],
+        "the parent it of x is not in the store",
+    );
+    refused(
+        &["store", "publish", &store, "x", &other, "--label", "=v"],
+        "a label's key has 0 bytes",
+    );
     refused(&["store", "remove", &store, "fr/alise"], "did you mean fr/alice");
     refused(&["store", "remove", &store, "a\nb"], "cannot be a node's name");
     refused(&["store", "history", &store, "a\nb"], "there is no node a\u{fffd}b");
-    refused(&["store", "remove", &store, "fr/bob", "--expect", "9"], "fr/bob is in generation 3, not 9");
+    refused(
+        &["store", "remove", &store, "fr/bob", "--expect", "9"],
+        "fr/bob is in generation 3, not 9",
+    );
     refused(&["store", "move", &store, "fr", "fr/deeper"], "that is where it is, or below it");
     refused(&["store", "move", &store, "fr/bob", "fr/alice"], "there is a node fr/alice already");
     refused(&["store", "history", &store, "it"], "there is no node it");
     let wrong = made.path("wrong");
     tiny_hf_model(Path::new(&wrong), &TinyModel { seed: 9, ..TinyModel::default() });
-    refused(&["store", "publish", &store, "x", &other, "--base", &wrong], "was compiled for the base made/tiny");
-    for usage in [&["store"][..], &["store", "import", "t", "s"], &["store", "publish", "s", "n", "a", "--expect", "1"]]
-    {
+    refused(
+        &["store", "publish", &store, "x", &other, "--base", &wrong],
+        "was compiled for the base made/tiny",
+    );
+    for usage in [
+        &["store"][..],
+        &["store", "import", "t", "s"],
+        &["store", "publish", "s", "n", "a", "--expect", "1"],
+    ] {
         assert_eq!(pleach(usage).status, Some(2), "{usage:?}");
     }
     assert_eq!(made.run("publish", &["x", &other, "--label", "novalue"]).status, Some(2));
-    assert_eq!(made.nodes(), [("fr".to_owned(), 1), ("fr/alice".to_owned(), 2), ("fr/bob".to_owned(), 3)]);
+    assert_eq!(
+        made.nodes(),
+        [("fr".to_owned(), 1), ("fr/alice".to_owned(), 2), ("fr/bob".to_owned(), 3)]
+    );
     assert!(!Path::new(&made.path("s2")).exists());
     made.assert_whole();
 }
@@ -355,7 +458,18 @@ fn refusals_are_one_line_and_leave_the_store_as_it_was() {
 fn help_of_every_command_fits_a_line() {
     for (command, options) in [
         ("import", &["--base", "--headroom", "--keep-files"][..]),
-        ("publish", &["--replace", "--expect", "--parent", "--trained-on", "--label", "--keep-files", "--base"]),
+        (
+            "publish",
+            &[
+                "--replace",
+                "--expect",
+                "--parent",
+                "--trained-on",
+                "--label",
+                "--keep-files",
+                "--base",
+            ],
+        ),
         ("remove", &["--recursive", "--expect"]),
         ("move", &["--expect"]),
         ("rollback", &["--expect"]),
@@ -383,7 +497,10 @@ fn a_path_that_is_not_utf_8_is_answered_in_json_too() {
     let made = Made::with_other();
     let store = made.dir.path().join(OsString::from_vec(b"st\xf6re".to_vec()));
     let run = |arguments: &[&OsStr]| {
-        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_pleach")).args(arguments).output().unwrap();
+        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_pleach"))
+            .args(arguments)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
@@ -395,6 +512,7 @@ fn a_path_that_is_not_utf_8_is_answered_in_json_too() {
         run(&[OsStr::new("store"), OsStr::new(command), store.as_os_str(), OsStr::new("--json")]);
     }
     let adapter = made.dir.path().join(OsString::from_vec(b"\xe9l\xe8ve".to_vec()));
-    let export = [OsStr::new("store"), OsStr::new("export"), store.as_os_str(), OsStr::new("fr/bob")];
+    let export =
+        [OsStr::new("store"), OsStr::new("export"), store.as_os_str(), OsStr::new("fr/bob")];
     run(&[&export[..], &[adapter.as_os_str(), OsStr::new("--json")]].concat());
 }

@@ -1,5 +1,6 @@
-//! An adapter on the wrong base gives text that looks like text and means nothing, and no tool said a word: the shapes
-//! of two models of one family agree. A base with a NaN answers nothing but that. Both are found before a weight moves.
+//! An adapter on the wrong base gives text that looks like text and means nothing, and no tool said
+//! a word: the shapes of two models of one family agree. A base with a NaN answers nothing but
+//! that. Both are found before a weight moves.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -10,7 +11,9 @@ use std::path::Path;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{self, Value};
 use pleach::base::BaseModel;
-use pleach::error::{AdapterDefect, ConfigDefect, FileKind, GgufDefect, SafeTensorsDefect, TreeDefect};
+use pleach::error::{
+    AdapterDefect, ConfigDefect, FileKind, GgufDefect, SafeTensorsDefect, TreeDefect,
+};
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_gguf, tiny_hf_model, tiny_hf_model_of};
 use pleach::{Error, Runtime, WeightName};
@@ -23,7 +26,8 @@ fn tree(blake3: &str) -> TempDir {
     let modules = vec![TinyModule::linear("model.layers.0.self_attn.q_proj", 64, 64)];
     TinyAdapter::new(modules, 2, 1).write(&dir.path().join("fr")).unwrap();
     if !blake3.is_empty() {
-        std::fs::write(dir.path().join("tree.toml"), format!("[base]\nblake3 = \"{blake3}\"\n")).unwrap();
+        std::fs::write(dir.path().join("tree.toml"), format!("[base]\nblake3 = \"{blake3}\"\n"))
+            .unwrap();
     }
     dir
 }
@@ -35,7 +39,8 @@ fn open(base: &Path, tree: &Path) -> pleach::Result<Runtime> {
 #[test]
 fn tree_pinned_to_another_base_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (right, wrong, gguf) = (dir.path().join("right"), dir.path().join("wrong"), dir.path().join("base.gguf"));
+    let (right, wrong, gguf) =
+        (dir.path().join("right"), dir.path().join("wrong"), dir.path().join("base.gguf"));
     let model = TinyModel::default();
     tiny_hf_model(&right, &model);
     tiny_hf_model(&wrong, &TinyModel { seed: 2, ..model.clone() });
@@ -56,7 +61,9 @@ fn tree_pinned_to_another_base_is_refused() {
     }
     for pin in ["abc", &"g".repeat(64)] {
         match open(&right, tree(pin).path()) {
-            Err(Error::Tree(defect)) => assert!(matches!(*defect, TreeDefect::BadHash { .. }), "{defect:?}"),
+            Err(Error::Tree(defect)) => {
+                assert!(matches!(*defect, TreeDefect::BadHash { .. }), "{defect:?}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -85,7 +92,9 @@ fn headroom_out_of_its_range_is_refused() {
     let open = |headroom: f32| Runtime::builder().base(dir.path()).headroom(headroom).open();
     for headroom in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.25, 0.0, 0.999, 1024.5] {
         match open(headroom) {
-            Err(Error::Headroom { headroom: found }) => assert_eq!(found.to_bits(), headroom.to_bits()),
+            Err(Error::Headroom { headroom: found }) => {
+                assert_eq!(found.to_bits(), headroom.to_bits())
+            }
             other => panic!("{headroom}: {other:?}"),
         }
     }
@@ -113,7 +122,9 @@ fn base_with_a_number_that_is_none_is_refused() {
             let opened = Runtime::builder().base(dir.path()).open().map(drop);
             for result in [opened, BaseModel::open(dir.path()).unwrap().check_values()] {
                 match result {
-                    Err(Error::NonFinite { tensor, index, .. }) => assert_eq!((tensor.as_str(), index), (name, last)),
+                    Err(Error::NonFinite { tensor, index, .. }) => {
+                        assert_eq!((tensor.as_str(), index), (name, last))
+                    }
                     other => panic!("{name} {dtype:?}: {other:?}"),
                 }
             }
@@ -129,10 +140,12 @@ fn base_with_rows_of_extreme_size_comes_back_bit_for_bit() {
     for size in [f32::MAX, f32::MIN_POSITIVE / 8.0, 0.0] {
         let dir = tempfile::tempdir().unwrap();
         let mut weights = model.weights();
-        weights.get_mut("model.layers.0.self_attn.q_proj.weight").unwrap().1[3 * 64..][..64].fill(size);
+        weights.get_mut("model.layers.0.self_attn.q_proj.weight").unwrap().1[3 * 64..][..64]
+            .fill(size);
         tiny_hf_model_of(dir.path(), &model, &weights);
         let tree = tree("");
-        let mut runtime = Runtime::builder().base(dir.path()).tree(tree.path()).headroom(16.0).open().unwrap();
+        let mut runtime =
+            Runtime::builder().base(dir.path()).tree(tree.path()).headroom(16.0).open().unwrap();
         let root = runtime.fingerprint().unwrap();
         runtime.switch_to("fr").unwrap();
         assert_ne!(runtime.fingerprint().unwrap(), root);
@@ -157,11 +170,23 @@ fn config_defect(path: &Path) -> ConfigDefect {
 fn other_files_under_a_models_name_are_called_what_they_are() {
     for (bytes, kind, advice) in [
         (&b""[..], FileKind::Empty, "fetch it again"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", FileKind::LfsPointer, "git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            FileKind::LfsPointer,
+            "git lfs pull",
+        ),
         (b"<!DOCTYPE html>\n<html class=\"\">\n<head>", FileKind::Page, "log-in"),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", FileKind::Page, "web page"),
+        (
+            b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+            FileKind::Page,
+            "web page",
+        ),
         (b"PK\x03\x04\0\0\x08\x08archive/data.pkl", FileKind::Zip, "save_file"),
-        (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", FileKind::Pickle, "never read"),
+        (
+            b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
+            FileKind::Pickle,
+            "never read",
+        ),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", FileKind::Gzip, "unpack"),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -170,7 +195,9 @@ fn other_files_under_a_models_name_are_called_what_they_are() {
         let error = refusal(dir.path());
         assert!(error.to_string().contains(advice), "{error}");
         match error {
-            Error::SafeTensors { defect: SafeTensorsDefect::OtherFile { found }, .. } => assert_eq!(found, kind),
+            Error::SafeTensors { defect: SafeTensorsDefect::OtherFile { found }, .. } => {
+                assert_eq!(found, kind)
+            }
             other => panic!("{other}"),
         }
         let gguf = dir.path().join("base.gguf");
@@ -214,7 +241,8 @@ fn parts_of_a_model_and_adapters_are_no_bases() {
     let adapter = tree.path().join("fr");
     let config = adapter.join("adapter_config.json");
     let edit = |base: &str| {
-        let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
         value["base_model_name_or_path"] = base.into();
         std::fs::write(&config, value.to_string()).unwrap();
     };
@@ -241,9 +269,11 @@ fn parts_of_a_model_and_adapters_are_no_bases() {
 
 #[test]
 fn gguf_files_that_are_no_models_are_named() {
-    for (kind, advice) in
-        [("adapter", "PEFT folders"), ("mmproj", "the base's own file"), ("imatrix", "expected model")]
-    {
+    for (kind, advice) in [
+        ("adapter", "PEFT folders"),
+        ("mmproj", "the base's own file"),
+        ("imatrix", "expected model"),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("it.gguf");
         let metadata = [
@@ -253,17 +283,22 @@ fn gguf_files_that_are_no_models_are_named() {
         let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
         gguf_file::write(&mut std::fs::File::create(&path).unwrap(), &metadata, &[]).unwrap();
         let defect = config_defect(&path);
-        assert!(matches!(&defect, ConfigDefect::GgufKind { found, .. } if found == kind), "{defect}");
+        assert!(
+            matches!(&defect, ConfigDefect::GgufKind { found, .. } if found == kind),
+            "{defect}"
+        );
         assert!(defect.to_string().contains(advice), "{defect}");
     }
 }
 
-/// `save_pretrained` of transformers on a model that PEFT wrapped: with adapters in it nobody but PEFT knows what is what.
+/// `save_pretrained` of transformers on a model that PEFT wrapped: with adapters in it nobody but
+/// PEFT knows what is what.
 #[test]
 fn peft_model_saved_whole_is_read_only_where_it_is_exactly_the_model() {
     let model = TinyModel::default();
     let wrapped = |name: &str| format!("base_model.model.{name}");
-    let plain: BTreeMap<_, _> = model.weights().into_iter().map(|(name, weight)| (wrapped(&name), weight)).collect();
+    let plain: BTreeMap<_, _> =
+        model.weights().into_iter().map(|(name, weight)| (wrapped(&name), weight)).collect();
     let dir = tempfile::tempdir().unwrap();
     tiny_hf_model_of(dir.path(), &model, &plain);
     let base = BaseModel::open(dir.path()).unwrap();
@@ -306,7 +341,10 @@ fn json_with_a_byte_order_mark_is_read_and_pythons_numbers_are_named() {
         for number in ["NaN", "Infinity", "-Infinity"] {
             std::fs::write(&path, text.replacen('{', &format!("{{\"a\": {number},"), 1)).unwrap();
             let error = refusal(dir.path()).to_string();
-            assert!(error.contains(file) && error.contains(&format!("{number} at line 1 column 7")), "{error}");
+            assert!(
+                error.contains(file) && error.contains(&format!("{number} at line 1 column 7")),
+                "{error}"
+            );
         }
         std::fs::write(&path, "<!doctype html>").unwrap();
         let error = refusal(dir.path()).to_string();
@@ -327,8 +365,10 @@ fn quantised_folder_names_its_plain_twin() {
         let path = dir.path().join(folder);
         tiny_hf_model(&path, &TinyModel::default());
         let config = path.join("config.json");
-        let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
-        value["quantization_config"] = serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        value["quantization_config"] =
+            serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
         if !name.is_empty() {
             value["_name_or_path"] = name.into();
         }

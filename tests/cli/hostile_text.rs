@@ -1,6 +1,7 @@
-//! Someone's adapter is called `ESC ] 0 ; … BEL`, its base `ESC [ 2 J`, its node's label has a line feed and then `error: …`. Who
-//! runs `pleach tree` on it, or reads the refusal, has the screen cleared, the window renamed, or a line that was never said.
-//! So no command may let a byte through that steers a terminal, and no text of a file may begin a line of its own.
+//! Someone's adapter is called `ESC ] 0 ; … BEL`, its base `ESC [ 2 J`, its node's label has a line
+//! feed and then `error: …`. Who runs `pleach tree` on it, or reads the refusal, has the screen
+//! cleared, the window renamed, or a line that was never said. So no command may let a byte through
+//! that steers a terminal, and no text of a file may begin a line of its own.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -10,18 +11,23 @@ use std::path::Path;
 use cli::{Run, make_base_and_tree, pleach};
 use serde_json::{Value, json};
 
-/// Clears the screen, renames the window, colours (8-bit), goes back, deletes, turns the direction, ends a line, is not there.
-const HOSTILE: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\r\u{7f}\u{202e}\u{2028}\u{feff}\u{2066}\u{200b}";
+/// Clears the screen, renames the window, colours (8-bit), goes back, deletes, turns the direction,
+/// ends a line, is not there.
+const HOSTILE: &str =
+    "\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\r\u{7f}\u{202e}\u{2028}\u{feff}\u{2066}\u{200b}";
 const FORGED: &str = "\nerror: all is well\nwarning: all is well";
 
 fn is_harmless(run: &Run) {
     for (stream, text) in [("stdout", &run.stdout), ("stderr", &run.stderr)] {
         let steers = |c: &char| {
-            (c.is_control() && !['\n', '\t'].contains(c)) || HOSTILE.chars().skip(5).any(|h| h == *c && !h.is_ascii())
+            (c.is_control() && !['\n', '\t'].contains(c))
+                || HOSTILE.chars().skip(5).any(|h| h == *c && !h.is_ascii())
         };
         assert_eq!(text.chars().find(steers), None, "{stream}: {text:?}");
         assert!(
-            !text.lines().any(|line| line.starts_with("error: all") || line.starts_with("warning: all")),
+            !text
+                .lines()
+                .any(|line| line.starts_with("error: all") || line.starts_with("warning: all")),
             "{stream}: {text}"
         );
     }
@@ -38,7 +44,8 @@ fn no_command_lets_through_what_steers_a_terminal() {
     let dir = tempfile::tempdir().unwrap();
     make_base_and_tree(dir.path());
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let (base, tree, store, text) = (at("base"), at("tree"), at("store"), format!("{HOSTILE}{FORGED}"));
+    let (base, tree, store, text) =
+        (at("base"), at("tree"), at("store"), format!("{HOSTILE}{FORGED}"));
     // Labels, names of the tree and its levels, the base's name.
     let quoted = json!(text).to_string().replace("\u{7f}", "\\u007f");
     let toml = format!("[tree]\nname = {quoted}\nlevels = [{quoted}]\n[base]\nname = {quoted}\n");
@@ -76,9 +83,9 @@ fn no_command_lets_through_what_steers_a_terminal() {
     answers(&["store", "history", &store, "fr/carol"]);
     // It is told, written out.
     assert!(
-        pleach(&["inspect", &fr])
-            .stdout
-            .contains("made for    \\u001b[2J\\u001b]0;owned\\u0007\\u009b31m\\u000d\\u007f\\u202e")
+        pleach(&["inspect", &fr]).stdout.contains(
+            "made for    \\u001b[2J\\u001b]0;owned\\u0007\\u009b31m\\u000d\\u007f\\u202e"
+        )
     );
     // JSON says the same, and nothing of it raw.
     let run = pleach(&["inspect", &fr, "--json"]);
@@ -107,15 +114,20 @@ fn no_command_lets_through_what_steers_a_terminal() {
         is_harmless(&run);
         assert!(run.stderr.starts_with("error: "), "{arguments:?}: {}", run.stderr);
     }
-    for arguments in [&["tree", &tree][..], &["tree", &tree, "--format", "dot"], &["inspect", &tree]] {
+    for arguments in
+        [&["tree", &tree][..], &["tree", &tree, "--format", "dot"], &["inspect", &tree]]
+    {
         let run = pleach(arguments);
         is_harmless(&run);
         assert!(run.stdout.contains("\\u001b[2J"), "{}", run.stdout);
     }
     // Wrong usage is told by another's hand.
-    for arguments in
-        [&[&text[..]][..], &["tree", &tree, "--format", &text], &["tree", &tree, &text], &[&format!("--{text}")]]
-    {
+    for arguments in [
+        &[&text[..]][..],
+        &["tree", &tree, "--format", &text],
+        &["tree", &tree, &text],
+        &[&format!("--{text}")],
+    ] {
         let run = pleach(arguments);
         assert_eq!(run.status, Some(2), "{}", run.stderr);
         is_harmless(&run);

@@ -1,5 +1,6 @@
-//! A `tokenizer.json` that was broken inside one entry made the library that reads it panic, and with it a whole server.
-//! Whatever stands in a tokenizer's or a template's file is now read or refused, with its place, and nothing reaches stderr.
+//! A `tokenizer.json` that was broken inside one entry made the library that reads it panic, and
+//! with it a whole server. Whatever stands in a tokenizer's or a template's file is now read or
+//! refused, with its place, and nothing reaches stderr.
 
 use std::process::Command;
 
@@ -26,7 +27,9 @@ fn defect(text: &str) -> TokenizerDefect {
 fn entry_that_is_no_json_is_refused_with_its_place() {
     let (_dir, text) = sound();
     let value: Value = serde_json::from_str(&text).unwrap();
-    for entry in ["decoder", "normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens"] {
+    for entry in
+        ["decoder", "normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens"]
+    {
         let mut broken = value.clone();
         broken[entry] = json!("HERE");
         let broken = broken.to_string().replace("\"HERE\"", "znull");
@@ -41,13 +44,18 @@ fn entry_of_another_kind_or_without_its_fields_is_refused() {
     let (_dir, text) = sound();
     let value: Value = serde_json::from_str(&text).unwrap();
     for entry in ["decoder", "normalizer", "pre_tokenizer", "post_processor"] {
-        for (broken, place) in
-            [(json!("x"), entry.to_owned()), (json!([1]), entry.to_owned()), (json!({}), format!("{entry}.type"))]
-        {
+        for (broken, place) in [
+            (json!("x"), entry.to_owned()),
+            (json!([1]), entry.to_owned()),
+            (json!({}), format!("{entry}.type")),
+        ] {
             let mut value = value.clone();
             value[entry] = broken;
             let found = defect(&value.to_string());
-            assert!(matches!(&found, TokenizerDefect::Entry { entry, .. } if *entry == place), "{entry}: {found}");
+            assert!(
+                matches!(&found, TokenizerDefect::Entry { entry, .. } if *entry == place),
+                "{entry}: {found}"
+            );
         }
     }
     // What only the library knows to be wrong; the first three are those it panics on.
@@ -62,7 +70,10 @@ fn entry_of_another_kind_or_without_its_fields_is_refused() {
         ("normalizer", json!({"type": "Nobody"})),
         ("decoder", json!({"type": "Sequence"})),
         ("decoder", json!({"type": "Sequence", "decoders": [{"type": "Nobody"}]})),
-        ("pre_tokenizer", json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false})),
+        (
+            "pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false}),
+        ),
         ("post_processor", json!({"type": "TemplateProcessing", "single": [], "pair": []})),
     ] {
         let mut value = value.clone();
@@ -85,7 +96,11 @@ fn command_line_tells_one_line_and_no_panic() {
     for broken in [json!("znull"), json!({"type": "Precompiled", "precompiled_charsmap": "%%%"})] {
         let mut value = value.clone();
         value["normalizer"] = broken;
-        std::fs::write(dir.path().join("tokenizer.json"), value.to_string().replace("\"znull\"", "znull")).unwrap();
+        std::fs::write(
+            dir.path().join("tokenizer.json"),
+            value.to_string().replace("\"znull\"", "znull"),
+        )
+        .unwrap();
         let run = score();
         let message = String::from_utf8(run.stderr).unwrap();
         assert_eq!((run.status.code(), message.lines().count()), (Some(1), 1), "{message}");

@@ -1,6 +1,7 @@
-//! A folder of adapters lives on a volume: with `lost+found`, a Kubernetes mount's `..data`, a link that somebody forgot, one
-//! upload that broke off. Servers that gave up at the first of them took every user down with one. Here the others are
-//! served, the bad entry is told with its reason wherever one looks, and nothing hangs under another parent because of it.
+//! A folder of adapters lives on a volume: with `lost+found`, a Kubernetes mount's `..data`, a link
+//! that somebody forgot, one upload that broke off. Servers that gave up at the first of them took
+//! every user down with one. Here the others are served, the bad entry is told with its reason
+//! wherever one looks, and nothing hangs under another parent because of it.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -37,7 +38,10 @@ impl Made {
 
     fn import(&self, arguments: &[&str]) -> cli::Run {
         let (base, tree, store) = (self.path("base"), self.path("tree"), self.path("store"));
-        pleach(&[&["store", "import", &tree, &store, "--base", &base, "--headroom", "4"], arguments].concat())
+        pleach(
+            &[&["store", "import", &tree, &store, "--base", &base, "--headroom", "4"], arguments]
+                .concat(),
+        )
     }
 }
 
@@ -55,7 +59,8 @@ fn what_is_refused_is_told_by_every_command_and_at_open() {
     made.adapter("fr/a!b", 5);
     let tree = pleach(&["tree", &made.path("tree")]).text();
     assert!(
-        tree.contains("alice") && tree.contains("\nrefused: fr/a!b: \"fr/a!b\" cannot be a node's name: "),
+        tree.contains("alice")
+            && tree.contains("\nrefused: fr/a!b: \"fr/a!b\" cannot be a node's name: "),
         "{tree}"
     );
     let json = pleach(&["tree", &made.path("tree"), "--json"]).json();
@@ -86,24 +91,40 @@ fn import_names_all_that_is_refused_and_makes_no_store() {
     let run = made.import(&[]);
     assert_eq!((run.status, &run.stdout[..]), (Some(1), ""));
     assert!(
-        run.stderr.starts_with("error: ") && run.stderr.contains("4 entries of the tree are refused"),
+        run.stderr.starts_with("error: ")
+            && run.stderr.contains("4 entries of the tree are refused"),
         "{}",
         run.stderr
     );
-    let lines: Vec<&str> = run.stderr.lines().skip(1).map(|line| line.split_once(": ").unwrap().0.trim()).collect();
+    let lines: Vec<&str> =
+        run.stderr.lines().skip(1).map(|line| line.split_once(": ").unwrap().0.trim()).collect();
     assert_eq!(lines, ["de", "de/eve", "fr/a!b", "nan"]);
     assert!(run.stderr.contains("de/eve: its parent de is refused"), "{}", run.stderr);
-    let left: Vec<_> = std::fs::read_dir(made.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(made.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("store")), "{left:?}");
 
     let answer = made.import(&["--skip-refused", "--json"]).json();
     assert_eq!(
         keys(&answer),
-        ["store", "nodes", "bytes", "refused", "passed_over", "doubtful", "remarks", "kept", "seconds"]
+        [
+            "store",
+            "nodes",
+            "bytes",
+            "refused",
+            "passed_over",
+            "doubtful",
+            "remarks",
+            "kept",
+            "seconds"
+        ]
     );
     assert_eq!((&answer["nodes"], answer["refused"].as_array().unwrap().len()), (&json!(3), 4));
     let list = pleach(&["store", "list", &made.path("store"), "--json"]).json();
-    let nodes: Vec<&Value> = list["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();
+    let nodes: Vec<&Value> =
+        list["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();
     assert_eq!(nodes, ["fr", "fr/alice", "fr/bob"]);
 }
 
@@ -125,7 +146,8 @@ fn verify_walks_the_others_and_fails_unless_refusals_are_left_out() {
     assert_eq!(run.status, Some(1), "{}", run.stderr);
     let answer: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!((&answer["nodes_visited"], &answer["mismatched_nodes"]), (&json!(4), &json!(0)));
-    let nodes: Vec<&Value> = answer["refused"].as_array().unwrap().iter().map(|entry| &entry["node"]).collect();
+    let nodes: Vec<&Value> =
+        answer["refused"].as_array().unwrap().iter().map(|entry| &entry["node"]).collect();
     assert_eq!(nodes, ["de", "de/eve"]);
     let drawn = pleach(&["tree", &made.path("tree"), "--json"]).json();
     let eve = drawn["children"][0]["children"][0]["adapter"]["refusal"].as_str().unwrap();
@@ -144,11 +166,20 @@ fn bench_measures_the_others() {
     // The deepest leaves are those that cannot be read.
     made.broken("fr/alice/deep");
     made.broken("fr/alice/deeper");
-    let run = made.run("bench", &["--repeats", "1", "--ranks", "1", "--device", "cpu", "--headroom", "4", "--json"]);
+    let run = made.run(
+        "bench",
+        &["--repeats", "1", "--ranks", "1", "--device", "cpu", "--headroom", "4", "--json"],
+    );
     assert_eq!(run.status, Some(0), "{}", run.stderr);
     let answer: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(answer["refused"].as_array().unwrap().len(), 2, "{}", answer["refused"]);
-    assert!(answer["figures"].as_array().unwrap().iter().any(|figure| figure["name"] == "switch_leaf_ms"));
+    assert!(
+        answer["figures"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|figure| figure["name"] == "switch_leaf_ms")
+    );
 }
 
 /// Under the grandparent it would be another model.
@@ -158,17 +189,26 @@ fn child_of_a_refused_node_is_refused_unless_tree_toml_gives_it_a_parent() {
     made.adapter("de", 4);
     made.adapter("de/eve", 5);
     made.adapter("de/eve/x", 6);
-    std::fs::write(made.at("tree/tree.toml"), "[nodes.de]\nparent = \"nowhere\"\n[nodes.fred]\nadapter = \"no\"")
-        .unwrap();
+    std::fs::write(
+        made.at("tree/tree.toml"),
+        "[nodes.de]\nparent = \"nowhere\"\n[nodes.fred]\nadapter = \"no\"",
+    )
+    .unwrap();
     let tree = made.tree();
     assert_eq!(names(&tree), ["fr", "fr/alice", "fr/bob"]);
     assert_eq!(refused(&tree), ["de", "de/eve", "de/eve/x", "fred"]);
     let Err(Error::Tree(defect)) = tree.node("de/eve/x") else { panic!() };
-    assert!(matches!(&*defect, TreeDefect::Refused { entry, .. } if entry.name == "de/eve/x"), "{defect}");
+    assert!(
+        matches!(&*defect, TreeDefect::Refused { entry, .. } if entry.name == "de/eve/x"),
+        "{defect}"
+    );
     assert!(defect.to_string().contains("its parent de/eve is refused"), "{defect}");
 
-    std::fs::write(made.at("tree/tree.toml"), "[nodes.de]\nparent = \"no\"\n[nodes.\"de/eve\"]\nparent = \"/\"")
-        .unwrap();
+    std::fs::write(
+        made.at("tree/tree.toml"),
+        "[nodes.de]\nparent = \"no\"\n[nodes.\"de/eve\"]\nparent = \"/\"",
+    )
+    .unwrap();
     let tree = made.tree();
     assert_eq!(names(&tree), ["de/eve", "de/eve/x", "fr", "fr/alice", "fr/bob"]);
     assert_eq!(tree.depth(tree.node("de/eve").unwrap()), 1);
@@ -191,7 +231,8 @@ fn what_concerns_the_whole_tree_still_fails_whole() {
     std::fs::rename(made.at("tree/fr"), made.at("tree/f!")).unwrap();
     let error = AdapterTree::open(&made.at("tree")).unwrap_err().to_string();
     assert!(
-        error.contains("every entry is refused, so there is no tree here:") && error.contains("f!/alice"),
+        error.contains("every entry is refused, so there is no tree here:")
+            && error.contains("f!/alice"),
         "{error}"
     );
 }
@@ -201,7 +242,8 @@ fn what_concerns_the_whole_tree_still_fails_whole() {
 fn kubernetes_volume_is_served_through_its_links() {
     use std::os::unix::fs::symlink;
     let made = Made::new();
-    // An atomic writer's mount: the data in a dated folder, a link to it, and links to what is in it.
+    // An atomic writer's mount: the data in a dated folder, a link to it, and links to what is in
+    // it.
     let volume = made.at("tree/fr/carol");
     cli::adapter(2, 8).write(&volume.join("..2026_11_26_10_00_00.123")).unwrap();
     symlink("..2026_11_26_10_00_00.123", volume.join("..data")).unwrap();
@@ -216,7 +258,8 @@ fn kubernetes_volume_is_served_through_its_links() {
     let tree = made.tree();
     assert_eq!(names(&tree), ["de/dave", "fr", "fr/alice", "fr/bob", "fr/carol"]);
     assert_eq!(refused(&tree), Vec::<&str>::new());
-    let why: Vec<_> = tree.passed_over().iter().map(|passed| (&passed.why, passed.adapters)).collect();
+    let why: Vec<_> =
+        tree.passed_over().iter().map(|passed| (&passed.why, passed.adapters)).collect();
     assert_eq!(why, [(&PassedOverWhy::Volume, 1); 2]);
     assert_eq!(made.run("verify", &["--switches", "9", "--skip-refused"]).status, Some(0));
 }
@@ -237,7 +280,8 @@ fn volume_that_was_written_anew_is_told_and_what_was_read_is_served() {
     for node in ["dave", "erna"] {
         symlink(Path::new("..data").join(node), volume.join(node)).unwrap();
     }
-    let open = || pleach::Runtime::builder().base(made.at("base")).tree(made.at("tree")).open().unwrap();
+    let open =
+        || pleach::Runtime::builder().base(made.at("base")).tree(made.at("tree")).open().unwrap();
     let mut runtime = open();
     runtime.switch_to("de/dave").unwrap();
     let served = runtime.fingerprint().unwrap();
@@ -293,7 +337,12 @@ fn names_in_two_encodings_are_one_name() {
 fn adapter_refused_while_the_tree_is_served_is_refused_alone() {
     let made = Made::new();
     made.broken("de");
-    let mut runtime = Runtime::builder().base(made.at("base")).tree(made.at("tree")).headroom(4.0).open().unwrap();
+    let mut runtime = Runtime::builder()
+        .base(made.at("base"))
+        .tree(made.at("tree"))
+        .headroom(4.0)
+        .open()
+        .unwrap();
     let base = runtime.fingerprint().unwrap();
     assert!(matches!(runtime.switch_to("de"), Err(Error::Adapter { .. })));
     runtime.switch_to("fr/alice").unwrap();

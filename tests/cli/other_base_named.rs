@@ -1,6 +1,7 @@
-//! An adapter comes out of a store and AutoPeft asks the hub for a base called `model.Q4_1.gguf`: the store kept the name of a file
-//! in place of the one that the adapters published. And a tree of adapters for one model is served on another of the same
-//! shapes: every switch works, every answer is a little wrong, and three names that differ lie there unread.
+//! An adapter comes out of a store and AutoPeft asks the hub for a base called `model.Q4_1.gguf`:
+//! the store kept the name of a file in place of the one that the adapters published. And a tree of
+//! adapters for one model is served on another of the same shapes: every switch works, every answer
+//! is a little wrong, and three names that differ lie there unread.
 
 #[path = "../common/cli.rs"]
 mod cli;
@@ -24,7 +25,14 @@ impl Made {
 
     /// What an import has to say.
     fn import(&self, store: &str) -> String {
-        let run = pleach(&["store", "import", &self.path("tree"), &self.path(store), "--base", &self.path("base")]);
+        let run = pleach(&[
+            "store",
+            "import",
+            &self.path("tree"),
+            &self.path(store),
+            "--base",
+            &self.path("base"),
+        ]);
         assert_eq!(run.status, Some(0), "{}", run.stderr);
         run.stderr
     }
@@ -38,7 +46,11 @@ fn base_of(adapter: &str) -> Value {
 #[test]
 fn an_exported_adapter_names_the_base_as_the_adapters_did() {
     let made = Made::new();
-    for (node, base) in [("fr", "acme/Tiny-1B"), ("fr/alice", "acme/Tiny-1B"), ("fr/bob", "packer/tiny-1b-bnb-4bit")] {
+    for (node, base) in [
+        ("fr", "acme/Tiny-1B"),
+        ("fr/alice", "acme/Tiny-1B"),
+        ("fr/bob", "packer/tiny-1b-bnb-4bit"),
+    ] {
         made.names(node, base);
     }
     std::fs::write(made.at("tree/tree.toml"), "[base]\nname = \"our tiny one\"\n").unwrap();
@@ -74,14 +86,22 @@ fn names_that_mean_different_bases_are_told_once() {
     let told = run();
     assert_eq!(told.status, Some(0));
     assert_eq!(told.stderr.matches("warning:").count(), 1, "{}", told.stderr);
-    assert!(told.stderr.contains("3 adapters say made/tiny, the base calls itself acme/Other-1B"), "{}", told.stderr);
+    assert!(
+        told.stderr.contains("3 adapters say made/tiny, the base calls itself acme/Other-1B"),
+        "{}",
+        told.stderr
+    );
 
     made.edit("base/config.json", "_name_or_path", "");
     made.names("fr/bob", "acme/Other-1B");
     std::fs::write(made.at("tree/tree.toml"), "[base]\nname = \"acme/Third\"\n").unwrap();
     let told = made.import("store");
-    let expected = "1 adapter says acme/Other-1B, 2 adapters say made/tiny, tree.toml says acme/Third";
-    assert!(told.starts_with("warning:") && told.contains(expected) && told.lines().count() == 1, "{told}");
+    let expected =
+        "1 adapter says acme/Other-1B, 2 adapters say made/tiny, tree.toml says acme/Third";
+    assert!(
+        told.starts_with("warning:") && told.contains(expected) && told.lines().count() == 1,
+        "{told}"
+    );
 }
 
 /// What is published later is asked, too.

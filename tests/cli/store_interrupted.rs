@@ -1,6 +1,7 @@
-//! Every import that was told to end, by a terminal that closed or by a supervisor, left a hidden folder of its size behind.
-//! Here imports are ended by each signal at any moment: nothing is left, the status is the one shells know, and what a
-//! killed one must leave behind goes with the next import, but never what somebody still works in.
+//! Every import that was told to end, by a terminal that closed or by a supervisor, left a hidden
+//! folder of its size behind. Here imports are ended by each signal at any moment: nothing is left,
+//! the status is the one shells know, and what a killed one must leave behind goes with the next
+//! import, but never what somebody still works in.
 
 #![cfg(unix)]
 
@@ -49,13 +50,16 @@ impl Made {
 
     /// What is in the folder beside base and tree.
     fn beside(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
-        let mut beside: Vec<_> = entries.filter(|path| !path.ends_with("base") && !path.ends_with("tree")).collect();
+        let entries =
+            std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut beside: Vec<_> =
+            entries.filter(|path| !path.ends_with("base") && !path.ends_with("tree")).collect();
         beside.sort();
         beside
     }
 
-    /// An import that has begun to make the store called `store`; none if it was quicker than we looked.
+    /// An import that has begun to make the store called `store`; none if it was quicker than we
+    /// looked.
     fn begun(&self, store: &str) -> Option<Child> {
         let (before, begin) = (self.beside(), Instant::now());
         let mut import = self.import(store);
@@ -68,7 +72,9 @@ impl Made {
 }
 
 fn send(process: &Child, signal: &str) {
-    assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success()
+    );
 }
 
 fn end(process: Child, signal: &str) -> Output {
@@ -93,7 +99,9 @@ fn an_import_that_is_told_to_end_leaves_nothing_behind() {
     for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         if is_ignored(status - 128) {
             assert_ne!(signal, "-TERM", "nothing would end the import");
-            println!("skipped: {signal} is ignored here, as with nohup, and so is it by what is started here");
+            println!(
+                "skipped: {signal} is ignored here, as with nohup, and so is it by what is started here"
+            );
             continue;
         }
         let mut ended = 0;
@@ -108,7 +116,11 @@ fn an_import_that_is_told_to_end_leaves_nothing_behind() {
                 continue;
             }
             assert_eq!(output.status.code(), Some(status), "{signal}: {output:?}");
-            assert!(output.stdout.is_empty() && made.beside().is_empty(), "{signal} left {:?}", made.beside());
+            assert!(
+                output.stdout.is_empty() && made.beside().is_empty(),
+                "{signal} left {:?}",
+                made.beside()
+            );
             ended += 1;
             if ended == 4 {
                 break;
@@ -125,7 +137,18 @@ fn a_signal_that_is_ignored_stays_ignored() {
     let [tree, store, base] = ["tree", "store", "base"].map(|name| made.at(name));
     let script = "trap '' HUP; echo ignored; exec \"$@\"";
     let mut import = Command::new("sh")
-        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_pleach"), "store", "import", &tree, &store, "--base", &base])
+        .args([
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_pleach"),
+            "store",
+            "import",
+            &tree,
+            &store,
+            "--base",
+            &base,
+        ])
         .args(["--headroom", "4"])
         .stdout(Stdio::piped())
         .spawn()
@@ -168,7 +191,11 @@ fn what_a_killed_import_left_goes_with_the_next_of_its_name() {
     assert!(left.iter().all(|path| told.contains(path.to_str().unwrap())), "{told}");
     assert!(left.iter().all(|path| !path.exists()));
     for stray in &strays {
-        assert_eq!(std::fs::read(PathBuf::from(made.at(stray)).join("notes.txt")).unwrap(), b"mine", "{stray}");
+        assert_eq!(
+            std::fs::read(PathBuf::from(made.at(stray)).join("notes.txt")).unwrap(),
+            b"mine",
+            "{stray}"
+        );
     }
     assert!(PathBuf::from(made.at(&format!(".store.making-{id}"))).is_symlink());
     assert_eq!(std::fs::read_dir(made.at("tree")).unwrap().count(), 400);

@@ -1,6 +1,7 @@
-//! A publisher that was stopped, not killed, in the middle of a change made `store stat` wait without a word; and a lock that
-//! any user may put on a file he can read shut every reader and writer out. Here processes stop at every step of a change:
-//! who reads does not wait, and who must is told for whom, as long as was asked.
+//! A publisher that was stopped, not killed, in the middle of a change made `store stat` wait
+//! without a word; and a lock that any user may put on a file he can read shut every reader and
+//! writer out. Here processes stop at every step of a change: who reads does not wait, and who must
+//! is told for whom, as long as was asked.
 
 #![cfg(unix)]
 
@@ -35,7 +36,9 @@ fn stop_in_a_change(told: &str) {
             signal(std::process::id(), "-STOP");
         }
     });
-    let store = Store::open_with(Path::new(folder), &StoreOptions { faults, ..StoreOptions::default() }).unwrap();
+    let store =
+        Store::open_with(Path::new(folder), &StoreOptions { faults, ..StoreOptions::default() })
+            .unwrap();
     store.publish("later", content(7), labelled(7)).unwrap();
 }
 
@@ -121,7 +124,8 @@ fn a_publisher_that_is_stopped_keeps_no_reader_waiting() {
     for step in 0.. {
         let (_folder, path) = made();
         let Some(stopped) = Stopped::before_step(step, &path) else { break };
-        // While the head of the catalogue is written nobody may read it, and one may be stopped in that.
+        // While the head of the catalogue is written nobody may read it, and one may be stopped in
+        // that.
         let is_made = match read_all(&path) {
             Ok(nodes) => {
                 at_once += 1;
@@ -145,7 +149,8 @@ fn a_publisher_that_is_stopped_keeps_no_reader_waiting() {
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         assert!((seconds - 0.05).abs() < 1e-9);
         assert!(
-            holder.starts_with(&format!("process {} (", stopped.id())) && holder.ends_with(", stopped)"),
+            holder.starts_with(&format!("process {} (", stopped.id()))
+                && holder.ends_with(", stopped)"),
             "{holder}"
         );
         drop(stopped);
@@ -154,7 +159,9 @@ fn a_publisher_that_is_stopped_keeps_no_reader_waiting() {
         assert_eq!(store.len().unwrap(), 3);
         verified(&store);
     }
-    let told = format!("{at_once} steps at which readers did not wait, {while_committing} at which they did");
+    let told = format!(
+        "{at_once} steps at which readers did not wait, {while_committing} at which they did"
+    );
     assert!(at_once > 3 && at_once >= while_committing, "{told}");
 }
 
@@ -183,14 +190,21 @@ fn the_command_line_tells_for_whom_it_waits_and_no_longer_than_asked() {
     let refused = pleach(&["remove", store, "fr", "--timeout", "0.2"]).wait_with_output().unwrap();
     let told = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(told.starts_with("error: ") && told.contains(&name) && told.contains("stopped"), "{told}");
+    assert!(
+        told.starts_with("error: ") && told.contains(&name) && told.contains("stopped"),
+        "{told}"
+    );
     assert!(told.contains("0.2 s") && told.contains("--timeout"), "{told}");
     // Without a limit, or within it, it waits, says so after a second, and goes on when it can.
-    let mut waiting = [(&["remove", store, "fr"][..]), &["compact", store, "--timeout", "300"]].map(pleach);
+    let mut waiting =
+        [(&["remove", store, "fr"][..]), &["compact", store, "--timeout", "300"]].map(pleach);
     for process in &mut waiting {
         let stderr = process.stderr.take().unwrap();
         let line = BufReader::new(stderr).lines().next().unwrap().unwrap();
-        assert!(line.starts_with("warning: ") && line.contains(&name) && line.contains("waiting for"), "{line}");
+        assert!(
+            line.starts_with("warning: ") && line.contains(&name) && line.contains("waiting for"),
+            "{line}"
+        );
         assert!(process.try_wait().unwrap().is_none());
     }
     drop(stopped);
@@ -204,8 +218,8 @@ fn the_command_line_tells_for_whom_it_waits_and_no_longer_than_asked() {
 #[test]
 fn a_lock_that_any_user_may_take_shuts_nobody_out() {
     let (_folder, path) = made();
-    let locks =
-        ["catalogue.db", "segments/00000001.seg", "segments", ""].map(|name| File::open(path.join(name)).unwrap());
+    let locks = ["catalogue.db", "segments/00000001.seg", "segments", ""]
+        .map(|name| File::open(path.join(name)).unwrap());
     locks.iter().for_each(|file| file.lock().unwrap());
     let store = Store::open_within(&path, Duration::from_secs(5)).unwrap();
     assert_eq!(seed_of(&store, &store.get("fr").unwrap().version).unwrap(), 1);

@@ -1,5 +1,6 @@
-//! What people expect of a text generator and did not find: to stop at a text wherever the tokens lie, to leave out unlikely
-//! tokens, to repeat less, `top_k 0` and `top_p 1` for off, another of the model's templates; and a bench on a toy of a model.
+//! What people expect of a text generator and did not find: to stop at a text wherever the tokens
+//! lie, to leave out unlikely tokens, to repeat less, `top_k 0` and `top_p 1` for off, another of
+//! the model's templates; and a bench on a toy of a model.
 
 use std::ops::ControlFlow;
 use std::process::Command;
@@ -23,7 +24,8 @@ fn runtime(dir: &tempfile::TempDir, device: &str) -> Runtime {
 /// `pleach COMMAND --base …` with `--json`, or the error's text.
 fn pleach(command: &str, dir: &tempfile::TempDir, arguments: &[&str]) -> Result<Value, String> {
     let mut run = Command::new(env!("CARGO_BIN_EXE_pleach"));
-    run.args([command, "--base", dir.path().to_str().unwrap(), "--device", "cpu", "--json"]).args(arguments);
+    run.args([command, "--base", dir.path().to_str().unwrap(), "--device", "cpu", "--json"])
+        .args(arguments);
     let output = run.output().unwrap();
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     match output.status.success() {
@@ -51,7 +53,10 @@ fn text_stops_before_a_stop_text_wherever_the_tokens_lie() {
     for (start, length) in [(0, 1), (3, 1), (4, 3), (7, 5)] {
         let stop: String = chars[start..start + length].iter().collect();
         let at = whole.text.find(&stop).unwrap();
-        let with = GenerateOptions { stop_texts: vec!["never there".to_owned(), stop.clone()], ..free.clone() };
+        let with = GenerateOptions {
+            stop_texts: vec!["never there".to_owned(), stop.clone()],
+            ..free.clone()
+        };
         let mut streamed = String::new();
         let stopped = runtime
             .generate(&prompt, &with, |piece| {
@@ -60,7 +65,11 @@ fn text_stops_before_a_stop_text_wherever_the_tokens_lie() {
                 ControlFlow::Continue(())
             })
             .unwrap();
-        assert_eq!((stopped.text.as_str(), stopped.stop), (&whole.text[..at], StopReason::StopText), "{stop:?}");
+        assert_eq!(
+            (stopped.text.as_str(), stopped.stop),
+            (&whole.text[..at], StopReason::StopText),
+            "{stop:?}"
+        );
         assert_eq!(streamed, stopped.text);
         assert!(stopped.token_ids.len() < LONG && whole.token_ids.starts_with(&stopped.token_ids));
     }
@@ -102,12 +111,16 @@ fn repeat_penalty_is_that_of_transformers() {
         ids.push(best);
     }
     let sampling = Sampling { repeat_penalty: penalty, ..Sampling::default() };
-    let found = runtime
-        .generate(&prompt, &GenerateOptions { sampling, ..options() }, |_| ControlFlow::Continue(()))
-        .unwrap()
-        .token_ids;
+    let found =
+        runtime
+            .generate(&prompt, &GenerateOptions { sampling, ..options() }, |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+            .token_ids;
     assert_eq!(found, expected);
-    let plain = runtime.generate(&prompt, &options(), |_| ControlFlow::Continue(())).unwrap().token_ids;
+    let plain =
+        runtime.generate(&prompt, &options(), |_| ControlFlow::Continue(())).unwrap().token_ids;
     assert_ne!(found, plain, "the penalty changes something here");
 }
 
@@ -120,7 +133,18 @@ fn off_is_off_and_min_p_one_is_greedy() {
     };
     let hot = run(&["--temperature", "1.3"]);
     assert_eq!(
-        run(&["--temperature", "1.3", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--repeat-penalty", "1"]),
+        run(&[
+            "--temperature",
+            "1.3",
+            "--top-k",
+            "0",
+            "--top-p",
+            "1",
+            "--min-p",
+            "0",
+            "--repeat-penalty",
+            "1"
+        ]),
         hot
     );
     let greedy = run(&[]);
@@ -135,20 +159,41 @@ fn off_is_off_and_min_p_one_is_greedy() {
 #[test]
 fn command_line_stops_at_several_texts_and_takes_a_named_template() {
     let dir = base(&TinyModel::default());
-    let fixed = ["--prompt", "hello w", "--max-tokens", "24", "--ignore-eos", "--temperature", "1", "--seed", "5"];
+    let fixed = [
+        "--prompt",
+        "hello w",
+        "--max-tokens",
+        "24",
+        "--ignore-eos",
+        "--temperature",
+        "1",
+        "--seed",
+        "5",
+    ];
     let whole = pleach("generate", &dir, &fixed).unwrap();
     let text = whole["text"].as_str().unwrap();
     let at = text.char_indices().nth(6).unwrap().0;
     let stop = text[at..].chars().next().unwrap().to_string();
-    let answer = pleach("generate", &dir, &[&fixed[..], &["--stop", "never there", "--stop", &stop]].concat()).unwrap();
+    let answer = pleach(
+        "generate",
+        &dir,
+        &[&fixed[..], &["--stop", "never there", "--stop", &stop]].concat(),
+    )
+    .unwrap();
     assert_eq!(answer["text"].as_str().unwrap(), &text[..text.find(&stop).unwrap()]);
     assert_eq!((&answer["stop"], &answer["stop_token"]), (&json!("stop_text"), &json!(null)));
 
     let path = dir.path().join("tokenizer_config.json");
-    let templates = json!({"chat_template": {"default": "hello", "rag": "hello w {{ messages[0].content }}"}});
+    let templates =
+        json!({"chat_template": {"default": "hello", "rag": "hello w {{ messages[0].content }}"}});
     std::fs::write(path, templates.to_string()).unwrap();
-    let chat =
-        |more: &[&str]| pleach("generate", &dir, &[&["--chat", "--prompt", "lo", "--max-tokens", "1"], more].concat());
+    let chat = |more: &[&str]| {
+        pleach(
+            "generate",
+            &dir,
+            &[&["--chat", "--prompt", "lo", "--max-tokens", "1"], more].concat(),
+        )
+    };
     assert_eq!(chat(&[]).unwrap()["prompt_tokens"], json!(1));
     let expected = runtime(&dir, "cpu").tokenizer().unwrap().encode("hello w lo").unwrap().len();
     assert_eq!(chat(&["--template", "rag"]).unwrap()["prompt_tokens"], json!(expected));
@@ -166,9 +211,14 @@ fn bench_runs_on_a_small_vocabulary_and_a_short_context() {
         std::fs::write(&path, config.to_string()).unwrap();
         let answer = pleach("bench", &dir, &["--ranks", "2", "--repeats", "1", "--quiet"]).unwrap();
         let figures = answer["figures"].as_array().unwrap();
-        let decode =
-            figures.iter().find(|figure| figure["name"] == json!("decode_tok_s_base")).expect("decode is measured");
-        assert!(decode["value"].as_f64().is_some_and(|speed| speed.is_finite() && speed > 0.0), "{held}: {decode}");
+        let decode = figures
+            .iter()
+            .find(|figure| figure["name"] == json!("decode_tok_s_base"))
+            .expect("decode is measured");
+        assert!(
+            decode["value"].as_f64().is_some_and(|speed| speed.is_finite() && speed > 0.0),
+            "{held}: {decode}"
+        );
     }
     config["max_position_embeddings"] = json!(1);
     std::fs::write(&path, config.to_string()).unwrap();
@@ -176,7 +226,8 @@ fn bench_runs_on_a_small_vocabulary_and_a_short_context() {
     assert!(error.contains("the base holds 1 token of context"), "{error}");
 }
 
-/// On a GPU `min_p` is the shader's, and a penalty takes the logits to the host: the tokens are the CPU's.
+/// On a GPU `min_p` is the shader's, and a penalty takes the logits to the host: the tokens are the
+/// CPU's.
 #[cfg(feature = "gpu")]
 #[test]
 fn gpu_leaves_out_and_penalises_as_the_cpu_does() {
@@ -199,7 +250,10 @@ fn gpu_leaves_out_and_penalises_as_the_cpu_does() {
     ] {
         let options = GenerateOptions { sampling, ..options() };
         let [a, b] = [&here, &there].map(|runtime| {
-            runtime.generate(&"hello w".into(), &options, |_| ControlFlow::Continue(())).unwrap().token_ids
+            runtime
+                .generate(&"hello w".into(), &options, |_| ControlFlow::Continue(()))
+                .unwrap()
+                .token_ids
         });
         assert_eq!(a, b, "{options:?}");
     }

@@ -13,12 +13,14 @@ use tempfile::TempDir;
 
 /// Two matrices of the made base.
 pub fn modules() -> [TinyModule; 2] {
-    ["self_attn.q_proj", "self_attn.o_proj"].map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
+    ["self_attn.q_proj", "self_attn.o_proj"]
+        .map(|name| TinyModule::linear(&format!("model.layers.0.{name}"), 64, 64))
 }
 
 /// An adapter of these two, which claims no others.
 pub fn adapter(rank: usize, seed: u64) -> TinyAdapter {
-    TinyAdapter::new(modules().to_vec(), rank, seed).with_config(json!({ "layers_to_transform": [0] }))
+    TinyAdapter::new(modules().to_vec(), rank, seed)
+        .with_config(json!({ "layers_to_transform": [0] }))
 }
 
 /// Makes a base in `base` and, in `tree`, adapters `fr`, `fr/alice` and `fr/bob`.
@@ -29,7 +31,8 @@ pub fn make_base_and_tree(folder: &Path) {
     }
 }
 
-/// A base in `base` and a tree of `fr`, `fr/alice` and `fr/bob` in `tree`, in a folder that goes with it.
+/// A base in `base` and a tree of `fr`, `fr/alice` and `fr/bob` in `tree`, in a folder that goes
+/// with it.
 pub struct Made {
     pub dir: TempDir,
 }
@@ -76,7 +79,11 @@ impl Run {
     /// The stderr of a failure that left stdout empty.
     pub fn refusal(self) -> String {
         assert_eq!((self.status, self.stdout.as_str()), (Some(1), ""));
-        assert!(self.stderr.starts_with("error: ") && self.stderr.trim_end().lines().count() == 1, "{}", self.stderr);
+        assert!(
+            self.stderr.starts_with("error: ") && self.stderr.trim_end().lines().count() == 1,
+            "{}",
+            self.stderr
+        );
         self.stderr
     }
 }

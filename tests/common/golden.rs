@@ -1,7 +1,9 @@
-//! The golden answers for the tree of real adapters: what two independent float implementations computed.
+//! The golden answers for the tree of real adapters: what two independent float implementations
+//! computed.
 //!
-//! They lie in `tests/fixtures/smollm2`, for the shipped tree. The variable `PLEACH_FIXTURES` names another folder with
-//! `golden.json`, `golden.safetensors` and the tree `adapters`, such as one with more branches.
+//! They lie in `tests/fixtures/smollm2`, for the shipped tree. The variable `PLEACH_FIXTURES` names
+//! another folder with `golden.json`, `golden.safetensors` and the tree `adapters`, such as one
+//! with more branches.
 
 // Each test file compiles this for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub, reason = "shared by test files that use different parts")]
@@ -75,7 +77,8 @@ impl Golden {
             let path = folder.join(name);
             std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
-        let file: File = serde_json::from_slice(&read("golden.json")).expect("golden.json has the fields named here");
+        let file: File = serde_json::from_slice(&read("golden.json"))
+            .expect("golden.json has the fields named here");
         Self { tree, nodes: file.nodes, tensors: read("golden.safetensors") }
     }
 
@@ -98,6 +101,10 @@ impl Golden {
 
     fn tensor(&self, key: &str) -> Vec<u8> {
         let tensors = SafeTensors::deserialize(&self.tensors).expect("golden.safetensors is whole");
-        tensors.tensor(key).unwrap_or_else(|error| panic!("golden.safetensors: {error}")).data().to_vec()
+        tensors
+            .tensor(key)
+            .unwrap_or_else(|error| panic!("golden.safetensors: {error}"))
+            .data()
+            .to_vec()
     }
 }

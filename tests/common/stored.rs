@@ -26,7 +26,8 @@ pub fn lattice() -> &'static BaseLattice {
     &LATTICE
 }
 
-/// An empty folder in memory where there is such a thing: what is tested is the order of steps, not the disk.
+/// An empty folder in memory where there is such a thing: what is tested is the order of steps, not
+/// the disk.
 pub fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -44,7 +45,10 @@ pub fn content(seed: u16) -> Content {
 
 /// Labels that tell `seed`.
 pub fn labelled(seed: u16) -> Details {
-    Details { labels: Some(BTreeMap::from([(SEED.to_owned(), seed.to_string())])), ..Details::default() }
+    Details {
+        labels: Some(BTreeMap::from([(SEED.to_owned(), seed.to_string())])),
+        ..Details::default()
+    }
 }
 
 /// Reads a version's deltas and holds them against its label; gives the seed.
@@ -52,7 +56,10 @@ pub fn seed_of(store: &Store, version: &Version) -> Result<u16> {
     let Version { generation, location, .. } = *version;
     let read = store.read(&location)?;
     let seed = version.labels[SEED].parse().unwrap();
-    assert!(read == compiled(seed), "generation {generation} says seed {seed}, its content says otherwise");
+    assert!(
+        read == compiled(seed),
+        "generation {generation} says seed {seed}, its content says otherwise"
+    );
     Ok(seed)
 }
 
@@ -82,8 +89,12 @@ impl Op {
 
     fn add_to(&self, changes: &mut Changes) {
         match self {
-            Self::Publish(name, seed) => drop(changes.publish(name, content(*seed), labelled(*seed))),
-            Self::Replace(name, seed) => drop(changes.replace(name, content(*seed), labelled(*seed), None)),
+            Self::Publish(name, seed) => {
+                drop(changes.publish(name, content(*seed), labelled(*seed)))
+            }
+            Self::Replace(name, seed) => {
+                drop(changes.replace(name, content(*seed), labelled(*seed), None))
+            }
             Self::Remove(name) => drop(changes.remove(name, true, None)),
             Self::Move(name, target) => drop(changes.move_to(name, target, None)),
             Self::Rollback(name, generation) => drop(changes.rollback(name, *generation, None)),
@@ -136,7 +147,8 @@ impl Model {
 
     /// Whether the change can be made.
     pub fn allows(&self, op: &Op) -> bool {
-        let inside = |name: &str, above: &str| name == above || name.starts_with(&format!("{above}/"));
+        let inside =
+            |name: &str, above: &str| name == above || name.starts_with(&format!("{above}/"));
         match op {
             Op::Publish(name, _) => !self.nodes.contains_key(name),
             Op::Replace(name, _) | Op::Remove(name) => self.nodes.contains_key(name),
@@ -145,7 +157,9 @@ impl Model {
                 self.nodes.contains_key(name) && free && !inside(target, name)
             }
             Op::Rollback(name, generation) => {
-                let Some((past, ..)) = self.past.get(&(name.clone(), *generation)) else { return false };
+                let Some((past, ..)) = self.past.get(&(name.clone(), *generation)) else {
+                    return false;
+                };
                 let parent = self.nodes.get(name).map_or(&past.parent, |now| &now.parent);
                 parent.is_empty() || self.nodes.contains_key(parent)
             }
@@ -168,7 +182,10 @@ impl Model {
         match op {
             Op::Publish(name, seed) => {
                 let above = name.match_indices('/').rev().map(|(at, _)| &name[..at]);
-                let parent = above.into_iter().find(|above| self.nodes.contains_key(*above)).unwrap_or_default();
+                let parent = above
+                    .into_iter()
+                    .find(|above| self.nodes.contains_key(*above))
+                    .unwrap_or_default();
                 self.put(name, parent.to_owned(), *seed, generation);
             }
             Op::Replace(name, seed) => {
@@ -183,8 +200,12 @@ impl Model {
             Op::Move(name, target) => {
                 let moving = self.below(name);
                 let above = target.match_indices('/').rev().map(|(at, _)| &target[..at]);
-                let place = above.into_iter().find(|above| self.nodes.contains_key(*above)).unwrap_or_default();
-                let (place, renamed) = (place.to_owned(), |old: &str| format!("{target}{}", &old[name.len()..]));
+                let place = above
+                    .into_iter()
+                    .find(|above| self.nodes.contains_key(*above))
+                    .unwrap_or_default();
+                let (place, renamed) =
+                    (place.to_owned(), |old: &str| format!("{target}{}", &old[name.len()..]));
                 for old in &moving {
                     let held = self.end(old, Ending::Moved, generation);
                     let parent = if old == name { place.clone() } else { renamed(&held.parent) };
@@ -193,11 +214,16 @@ impl Model {
             }
             Op::Rollback(name, wanted) => {
                 let (old, ..) = self.past[&(name.clone(), *wanted)].clone();
-                let now = self.nodes.contains_key(name).then(|| self.end(name, Ending::Replaced, generation));
+                let now = self
+                    .nodes
+                    .contains_key(name)
+                    .then(|| self.end(name, Ending::Replaced, generation));
                 let parent = now.map_or(old.parent.clone(), |now| now.parent);
                 self.nodes.insert(name.clone(), Held { parent, generation, ..old });
             }
-            Op::Batch(ops) => (generation..).zip(ops).for_each(|(generation, op)| self.make(op, generation)),
+            Op::Batch(ops) => {
+                (generation..).zip(ops).for_each(|(generation, op)| self.make(op, generation))
+            }
             Op::Compact => self.past.clear(),
         }
     }
@@ -219,7 +245,12 @@ impl Model {
         let mut found = vec![name.to_owned()];
         for at in 0.. {
             let Some(above) = found.get(at).cloned() else { break };
-            found.extend(self.nodes.iter().filter(|(_, held)| held.parent == above).map(|(name, _)| name.clone()));
+            found.extend(
+                self.nodes
+                    .iter()
+                    .filter(|(_, held)| held.parent == above)
+                    .map(|(name, _)| name.clone()),
+            );
         }
         found
     }
@@ -230,7 +261,13 @@ pub fn look(store: &Store, names: &BTreeSet<String>) -> Result<Model> {
     let held = |version: &Version| -> Result<Held> {
         let Version { generation, content_generation, trained_on, .. } = *version;
         let seed = seed_of(store, version)?;
-        Ok(Held { parent: version.parent.clone(), generation, content_generation, trained_on, seed })
+        Ok(Held {
+            parent: version.parent.clone(),
+            generation,
+            content_generation,
+            trained_on,
+            seed,
+        })
     };
     let mut found = Model::default();
     for node in store.list("", None, usize::MAX)? {
@@ -240,12 +277,22 @@ pub fn look(store: &Store, names: &BTreeSet<String>) -> Result<Model> {
     }
     for name in found.names().iter().map(String::as_str).chain(["/"]) {
         let parent = name.trim_matches('/');
-        let children = found.nodes.iter().filter(|(_, held)| held.parent == parent).map(|(name, _)| name.clone());
-        assert_eq!(store.children(name, None, usize::MAX)?, children.collect::<Vec<_>>(), "children of {name}");
+        let children = found
+            .nodes
+            .iter()
+            .filter(|(_, held)| held.parent == parent)
+            .map(|(name, _)| name.clone());
+        assert_eq!(
+            store.children(name, None, usize::MAX)?,
+            children.collect::<Vec<_>>(),
+            "children of {name}"
+        );
     }
     for name in names.iter().chain(&found.names()).collect::<BTreeSet<_>>() {
         let past = match store.history(name) {
-            Err(Error::Tree(defect)) if matches!(*defect, TreeDefect::UnknownNode { .. }) => continue,
+            Err(Error::Tree(defect)) if matches!(*defect, TreeDefect::UnknownNode { .. }) => {
+                continue;
+            }
             past => past?,
         };
         for past in past {
@@ -254,7 +301,10 @@ pub fn look(store: &Store, names: &BTreeSet<String>) -> Result<Model> {
         }
     }
     let stats = store.stats()?;
-    assert_eq!((stats.nodes, stats.past_versions), (found.nodes.len() as u64, found.past.len() as u64));
+    assert_eq!(
+        (stats.nodes, stats.past_versions),
+        (found.nodes.len() as u64, found.past.len() as u64)
+    );
     Ok(found)
 }
 

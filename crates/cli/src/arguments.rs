@@ -8,7 +8,10 @@ use clap::{Args, Parser, Subcommand};
 use pleach::adapter::Limits;
 use pleach::runtime::DeviceChoice;
 
-use super::{Console, bench, completions, demo, devices, escape, generate, inspect, score, store, tree, verify};
+use super::{
+    Console, bench, completions, demo, devices, escape, generate, inspect, score, store, tree,
+    verify,
+};
 
 const ABOUT: &str = "One base model, a tree of LoRA adapters, one copy of the weights moved exactly from node to node";
 
@@ -32,7 +35,8 @@ impl Cli {
     pub(crate) fn parse_arguments() -> Self {
         Self::try_parse().unwrap_or_else(|error| {
             let text = error.render().to_string();
-            // An argument is a name, too: one that would steer the terminal is told without colours.
+            // An argument is a name, too: one that would steer the terminal is told without
+            // colours.
             let plain = escape::escaped(&text);
             if plain == text {
                 error.exit();

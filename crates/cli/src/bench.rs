@@ -97,10 +97,17 @@ impl Bench {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
         anyhow::ensure!(self.repeats > 0, "--repeats 0: at least one turn is needed");
         let unfit = self.ranks.iter().find(|rank| !(1..=512).contains(*rank));
-        anyhow::ensure!(unfit.is_none(), "--ranks: every rank lies between 1 and 512, not {}", unfit.unwrap_or(&0));
+        anyhow::ensure!(
+            unfit.is_none(),
+            "--ranks: every rank lies between 1 and 512, not {}",
+            unfit.unwrap_or(&0)
+        );
         let base = self.base()?;
         let held = base.config().max_position_embeddings;
-        anyhow::ensure!(held >= 2, "the base holds {held} token of context, and decoding takes 2 at least");
+        anyhow::ensure!(
+            held >= 2,
+            "the base holds {held} token of context, and decoding takes 2 at least"
+        );
         let (mut figures, mut refused) = (Figures::default(), Vec::new());
         if let Some(folder) = &self.tree {
             let nodes = Nodes::open(folder)?;
@@ -128,8 +135,8 @@ impl Bench {
         }
     }
 
-    /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the root. Gives what of the
-    /// tree is refused.
+    /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the
+    /// root. Gives what of the tree is refused.
     fn measure_tree(
         &self,
         runtime: &mut Runtime,
@@ -138,9 +145,13 @@ impl Bench {
         console: &Console,
     ) -> anyhow::Result<Vec<RefusedEntry>> {
         memory(runtime, figures, "loaded");
-        console.note(&format!("checking the tree's weights at every node, on {}", runtime.device()));
+        console
+            .note(&format!("checking the tree's weights at every node, on {}", runtime.device()));
         let check = runtime.verify(4 * tree.len(), 1, 1, |_| ())?;
-        anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; nothing was measured");
+        anyhow::ensure!(
+            check.is_clean(),
+            "the weights are not what they should be: {check:?}; nothing was measured"
+        );
         let (a, b) = siblings(tree, &check.refused);
         let [a, b] = [a, b].map(|node| tree.name(node).to_owned());
         console.note(&format!("measuring {a} ↔ {b}"));
@@ -179,7 +190,8 @@ impl Bench {
         Ok(check.refused)
     }
 
-    /// Decode speed at `leaf` against the root's, in turns: a machine whose speed drifts then drifts for both.
+    /// Decode speed at `leaf` against the root's, in turns: a machine whose speed drifts then
+    /// drifts for both.
     fn leaf_over_base(&self, runtime: &mut Runtime, leaf: &str) -> anyhow::Result<f64> {
         let mut ratios = Vec::new();
         for _ in runtime.turns(self.repeats) {
@@ -193,7 +205,8 @@ impl Bench {
         Ok(median(ratios.into_iter()))
     }
 
-    /// Decode and prefill at the current node, as long as the base's context is; gives the milliseconds of a token.
+    /// Decode and prefill at the current node, as long as the base's context is; gives the
+    /// milliseconds of a token.
     fn speeds(&self, runtime: &Runtime, figures: &mut Figures, place: &str) -> anyhow::Result<f64> {
         let token = self.decode(runtime)?;
         figures.speed(&format!("decode_tok_s_{place}"), 1.0, token);
@@ -215,7 +228,12 @@ impl Bench {
     }
 
     /// The figures of made adapters of every rank, on all linears and on q and v.
-    fn measure_made(&self, runtime: &mut Runtime, figures: &mut Figures, console: &Console) -> anyhow::Result<()> {
+    fn measure_made(
+        &self,
+        runtime: &mut Runtime,
+        figures: &mut Figures,
+        console: &Console,
+    ) -> anyhow::Result<()> {
         let token = match self.tree {
             Some(_) => self.decode(runtime)?.ms,
             None => {
@@ -229,7 +247,10 @@ impl Bench {
         deltas_at_hand(runtime, &a, &b)?;
         console.note("checking the made adapters' weights");
         let check = runtime.verify(runtime.held_versions().min(12), 1, 1, |_| ())?;
-        anyhow::ensure!(check.is_clean(), "the weights are not what they should be: {check:?}; no figure holds");
+        anyhow::ensure!(
+            check.is_clean(),
+            "the weights are not what they should be: {check:?}; no figure holds"
+        );
         let before = runtime.fingerprint()?;
         for (set, _) in SETS {
             for rank in &self.ranks {
@@ -242,21 +263,29 @@ impl Bench {
                     figures.switch(&format!("{name}_uploading_ms"), uploading);
                 }
                 figures.ratio(&format!("{name}_over_token"), measured.time.ms / token);
-                let tokens = (2 * rank).max(32).min(runtime.base().config().max_position_embeddings);
+                let tokens =
+                    (2 * rank).max(32).min(runtime.base().config().max_position_embeddings);
                 let forward = runtime.measure_prefill(tokens, 3)?;
-                figures.ratio(&format!("{name}_over_prompt_of_{tokens}"), measured.time.ms / forward.ms);
+                figures.ratio(
+                    &format!("{name}_over_prompt_of_{tokens}"),
+                    measured.time.ms / forward.ms,
+                );
             }
         }
         if self.tree.is_none() {
             memory(runtime, figures, "used");
         }
         runtime.switch_to("/")?;
-        anyhow::ensure!(runtime.fingerprint()? == before, "the root's bits changed; no figure of this run holds");
+        anyhow::ensure!(
+            runtime.fingerprint()? == before,
+            "the root's bits changed; no figure of this run holds"
+        );
         Ok(())
     }
 }
 
-/// Tokens of context before the decoded ones, and room for these: a base of a short context gives half of it to each.
+/// Tokens of context before the decoded ones, and room for these: a base of a short context gives
+/// half of it to each.
 fn decoding(runtime: &Runtime) -> (usize, usize) {
     let held = runtime.base().config().max_position_embeddings;
     let context = if held > CONTEXT + DECODED { CONTEXT } else { (held - 1) / 2 };
@@ -269,9 +298,17 @@ fn deltas_at_hand(runtime: &mut Runtime, a: &str, b: &str) -> anyhow::Result<()>
     runtime.switch_to(b)?;
     let report = runtime.switch_to(a)?;
     let after = runtime.switch_to(b)?;
-    let short = |option: &str| format!("{option} has no room for the deltas of both {a} and {b}: give more MiB");
-    anyhow::ensure!(report.compiled.is_empty() && after.compiled.is_empty(), short("--delta-budget"));
-    anyhow::ensure!(report.uploaded.is_empty() && after.uploaded.is_empty(), short("--gpu-delta-budget"));
+    let short = |option: &str| {
+        format!("{option} has no room for the deltas of both {a} and {b}: give more MiB")
+    };
+    anyhow::ensure!(
+        report.compiled.is_empty() && after.compiled.is_empty(),
+        short("--delta-budget")
+    );
+    anyhow::ensure!(
+        report.uploaded.is_empty() && after.uploaded.is_empty(),
+        short("--gpu-delta-budget")
+    );
     Ok(())
 }
 
@@ -346,7 +383,8 @@ fn made_pair(set: &str, rank: usize) -> [String; 2] {
     ["a", "b"].map(|leaf| format!("{set}-r{rank}-{leaf}"))
 }
 
-/// Two sibling leaves for every rank and set, random, their deltas about a hundredth of the weights.
+/// Two sibling leaves for every rank and set, random, their deltas about a hundredth of the
+/// weights.
 fn made_tree(base: &BaseModel, ranks: &[usize]) -> anyhow::Result<AdapterTree> {
     let mut builder = AdapterTree::builder();
     for (set, modules) in SETS {
@@ -362,13 +400,17 @@ fn made_tree(base: &BaseModel, ranks: &[usize]) -> anyhow::Result<AdapterTree> {
 
 fn made_adapter(base: &BaseModel, modules: &[&str], rank: usize, seed: u64) -> AdapterDeltas {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut random = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| rng.random_range(-size..size)).collect() };
-    let targeted =
-        |name: &WeightName| modules.iter().any(|module| name.as_str().ends_with(&format!("{module}.weight")));
+    let mut random = |n: usize, size: f32| -> Vec<f32> {
+        (0..n).map(|_| rng.random_range(-size..size)).collect()
+    };
+    let targeted = |name: &WeightName| {
+        modules.iter().any(|module| name.as_str().ends_with(&format!("{module}.weight")))
+    };
     base.weights()
         .filter(|(name, info)| info.shape.len() == 2 && targeted(name))
         .map(|(name, info)| {
-            let (lora_a, lora_b) = (random(rank * info.cols(), 0.02), random(rank * info.rows(), 0.02));
+            let (lora_a, lora_b) =
+                (random(rank * info.cols(), 0.02), random(rank * info.rows(), 0.02));
             (name.clone(), FloatDelta::LowRank { rank, lora_a, lora_b, scaling: 1.0 })
         })
         .collect()
@@ -409,7 +451,16 @@ impl Figure {
     fn new(name: &str, value: f64, unit: &'static str, ceiling: Option<(f64, f64)>) -> Self {
         let (name, none) = (name.to_owned(), None);
         let (ceiling, ratio) = ceiling.unzip();
-        Self { name, value, unit, ceiling, ratio, gb_s: none, device_pass_ms: none, device_upload_ms: none }
+        Self {
+            name,
+            value,
+            unit,
+            ceiling,
+            ratio,
+            gb_s: none,
+            device_pass_ms: none,
+            device_upload_ms: none,
+        }
     }
 }
 
@@ -417,9 +468,20 @@ impl Answer {
     fn text(&self) -> String {
         let mut text = format!(
             "{} on {}\n\n{:<36}{:>14} {:<9}{:>14}{:>8}{:>9}{:>11}{:>11}\n",
-            self.base, self.device, "figure", "value", "", "ceiling", "ratio", "GB/s", "pass ms", "upload ms"
+            self.base,
+            self.device,
+            "figure",
+            "value",
+            "",
+            "ceiling",
+            "ratio",
+            "GB/s",
+            "pass ms",
+            "upload ms"
         );
-        let or_blank = |value: Option<f64>, decimals| value.map_or(String::new(), |v| format!("{v:.decimals$}"));
+        let or_blank = |value: Option<f64>, decimals| {
+            value.map_or(String::new(), |v| format!("{v:.decimals$}"))
+        };
         for figure in &self.figures {
             let Figure { name, value, unit, .. } = figure;
             let decimals = if value.fract() == 0.0 { 0 } else { 3 };

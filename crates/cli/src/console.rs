@@ -1,8 +1,9 @@
 //! What is printed where: answers on stdout, bars, notes, warnings and errors on stderr.
 //!
 //! **Invariant:** bars and notes appear on a terminal only, and nothing but errors with `--quiet`.
-//! **Invariant:** no text goes out but through here, and none with characters that steer a terminal: names, keys, labels and
-//! paths are whoever's made the files. A model's own text alone goes as it is where stdout is no terminal.
+//! **Invariant:** no text goes out but through here, and none with characters that steer a
+//! terminal: names, keys, labels and paths are whoever's made the files. A model's own text alone
+//! goes as it is where stdout is no terminal.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -55,9 +56,15 @@ impl Console {
     }
 
     /// Prints the answer: `json` as one line of JSON if that was asked for, otherwise the text.
-    pub(crate) fn answer(&self, json: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    pub(crate) fn answer(
+        &self,
+        json: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
         match self.json {
-            true => self.print(&(serde_json::to_string(json).context("the answer as JSON")? + "\n")),
+            true => {
+                self.print(&(serde_json::to_string(json).context("the answer as JSON")? + "\n"))
+            }
             false => self.print(&text()),
         }
     }
@@ -95,8 +102,10 @@ impl Console {
 
     /// A progress bar for `what`.
     pub(crate) fn bar(&self, what: &'static str) -> ProgressBar {
-        let target = if self.lively { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}").expect("the template is valid");
+        let target =
+            if self.lively { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}")
+            .expect("the template is valid");
         ProgressBar::with_draw_target(None, target).with_style(style).with_message(what)
     }
 
@@ -113,15 +122,20 @@ impl Console {
 
 /// The error and its causes, without those that the text before them tells already.
 fn message(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.contains(&cause) {
-        true => text,
-        false if text.is_empty() => cause,
-        false => format!("{text}: {cause}"),
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        match text.contains(&cause) {
+            true => text,
+            false if text.is_empty() => cause,
+            false => format!("{text}: {cause}"),
+        }
     })
 }
 
-/// Writes the warnings of the library and of the commands to `writer`, and nothing else that is logged.
-fn warnings(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) -> impl tracing::Subscriber + Send + Sync {
+/// Writes the warnings of the library and of the commands to `writer`, and nothing else that is
+/// logged.
+fn warnings(
+    writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
+) -> impl tracing::Subscriber + Send + Sync {
     // The formatter's own fields write out some control characters, otherwise than `escaped` does.
     let fields = format::debug_fn(|line, field, value| match field.name() {
         "message" => write!(line, " {value:?}"),
@@ -142,7 +156,12 @@ where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut line = String::from("warning:");
         context.format_fields(Writer::new(&mut line), event)?;
         writeln!(out, "{}", moved_in(&escaped(&line)))
@@ -175,8 +194,9 @@ mod tests {
 
     #[test]
     fn causes_already_told_are_not_told_twice() {
-        let error =
-            anyhow::Error::new(io::Error::other("disk on fire")).context("a/b: disk on fire").context("reading");
+        let error = anyhow::Error::new(io::Error::other("disk on fire"))
+            .context("a/b: disk on fire")
+            .context("reading");
         assert_eq!(message(&error), "reading: a/b: disk on fire");
     }
 }

@@ -29,7 +29,13 @@ pub(crate) struct Demo {
     #[arg(long)]
     tree: Option<PathBuf>,
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", default_value = "Commande : mkdir\nNOM :", hide_default_value = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "Commande : mkdir\nNOM :",
+        hide_default_value = true
+    )]
     prompt: String,
     #[command(flatten)]
     loading: Loading,
@@ -70,8 +76,10 @@ impl Demo {
 
         let adapters = tree::Adapters::of(&tree, &console.limits);
         tell(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| adapters.note(node))))?;
-        let nodes: Vec<String> =
-            walk(&tree, &console.limits).into_iter().map(|node| tree.name(node).to_owned()).collect();
+        let nodes: Vec<String> = walk(&tree, &console.limits)
+            .into_iter()
+            .map(|node| tree.name(node).to_owned())
+            .collect();
         let (mut runtime, load_ms) = self.loading.open(&base, tree, None, console)?;
         let fingerprint = runtime.fingerprint()?;
         let parameters = runtime.base().parameters();
@@ -125,7 +133,8 @@ impl Demo {
     fn stop(&self, runtime: &mut Runtime, node: &str) -> anyhow::Result<Stop> {
         let switch = runtime.switch_to(node)?;
         let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
-        let generation = runtime.generate(&self.prompt.as_str().into(), &options, |_| ControlFlow::Continue(()))?;
+        let generation = runtime
+            .generate(&self.prompt.as_str().into(), &options, |_| ControlFlow::Continue(()))?;
         Ok(Stop {
             node: generation.node,
             switch,
@@ -145,25 +154,33 @@ nothing drifts, and a node's bits do not depend on the way that led there.
 
 /// The base that `scripts/fetch-base` fetched.
 fn default_base() -> anyhow::Result<PathBuf> {
-    let path = fetched_smollm2().context("no --base, and the environment names no home folder to look in")?;
+    let path = fetched_smollm2()
+        .context("no --base, and the environment names no home folder to look in")?;
     if path.exists() {
         return Ok(path);
     }
-    anyhow::bail!("{}: there is no base here yet; run scripts/fetch-base, or name one with --base", path.display())
+    anyhow::bail!(
+        "{}: there is no base here yet; run scripts/fetch-base, or name one with --base",
+        path.display()
+    )
 }
 
 /// The shipped tree: in the working folder, or else where this program was built.
 fn default_tree() -> PathBuf {
     let here = PathBuf::from("trees/smollm2");
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(""));
+    let workspace =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(""));
     if here.exists() { here } else { workspace.join(here) }
 }
 
 /// The root, then every other node in the order that touches the fewest weights.
 fn walk(tree: &AdapterTree, limits: &Limits) -> Vec<NodeId> {
     let all: Vec<NodeId> = tree.nodes().collect();
-    let touched =
-        |node| tree::summary(tree, node, limits).and_then(Result::ok).map_or(0, |adapter| adapter.touched_weights);
+    let touched = |node| {
+        tree::summary(tree, node, limits)
+            .and_then(Result::ok)
+            .map_or(0, |adapter| adapter.touched_weights)
+    };
     let touched: HashMap<NodeId, u64> = all.iter().map(|&node| (node, touched(node))).collect();
     tree.tour(&all, tree.root(), |node| touched[&node])
 }
@@ -172,9 +189,12 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// `  + fr/alice: 106,168,320 weights in 30.1 ms`, and the time to read and compile an adapter met for the first time.
+/// `  + fr/alice: 106,168,320 weights in 30.1 ms`, and the time to read and compile an adapter met
+/// for the first time.
 fn cost(switch: &SwitchReport) -> String {
-    let signed = |sign: &'static str, names: &[String]| names.iter().map(|name| format!("{sign} {name}")).collect();
+    let signed = |sign: &'static str, names: &[String]| {
+        names.iter().map(|name| format!("{sign} {name}")).collect()
+    };
     let mut steps: Vec<String> = signed("−", &switch.subtracted);
     steps.extend::<Vec<String>>(signed("+", &switch.added));
     if steps.is_empty() {

@@ -27,7 +27,8 @@ impl Devices {
         let cpu = Cpu::new(console.threads)?.describe();
         let mut text = format!("cpu      {cpu}\n");
         #[cfg(feature = "gpu")]
-        let (gpus, none) = (pleach::device::gpu::list(), "none that Vulkan, Metal or DirectX 12 reaches");
+        let (gpus, none) =
+            (pleach::device::gpu::list(), "none that Vulkan, Metal or DirectX 12 reaches");
         #[cfg(not(feature = "gpu"))]
         let (gpus, none) = ([(); 0], "this build was made without the feature `gpu`");
         #[cfg(feature = "gpu")]

@@ -1,16 +1,18 @@
 //! Text of files on its way to a terminal: what would steer it, or cannot be seen, is written out.
 //!
-//! **Invariant:** JSON stays the same JSON: `\u001b` is how it writes the character, too, and outside its strings there is none.
+//! **Invariant:** JSON stays the same JSON: `\u001b` is how it writes the character, too, and
+//! outside its strings there is none.
 
 use std::borrow::Cow;
 
-/// Writes control characters (but line feeds and tabs), marks of direction and invisible characters as `\u001b`.
+/// Writes control characters (but line feeds and tabs), marks of direction and invisible characters
+/// as `\u001b`.
 pub(super) fn escaped(text: &str) -> Cow<'_, str> {
     written_out(text, |c| is_control(c) || is_invisible(c))
 }
 
-/// Writes out control characters (but line feeds and tabs) alone: joiners and marks of direction belong to many scripts,
-/// and to what a model says in them.
+/// Writes out control characters (but line feeds and tabs) alone: joiners and marks of direction
+/// belong to many scripts, and to what a model says in them.
 pub(super) fn spoken(text: &str) -> Cow<'_, str> {
     written_out(text, is_control)
 }
@@ -33,7 +35,9 @@ fn written_out(text: &str, hide: impl Fn(char) -> bool) -> Cow<'_, str> {
     let mut units = [0; 2];
     for c in text.chars() {
         match hide(c) {
-            true => out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}"))),
+            true => {
+                out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")))
+            }
             false => out.push(c),
         }
     }
@@ -57,7 +61,8 @@ mod tests {
 
     #[test]
     fn what_steers_a_terminal_is_written_out_and_the_rest_is_left() {
-        let hostile = "a\u{1b}[2J\r\u{7}\u{9b}31m\u{7f}\u{202e}b\u{2028}\u{feff}\u{200d}\u{e0041}\tc\n";
+        let hostile =
+            "a\u{1b}[2J\r\u{7}\u{9b}31m\u{7f}\u{202e}b\u{2028}\u{feff}\u{200d}\u{e0041}\tc\n";
         assert_eq!(
             escaped(hostile),
             "a\\u001b[2J\\u000d\\u0007\\u009b31m\\u007f\\u202eb\\u2028\\ufeff\\u200d\\udb40\\udc41\tc\n"
@@ -79,7 +84,10 @@ mod tests {
     fn what_a_model_says_keeps_its_joiners_and_loses_its_commands() {
         let family = "👨\u{200d}👩\u{200d}👧 \u{200f}می\u{200c}خواهم\n\tx";
         assert!(matches!(spoken(family), Cow::Borrowed(text) if text == family));
-        assert_eq!(spoken("\u{1b}]0;owned\u{7}\r\u{9b}2J"), "\\u001b]0;owned\\u0007\\u000d\\u009b2J");
+        assert_eq!(
+            spoken("\u{1b}]0;owned\u{7}\r\u{9b}2J"),
+            "\\u001b]0;owned\\u0007\\u000d\\u009b2J"
+        );
     }
 
     #[test]

@@ -34,7 +34,8 @@ pub(crate) struct Generate {
     /// Choose among tokens at least this share as likely as the likeliest only; 0 is all
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
-    /// Divide the logits of tokens that were there before by this (multiply those below 0); 1 is off
+    /// Divide the logits of tokens that were there before by this (multiply those below 0); 1 is
+    /// off
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repeat_penalty: f32,
     /// End at this text, which is not printed; give it several times for several

@@ -30,12 +30,14 @@ With --base an adapter is compiled as if it hung under the root, and of a tree o
 checked: names and shapes, copies of the embedding or head, and whether every weight stays on the lattice. Exit status 1 if
 anything does not fit.")]
 pub(crate) struct Inspect {
-    /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]), a tree or a store
+    /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]), a tree or a
+    /// store
     path: PathBuf,
     /// A base that the adapters are to fit: all that a switch checks is checked
     #[arg(long)]
     base: Option<PathBuf>,
-    /// Room above every row's largest weight, 1 to 1024, that adapters are to fit [default: 1.25, or the store's]
+    /// Room above every row's largest weight, 1 to 1024, that adapters are to fit [default: 1.25,
+    /// or the store's]
     #[arg(long, value_name = "FACTOR", requires = "base")]
     headroom: Option<f32>,
 }
@@ -55,7 +57,8 @@ struct Adapter {
     path: PathBuf,
     #[serde(flatten)]
     summary: AdapterSummary,
-    /// What share of its change the lattice of `base` keeps, 0 to 1; null without a base and where nothing is changed.
+    /// What share of its change the lattice of `base` keeps, 0 to 1; null without a base and where
+    /// nothing is changed.
     kept: Option<f64>,
     /// What it does less than it claims, on `--base`.
     remarks: Vec<AdapterRemark>,
@@ -157,7 +160,10 @@ impl Inspect {
         } else if self.path.is_dir() && !has("config.json") {
             Answer::Tree(tree(&self.path, base, headroom, console)?)
         } else if base.is_some() {
-            bail!("{}: --base tells what an adapter or a tree is to fit, but this is a base", self.path.display());
+            bail!(
+                "{}: --base tells what an adapter or a tree is to fit, but this is a base",
+                self.path.display()
+            );
         } else {
             Answer::Base(describe(&open_base(&self.path)?)?)
         };
@@ -183,15 +189,21 @@ impl<'a> Target<'a> {
     ) -> anyhow::Result<Self> {
         let bar = console.bar("reading the base");
         let mut on = moving(&bar);
-        let lattice = base_lattice_of(base, headroom, wanted, |done, total| on(done as u64, total as u64))?;
+        let lattice =
+            base_lattice_of(base, headroom, wanted, |done, total| on(done as u64, total as u64))?;
         bar.finish_and_clear();
         Ok(Self { base, shapes: shapes(base), lattice })
     }
 
     /// Compiles an adapter as a switch does, and warns where the lattice keeps little of it.
-    fn compile(&self, name: &str, adapter: &PeftAdapter) -> pleach::Result<(CompiledNode, Option<f64>)> {
+    fn compile(
+        &self,
+        name: &str,
+        adapter: &PeftAdapter,
+    ) -> pleach::Result<(CompiledNode, Option<f64>)> {
         adapter.check_copies(self.base)?;
-        let compiled = compile_node(&adapter.deltas(&self.shapes)?, |weight| self.lattice.grid(weight));
+        let compiled =
+            compile_node(&adapter.deltas(&self.shapes)?, |weight| self.lattice.grid(weight));
         let (node, kept) = compiled.map_err(|error| error.at_node(name))?;
         if kept.is_low() {
             tracing::warn!("{name}: {}", kept.warning(false));
@@ -205,11 +217,17 @@ impl<'a> Target<'a> {
     }
 }
 
-fn adapter(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console) -> anyhow::Result<Adapter> {
+fn adapter(
+    path: &Path,
+    base: Option<&BaseModel>,
+    headroom: f32,
+    console: &Console,
+) -> anyhow::Result<Adapter> {
     let adapter = PeftAdapter::open(path, &console.limits)?;
     let (mut kept, mut refusal, mut remarks) = (None, None, Vec::new());
     if let Some(base) = base {
-        let touched: BTreeSet<_> = adapter.header().targets().iter().map(|target| &target.weight).collect();
+        let touched: BTreeSet<_> =
+            adapter.header().targets().iter().map(|target| &target.weight).collect();
         let target = Target::new(base, headroom, |weight| touched.contains(weight), console)?;
         let name = path.display().to_string();
         match target.compile(&name, &adapter) {
@@ -244,7 +262,11 @@ fn stored(store: &Store, base: Option<&BaseModel>, console: &Console) -> anyhow:
 
 impl Fit {
     fn new(base: Option<&BaseModel>, refusal: Option<String>) -> Self {
-        Self { base: base.map(|base| base.path().to_owned()), fits: base.map(|_| refusal.is_none()), refusal }
+        Self {
+            base: base.map(|base| base.path().to_owned()),
+            fits: base.map(|_| refusal.is_none()),
+            refusal,
+        }
     }
 }
 
@@ -274,7 +296,12 @@ fn describe(base: &BaseModel) -> anyhow::Result<Base> {
     })
 }
 
-fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console) -> anyhow::Result<Tree> {
+fn tree(
+    path: &Path,
+    base: Option<&BaseModel>,
+    headroom: f32,
+    console: &Console,
+) -> anyhow::Result<Tree> {
     let tree = AdapterTree::open(path)?;
     if let Some(conflict) = base.and_then(|base| tree.conflicting_bases(base, &console.limits)) {
         tracing::warn!("{conflict}");
@@ -293,13 +320,21 @@ fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console)
     let pin = tree.base().and_then(|pin| pin.blake3.clone());
     let other_base = pin.as_deref().zip(base).and_then(|(pin, base)| {
         let found = base.content_hash();
-        (pin != found).then(|| format!("tree.toml asks for a base whose BLAKE3 is {pin}; this one's is {found}"))
+        (pin != found).then(|| {
+            format!("tree.toml asks for a base whose BLAKE3 is {pin}; this one's is {found}")
+        })
     });
-    let of_a_node = || adapters.iter().find_map(|node| Some(format!("{}: {}", node.node, node.refusal.as_ref()?)));
+    let of_a_node = || {
+        adapters.iter().find_map(|node| Some(format!("{}: {}", node.node, node.refusal.as_ref()?)))
+    };
     let refusal = other_base.or_else(of_a_node);
     let left_out = LeftOut::of(&tree, &console.limits);
     Ok(Tree {
-        left_out: left_out.json().into_iter().map(|(field, value)| (field.to_owned(), value)).collect(),
+        left_out: left_out
+            .json()
+            .into_iter()
+            .map(|(field, value)| (field.to_owned(), value))
+            .collect(),
         left_out_text: left_out.text(),
         path: path.to_owned(),
         name: tree.tree_name().map(str::to_owned),
@@ -316,7 +351,8 @@ fn tree(path: &Path, base: Option<&BaseModel>, headroom: f32, console: &Console)
     })
 }
 
-/// Looks at every node below `at`, whose path's deltas are `path`, or the node that is refused above.
+/// Looks at every node below `at`, whose path's deltas are `path`, or the node that is refused
+/// above.
 fn below(
     tree: &AdapterTree,
     at: NodeId,
@@ -347,8 +383,10 @@ fn below(
             remarks.extend(adapter.remarks(&target.shapes)?.iter().map(ToString::to_string));
             Ok(compiled)
         });
-        let path =
-            path.map(|path| [path, &compiled.as_ref().map(|(node, _)| node).into_iter().collect::<Vec<_>>()].concat());
+        let path = path.map(|path| {
+            [path, &compiled.as_ref().map(|(node, _)| node).into_iter().collect::<Vec<_>>()]
+                .concat()
+        });
         let refusal = match (&compiled, &path) {
             (Err(error), _) => Some(error.to_string()),
             (Ok(_), Err(above)) => Some(format!("it hangs under {above}, which is refused")),
@@ -356,7 +394,17 @@ fn below(
             (Ok(_), Ok(path)) => target.check(name, path).err().map(|error| error.to_string()),
         };
         let kept = compiled.as_ref().ok().and_then(|(_, kept)| *kept);
-        each(child, Node { node: name.to_owned(), summary, kept, remarks, fits: Some(refusal.is_none()), refusal });
+        each(
+            child,
+            Node {
+                node: name.to_owned(),
+                summary,
+                kept,
+                remarks,
+                fits: Some(refusal.is_none()),
+                refusal,
+            },
+        );
         let path = match (&compiled, &path) {
             (_, Err(above)) => Err(*above),
             (Err(_), Ok(_)) => Err(name),
@@ -406,13 +454,18 @@ impl Adapter {
             line("rank", list(&summary.ranks)),
             line("scaling", list(&summary.scalings)),
             line("targets", list(&summary.target_modules)),
-            line("touches", format!("{} weights in {matrices} matrices", HumanCount(summary.touched_weights))),
+            line(
+                "touches",
+                format!("{} weights in {matrices} matrices", HumanCount(summary.touched_weights)),
+            ),
             line("parameters", HumanCount(summary.parameters)),
             line("dtype", list(&summary.dtypes)),
             line("size", DecimalBytes(summary.bytes)),
             line("made for", summary.base_model.as_deref().unwrap_or("an unnamed base")),
             line("hash", summary.hash.as_deref().unwrap_or("unknown")),
-            self.kept.map(|share| line("kept", format!("{} of its change", percent(share)))).unwrap_or_default(),
+            self.kept
+                .map(|share| line("kept", format!("{} of its change", percent(share))))
+                .unwrap_or_default(),
             self.remarks.iter().map(|remark| line("remark", remark)).collect(),
             self.beside.iter().map(|what| line("beside", what)).collect(),
             self.fit.text(),
@@ -425,7 +478,9 @@ impl Fit {
     fn text(&self) -> String {
         match (&self.base, &self.refusal) {
             (Some(base), None) => line("fits", format!("{}: yes", base.display())),
-            (Some(base), Some(refusal)) => line("fits", format!("{}: no: {refusal}", base.display())),
+            (Some(base), Some(refusal)) => {
+                line("fits", format!("{}: no: {refusal}", base.display()))
+            }
             (None, Some(refusal)) => line("refused", refusal),
             (None, None) => String::new(),
         }
@@ -434,7 +489,8 @@ impl Fit {
 
 impl Base {
     fn text(&self) -> String {
-        let stored: Vec<_> = self.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+        let stored: Vec<_> =
+            self.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
         let heads = format!("{}, {} for keys and values", self.heads, self.kv_heads);
         [
             line("base", self.path.display()),
@@ -444,7 +500,14 @@ impl Base {
             line("layers", self.layers),
             line("width", format!("{}, {} inside", self.hidden_size, self.intermediate_size)),
             line("heads", heads),
-            line("vocabulary", format!("{}, {} head", self.vocab_size, if self.tied_head { "tied" } else { "own" })),
+            line(
+                "vocabulary",
+                format!(
+                    "{}, {} head",
+                    self.vocab_size,
+                    if self.tied_head { "tied" } else { "own" }
+                ),
+            ),
             line("context", self.context),
             line("dtype", stored.join(", ")),
             line("size", DecimalBytes(self.bytes)),
@@ -459,17 +522,38 @@ impl Tree {
         let mut text = [
             line("tree", self.path.display()),
             line("name", self.name.as_deref().unwrap_or("none")),
-            line("nodes", format!("{}, {} of them leaves, {} deep", self.nodes, self.leaves, self.depth)),
-            line("levels", if self.levels.is_empty() { "unnamed".to_owned() } else { self.levels.join(", ") }),
-            line("made for", self.base_name.as_deref().or(self.base_hash.as_deref()).unwrap_or("an unnamed base")),
+            line(
+                "nodes",
+                format!("{}, {} of them leaves, {} deep", self.nodes, self.leaves, self.depth),
+            ),
+            line(
+                "levels",
+                if self.levels.is_empty() { "unnamed".to_owned() } else { self.levels.join(", ") },
+            ),
+            line(
+                "made for",
+                self.base_name
+                    .as_deref()
+                    .or(self.base_hash.as_deref())
+                    .unwrap_or("an unnamed base"),
+            ),
             line("size", DecimalBytes(self.bytes)),
         ]
         .concat();
         for node in &self.adapters {
             let summary = node.summary.as_ref().map(ToString::to_string).unwrap_or_default();
-            let refusal = node.refusal.as_ref().map(|refusal| format!("  refused: {refusal}")).unwrap_or_default();
-            let kept = node.kept.map(|share| format!(", {} kept", percent(share))).unwrap_or_default();
-            let _ = writeln!(text, "{}", one_line(&format!("  {}  {summary}{kept}{refusal}", node.node)));
+            let refusal = node
+                .refusal
+                .as_ref()
+                .map(|refusal| format!("  refused: {refusal}"))
+                .unwrap_or_default();
+            let kept =
+                node.kept.map(|share| format!(", {} kept", percent(share))).unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "{}",
+                one_line(&format!("  {}  {summary}{kept}{refusal}", node.node))
+            );
             for remark in &node.remarks {
                 let _ = writeln!(text, "{}", one_line(&format!("    {remark}")));
             }

@@ -1,6 +1,7 @@
 //! The `pleach` command: one subcommand a file, each of them parse → library → print.
 //!
-//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything else goes to stderr.
+//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything
+//! else goes to stderr.
 
 mod arguments;
 mod bench;
@@ -32,8 +33,8 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| console.fail(&error))
 }
 
-/// Where there is no desktop session, Mesa's layer that sorts Vulkan devices complains on stderr that it finds none. The order
-/// is ours, so the layer is not needed.
+/// Where there is no desktop session, Mesa's layer that sorts Vulkan devices complains on stderr
+/// that it finds none. The order is ours, so the layer is not needed.
 fn quieten_mesa() {
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: nothing has started a thread yet, so nothing reads the environment meanwhile.

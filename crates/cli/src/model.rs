@@ -8,7 +8,9 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use pleach::Runtime;
 use pleach::base::BaseModel;
-use pleach::runtime::{DEFAULT_DELTA_BUDGET_BYTES, Nodes, RuntimeBuilder, StalePolicy, SwitchReport};
+use pleach::runtime::{
+    DEFAULT_DELTA_BUDGET_BYTES, Nodes, RuntimeBuilder, StalePolicy, SwitchReport,
+};
 use pleach::tree::AdapterTree;
 
 use super::Console;
@@ -19,7 +21,8 @@ const MIB: usize = 1 << 20;
 #[derive(Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct Loading {
-    /// Room above every row's largest weight, 1 to 1024: more is coarser [default: 1.25, or the store's]
+    /// Room above every row's largest weight, 1 to 1024: more is coarser [default: 1.25, or the
+    /// store's]
     #[arg(long, value_name = "FACTOR")]
     headroom: Option<f32>,
     /// Memory for compiled deltas beside those applied
@@ -79,7 +82,12 @@ impl Loading {
         self.load(Runtime::builder().base_model(base), nodes.into(), console)
     }
 
-    fn load(&self, builder: RuntimeBuilder, nodes: Nodes, console: &Console) -> anyhow::Result<Runtime> {
+    fn load(
+        &self,
+        builder: RuntimeBuilder,
+        nodes: Nodes,
+        console: &Console,
+    ) -> anyhow::Result<Runtime> {
         let mut builder = builder
             .nodes(nodes)
             .stale_policy(self.stale.into())
@@ -116,7 +124,8 @@ pub(crate) struct Place {
     /// Node to stand at
     #[arg(long, default_value = "/")]
     node: String,
-    /// A tokenizer.json in place of the base's own, or a folder, such as an adapter's, with one and its chat template
+    /// A tokenizer.json in place of the base's own, or a folder, such as an adapter's, with one and
+    /// its chat template
     #[arg(long, value_name = "PATH")]
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
@@ -143,7 +152,8 @@ impl Place {
         } else {
             found?;
         }
-        let (mut runtime, load_ms) = self.loading.open(&self.base, nodes, self.tokenizer.as_deref(), console)?;
+        let (mut runtime, load_ms) =
+            self.loading.open(&self.base, nodes, self.tokenizer.as_deref(), console)?;
         let switch = runtime.switch_to(&self.node)?;
         Ok(Arrived { runtime, load_ms, switch })
     }

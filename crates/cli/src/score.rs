@@ -50,7 +50,9 @@ impl Score {
         let fingerprint = runtime.fingerprint()?.to_hex().to_string();
         let answer = Answer { node: scores.node, fingerprint, prompt_ids: scores.prompt_ids, top };
         console.answer(&answer, || {
-            let line = |t: &NextToken| format!("{:9.4}  {:8.2}  {:6}  {:?}\n", t.logprob, percent(t), t.id, t.text);
+            let line = |t: &NextToken| {
+                format!("{:9.4}  {:8.2}  {:6}  {:?}\n", t.logprob, percent(t), t.id, t.text)
+            };
             let lines: String = answer.top.iter().map(line).collect();
             format!("  logprob         %      id  text\n{lines}")
         })?;
@@ -65,6 +67,7 @@ fn percent(token: &NextToken) -> f32 {
 fn write_logits(path: &Path, logits: &[f32]) -> anyhow::Result<()> {
     let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
     let tensor = TensorView::new(Dtype::F32, vec![logits.len()], &bytes).context("logits")?;
-    let file = safetensors::serialize([("logits", tensor)], None::<HashMap<_, _>>).context("logits")?;
+    let file =
+        safetensors::serialize([("logits", tensor)], None::<HashMap<_, _>>).context("logits")?;
     std::fs::write(path, file).with_context(|| path.display().to_string())
 }

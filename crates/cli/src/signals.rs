@@ -1,25 +1,31 @@
-//! What a command does when it is told to end: it tidies up, and ends with the status that shells know.
+//! What a command does when it is told to end: it tidies up, and ends with the status that shells
+//! know.
 
 /// The exit status of who was ended by a signal is this and its number.
 #[cfg(unix)]
 const BY_SIGNAL: i32 = 128;
 
-/// From now on SIGINT, SIGTERM and SIGHUP remove what this process has begun and not finished before they end it, with
-/// status 130, 143 or 129. One that was ignored when the program began, as with `nohup`, stays so.
+/// From now on SIGINT, SIGTERM and SIGHUP remove what this process has begun and not finished
+/// before they end it, with status 130, 143 or 129. One that was ignored when the program began, as
+/// with `nohup`, stays so.
 #[cfg(unix)]
 pub(super) fn tidy_up_when_told_to_end() -> anyhow::Result<()> {
     use anyhow::Context;
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
     let heeded = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
-    let mut signals = signal_hook::iterator::Signals::new(heeded).context("cannot wait for signals")?;
+    let mut signals =
+        signal_hook::iterator::Signals::new(heeded).context("cannot wait for signals")?;
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             pleach::store::abandon_unfinished();
             std::process::exit(BY_SIGNAL + signal);
         }
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).context("cannot wait for signals")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(wait)
+        .context("cannot wait for signals")?;
     Ok(())
 }
 
@@ -27,7 +33,8 @@ pub(super) fn tidy_up_when_told_to_end() -> anyhow::Result<()> {
 #[allow(unsafe_code, reason = "there is no other way to ask")]
 fn is_ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action nothing is changed, and the old one is written to a place of its size and alignment.
+    // SAFETY: without a new action nothing is changed, and the old one is written to a place of its
+    // size and alignment.
     let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
     // SAFETY: a call that succeeded has written it.
     asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN

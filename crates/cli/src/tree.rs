@@ -46,11 +46,13 @@ impl Tree {
             return Ok(ExitCode::SUCCESS);
         }
         let tree = AdapterTree::open(&self.tree)?;
-        let (adapters, left_out) = (Adapters::of(&tree, &console.limits), LeftOut::of(&tree, &console.limits));
+        let (adapters, left_out) =
+            (Adapters::of(&tree, &console.limits), LeftOut::of(&tree, &console.limits));
         console.print(&match format {
             Format::Text => render::text(&tree, |node| adapters.note(node)) + &left_out.text(),
             Format::Dot => {
-                let comments: String = left_out.lines().iter().map(|line| format!("// {line}\n")).collect();
+                let comments: String =
+                    left_out.lines().iter().map(|line| format!("// {line}\n")).collect();
                 comments + &render::dot(&tree, |node| adapters.note(node))
             }
             Format::Json => {
@@ -97,7 +99,11 @@ fn top(store: &Store, limit: usize) -> pleach::Result<(AdapterTree, HashMap<Stri
     while let Some(parent) = parents.pop_front() {
         let mut after: Option<String> = None;
         while nodes.len() < limit {
-            let names = store::present(store.children(&parent, after.as_deref(), PAGE.min(limit - nodes.len())))?;
+            let names = store::present(store.children(
+                &parent,
+                after.as_deref(),
+                PAGE.min(limit - nodes.len()),
+            ))?;
             let Some(last) = names.as_ref().and_then(|names| names.last()) else { break };
             after = Some(last.clone());
             for name in names.into_iter().flatten() {
@@ -117,9 +123,15 @@ fn top(store: &Store, limit: usize) -> pleach::Result<(AdapterTree, HashMap<Stri
 }
 
 /// What the node's adapter is by its header; `None` for the root.
-pub(crate) fn summary(tree: &AdapterTree, node: NodeId, limits: &Limits) -> Option<pleach::Result<AdapterSummary>> {
+pub(crate) fn summary(
+    tree: &AdapterTree,
+    node: NodeId,
+    limits: &Limits,
+) -> Option<pleach::Result<AdapterSummary>> {
     match tree.source(node)? {
-        NodeSource::Folder(folder) => Some(PeftHeader::open(folder, limits).map(|header| header.summary())),
+        NodeSource::Folder(folder) => {
+            Some(PeftHeader::open(folder, limits).map(|header| header.summary()))
+        }
         NodeSource::Memory(_) => None,
     }
 }
@@ -128,13 +140,15 @@ pub(crate) fn summary(tree: &AdapterTree, node: NodeId, limits: &Limits) -> Opti
 pub(crate) struct Adapters(HashMap<NodeId, Result<AdapterSummary, String>>);
 
 impl Adapters {
-    /// Reads the headers of all adapters of a tree. What hangs below a refused one is refused with it.
+    /// Reads the headers of all adapters of a tree. What hangs below a refused one is refused with
+    /// it.
     pub(crate) fn of(tree: &AdapterTree, limits: &Limits) -> Self {
         let mut adapters = HashMap::new();
         // Parents come first.
         for node in tree.nodes() {
             let Some(summary) = summary(tree, node, limits) else { continue };
-            let above = tree.parent(node).filter(|parent| matches!(adapters.get(parent), Some(Err(_))));
+            let above =
+                tree.parent(node).filter(|parent| matches!(adapters.get(parent), Some(Err(_))));
             let adapter = match above {
                 Some(parent) => {
                     let [node, parent] = [node, parent].map(|id| tree.name(id).to_owned());

@@ -1,4 +1,5 @@
-//! `pleach verify`: a random walk over the tree, every arrival compared with a fresh load of the node.
+//! `pleach verify`: a random walk over the tree, every arrival compared with a fresh load of the
+//! node.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -63,8 +64,9 @@ impl Verify {
         let (mut runtime, _) = self.loading.open(&self.base, nodes, None, console)?;
         let bar = console.bar("switching");
         bar.set_length(self.switches as u64);
-        let report =
-            runtime.verify(self.switches, self.every.get(), self.seed, |switches| bar.set_position(switches as u64))?;
+        let report = runtime.verify(self.switches, self.every.get(), self.seed, |switches| {
+            bar.set_position(switches as u64)
+        })?;
         bar.finish_and_clear();
         let status = status(&report, self.skip_refused);
         let answer = Answer::from(report);
@@ -97,7 +99,11 @@ impl Answer {
     fn text(&self) -> String {
         let mut text = format!(
             "switches          {}\nnodes_visited     {}\ncompared          {}\nmismatched_nodes  {}\ndiffering_bits    {}\n",
-            self.switches, self.nodes_visited, self.compared, self.mismatched_nodes, self.differing_bits
+            self.switches,
+            self.nodes_visited,
+            self.compared,
+            self.mismatched_nodes,
+            self.differing_bits
         );
         for node in &self.mismatched {
             text += &format!("mismatch          {node}\n");
@@ -121,9 +127,15 @@ mod tests {
         let bits = VerifyReport { differing_bits: 1, ..clean.clone() };
         assert_eq!(status(&clean, false), ExitCode::SUCCESS);
         for skip_refused in [false, true] {
-            assert_eq!([&node, &bits].map(|report| status(report, skip_refused)), [ExitCode::FAILURE; 2]);
+            assert_eq!(
+                [&node, &bits].map(|report| status(report, skip_refused)),
+                [ExitCode::FAILURE; 2]
+            );
         }
         let text = Answer::from(node).text();
-        assert!(text.contains("mismatched_nodes  1\n") && text.contains("mismatch          fr\n"), "{text}");
+        assert!(
+            text.contains("mismatched_nodes  1\n") && text.contains("mismatch          fr\n"),
+            "{text}"
+        );
     }
 }

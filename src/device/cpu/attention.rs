@@ -1,8 +1,10 @@
-//! Grouped-query attention over a cache laid out for it. Keys lie in blocks of 16 positions, `[head_dim][16]` each, so a score
-//! of 16 positions is one multiply-add per dimension without any reduction; values lie position by position.
-//! The queries of a group of heads that share their keys are scored together.
+//! Grouped-query attention over a cache laid out for it. Keys lie in blocks of 16 positions,
+//! `[head_dim][16]` each, so a score of 16 positions is one multiply-add per dimension without any
+//! reduction; values lie position by position. The queries of a group of heads that share their
+//! keys are scored together.
 //!
-//! **Invariant:** a query's sums run over absolute positions in the same order whatever else is computed beside it.
+//! **Invariant:** a query's sums run over absolute positions in the same order whatever else is
+//! computed beside it.
 
 use std::cell::RefCell;
 
@@ -83,7 +85,8 @@ impl Cpu {
             let (slot, position) = places[tile.row_block];
             let kv_head = tile.cols.start / (group * head_dim);
             let region = slot * kv_heads + kv_head;
-            let keys = &cache.keys[region * cache.capacity * head_dim..][..cache.capacity * head_dim];
+            let keys =
+                &cache.keys[region * cache.capacity * head_dim..][..cache.capacity * head_dim];
             let per_value = cache.capacity * cache.value_dim();
             let values = &cache.values[region * per_value..][..per_value];
             let (first_row, first_column) = (tile.rows.start, tile.cols.start);
@@ -92,11 +95,13 @@ impl Cpu {
             for from in (0..count).step_by(QUERIES) {
                 let picked = from..count.min(from + QUERIES);
                 let (first, last) = (picked.start / group, (picked.end - 1) / group);
-                let lowest = window.map_or(0, |window| (position + first + 1).saturating_sub(window));
+                let lowest =
+                    window.map_or(0, |window| (position + first + 1).saturating_sub(window));
                 let lowest = lowest / CHUNK * CHUNK;
                 let end = position + last + 1;
                 SCRATCH.with_borrow_mut(|scratch| {
-                    let room = QUERIES * (head_dim + cache.value_dim() + (end - lowest).next_multiple_of(CHUNK));
+                    let room = QUERIES
+                        * (head_dim + cache.value_dim() + (end - lowest).next_multiple_of(CHUNK));
                     if scratch.len() < room {
                         *scratch = FloatBuffer::zeros(room.next_power_of_two());
                     }
@@ -105,7 +110,8 @@ impl Cpu {
                     for (i, query) in picked.clone().enumerate() {
                         let (token, offset) = row(query);
                         let from = token * width + first_column + offset;
-                        input[i * head_dim..][..head_dim].copy_from_slice(&queries[from..][..head_dim]);
+                        input[i * head_dim..][..head_dim]
+                            .copy_from_slice(&queries[from..][..head_dim]);
                     }
                     self.simd.run(QueryBlock {
                         input: &input[..picked.len() * head_dim],
@@ -121,7 +127,9 @@ impl Cpu {
                         scores,
                         result,
                     });
-                    for (result, query) in result.chunks_exact(cache.value_dim()).zip(picked.clone()) {
+                    for (result, query) in
+                        result.chunks_exact(cache.value_dim()).zip(picked.clone())
+                    {
                         let (token, offset) = row(query);
                         tile.row(token)[offset..][..head_dim].copy_from_slice(&result[..head_dim]);
                     }
@@ -138,7 +146,11 @@ impl Cpu {
         let regions = (last.slot + 1) * kv_heads;
         let planes = [
             Plane { data: &mut cache.keys, width: capacity * head_dim, block: capacity * head_dim },
-            Plane { data: &mut cache.values, width: capacity * value_dim, block: capacity * value_dim },
+            Plane {
+                data: &mut cache.values,
+                width: capacity * value_dim,
+                block: capacity * value_dim,
+            },
         ];
         let work = spans.iter().map(|span| span.rows.len()).sum::<usize>() * width * 2;
         self.for_tiles(planes, RowBlocks::Every { rows: regions, block: 1 }, work, |mut tile| {
@@ -152,11 +164,14 @@ impl Cpu {
                 let from = row * width + kv_head * head_dim;
                 if plane == 0 {
                     let block = &mut out[position / CHUNK * CHUNK * head_dim..][..CHUNK * head_dim];
-                    for (key, lanes) in keys[from..][..head_dim].iter().zip(block.as_chunks_mut::<CHUNK>().0) {
+                    for (key, lanes) in
+                        keys[from..][..head_dim].iter().zip(block.as_chunks_mut::<CHUNK>().0)
+                    {
                         lanes[position % CHUNK] = *key;
                     }
                 } else {
-                    out[position * value_dim..][..head_dim].copy_from_slice(&values[from..][..head_dim]);
+                    out[position * value_dim..][..head_dim]
+                        .copy_from_slice(&values[from..][..head_dim]);
                 }
             }
         });
@@ -232,7 +247,12 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
 
 /// `scores[q][position] = input[q] · key[position]`.
 #[inline(always)]
-fn score<S: Simd, const Q: usize>(simd: S, input: &[f32], keys: &[[f32; CHUNK]], scores: &mut [f32]) {
+fn score<S: Simd, const Q: usize>(
+    simd: S,
+    input: &[f32],
+    keys: &[[f32; CHUNK]],
+    scores: &mut [f32],
+) {
     let head_dim = input.len() / Q;
     let width = scores.len() / Q;
     let mut rows = [input; Q];
@@ -256,7 +276,8 @@ fn score<S: Simd, const Q: usize>(simd: S, input: &[f32], keys: &[[f32; CHUNK]],
     }
 }
 
-/// Replaces the scores by `exp(scale · (score − largest))`, 0 outside `from..to`; returns 1 ÷ their sum.
+/// Replaces the scores by `exp(scale · (score − largest))`, 0 outside `from..to`; returns 1 ÷ their
+/// sum.
 #[inline(always)]
 fn softmax<S: Simd>(simd: S, scores: &mut [f32], scale: f32, from: usize, to: usize) -> f32 {
     scores[..from].fill(f32::NEG_INFINITY);

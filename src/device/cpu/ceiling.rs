@@ -12,10 +12,13 @@ use crate::lattice::{LANES, Lane};
 /// Lanes one task passes over: the block size of the switch.
 const TASK_LANES: usize = (1 << 18) / LANES;
 
-/// Reads, changes and writes every weight once: the floor of a switch. Doing it twice restores the weights.
+/// Reads, changes and writes every weight once: the floor of a switch. Doing it twice restores the
+/// weights.
 pub fn read_modify_write(simd: SimdLevel, matrices: &mut [&mut [Lane]]) {
     matrices.par_iter_mut().for_each(|lanes| {
-        lanes.par_chunks_mut(TASK_LANES).for_each(|lanes| dispatch(simd, lanes, flip, flip_avx2, flip_avx512));
+        lanes
+            .par_chunks_mut(TASK_LANES)
+            .for_each(|lanes| dispatch(simd, lanes, flip, flip_avx2, flip_avx512));
     });
 }
 
@@ -24,13 +27,16 @@ pub fn read(simd: SimdLevel, matrices: &[&[Lane]]) -> u64 {
     matrices
         .par_iter()
         .map(|lanes| {
-            let sums = lanes.par_chunks(TASK_LANES).map(|lanes| dispatch(simd, lanes, sum, sum_avx2, sum_avx512));
+            let sums = lanes
+                .par_chunks(TASK_LANES)
+                .map(|lanes| dispatch(simd, lanes, sum, sum_avx2, sum_avx512));
             sums.reduce(|| 0, u64::wrapping_add)
         })
         .reduce(|| 0, u64::wrapping_add)
 }
 
-/// Multiplies and adds pairs of i16 into i32 from registers, at least `count` products: the arithmetic floor of a switch.
+/// Multiplies and adds pairs of i16 into i32 from registers, at least `count` products: the
+/// arithmetic floor of a switch.
 pub fn integer_multiply_add(simd: SimdLevel, count: u64) {
     let tasks = 64_u32;
     (0..tasks).into_par_iter().with_max_len(1).for_each(|_| {
@@ -39,7 +45,8 @@ pub fn integer_multiply_add(simd: SimdLevel, count: u64) {
     });
 }
 
-/// Multiplies and adds f32 from registers, at least `count` products: the arithmetic ceiling of prefill.
+/// Multiplies and adds f32 from registers, at least `count` products: the arithmetic ceiling of
+/// prefill.
 pub fn float_multiply_add(simd: SimdLevel, count: u64) {
     let tasks = 64_u32;
     (0..tasks).into_par_iter().with_max_len(1).for_each(|_| {
@@ -119,9 +126,11 @@ fn multiply(count: u64) {
 /// Sixteen independent chains, more than any core's latency times its multipliers.
 macro_rules! multiply_chains {
     ($count:ident, $width:expr, $number:ty, $set:ident, $step:expr) => {{
-        let (a, b) = ($set(<$number>::from(black_box(3_i16))), $set(<$number>::from(black_box(5_i16))));
+        let (a, b) =
+            ($set(<$number>::from(black_box(3_i16))), $set(<$number>::from(black_box(5_i16))));
         // Chains of different numbers, or the compiler would keep one for all.
-        let mut sums: [_; 16] = std::array::from_fn(|k| $set(<$number>::from(i16::try_from(k).expect("small"))));
+        let mut sums: [_; 16] =
+            std::array::from_fn(|k| $set(<$number>::from(i16::try_from(k).expect("small"))));
         for _ in 0..$count.div_ceil(16 * $width) {
             for sum in &mut sums {
                 *sum = $step(*sum, a, b);
@@ -133,8 +142,8 @@ macro_rules! multiply_chains {
 
 #[cfg(not(target_arch = "x86_64"))]
 use self::{
-    float_multiply as float_multiply_avx2, float_multiply as float_multiply_avx512, multiply as multiply_avx2,
-    multiply as multiply_avx512,
+    float_multiply as float_multiply_avx2, float_multiply as float_multiply_avx512,
+    multiply as multiply_avx2, multiply as multiply_avx512,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -143,7 +152,10 @@ use std::arch::x86_64::*;
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn multiply_avx2(count: u64) {
-    multiply_chains!(count, 16, i32, _mm256_set1_epi32, |sum, a, b| _mm256_add_epi32(_mm256_madd_epi16(sum, b), a))
+    multiply_chains!(count, 16, i32, _mm256_set1_epi32, |sum, a, b| _mm256_add_epi32(
+        _mm256_madd_epi16(sum, b),
+        a
+    ))
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -49,7 +49,10 @@ fn lowest_logit(best: f32, temperature: f32, share: f32) -> f32 {
 }
 
 /// An index with probability proportional to its weight. At least one weight is positive.
-fn pick(weights: impl ExactSizeIterator<Item = f64> + DoubleEndedIterator + Clone, random: f64) -> usize {
+fn pick(
+    weights: impl ExactSizeIterator<Item = f64> + DoubleEndedIterator + Clone,
+    random: f64,
+) -> usize {
     let mut left = random * weights.clone().sum::<f64>();
     let chosen = weights.clone().position(|weight| {
         left -= weight;
@@ -81,7 +84,8 @@ fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 /// The `k` likeliest tokens with their logits, likeliest first.
 pub fn likeliest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     // −0 and 0 are one logit; adding 0 makes them one for the total order too.
-    let mut tokens: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &logit)| (token_id(i), logit + 0.0)).collect();
+    let mut tokens: Vec<(u32, f32)> =
+        logits.iter().enumerate().map(|(i, &logit)| (token_id(i), logit + 0.0)).collect();
     if k < tokens.len() {
         tokens.select_nth_unstable_by(k, by_rank);
         tokens.truncate(k);
@@ -96,6 +100,9 @@ pub fn likeliest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
 /// When a logit is not finite, or there are none.
 pub fn greedy(logits: &[f32]) -> Result<u32> {
     check_finite(logits)?;
-    let best = logits.iter().enumerate().fold(0, |best, (i, &logit)| if logit > logits[best] { i } else { best });
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold(0, |best, (i, &logit)| if logit > logits[best] { i } else { best });
     Ok(token_id(best))
 }

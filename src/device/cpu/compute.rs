@@ -42,11 +42,23 @@ impl Compute for Cpu {
         self.embed_rows(table, tokens, out);
     }
 
-    fn rms_norm(&self, x: &FloatBuffer, weight: &FloatBuffer, eps: f32, rows: usize, out: &mut FloatBuffer) {
+    fn rms_norm(
+        &self,
+        x: &FloatBuffer,
+        weight: &FloatBuffer,
+        eps: f32,
+        rows: usize,
+        out: &mut FloatBuffer,
+    ) {
         self.rms_norm_rows(x, weight, eps, rows, out);
     }
 
-    fn matmul<const N: usize>(&self, x: &FloatBuffer, rows: usize, products: [Product<'_, Self>; N]) {
+    fn matmul<const N: usize>(
+        &self,
+        x: &FloatBuffer,
+        rows: usize,
+        products: [Product<'_, Self>; N],
+    ) {
         self.products(x, rows, products);
     }
 
@@ -62,7 +74,12 @@ impl Compute for Cpu {
         self.copy_rows(x, rows, width, out);
     }
 
-    fn choose(&self, logits: &FloatBuffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>> {
+    fn choose(
+        &self,
+        logits: &FloatBuffer,
+        vocab_size: usize,
+        choices: &[Choice],
+    ) -> Result<Vec<u32>> {
         let rows = logits.chunks_exact(vocab_size);
         rows.zip(choices).map(|(logits, choice)| super::choose(logits, choice)).collect()
     }

@@ -12,13 +12,24 @@ const FLAT: usize = 1 << 13;
 
 impl Cpu {
     /// Calls `task` with every row of `out (rows, width)` and its index.
-    fn for_rows(&self, out: &mut [f32], rows: usize, width: usize, task: impl Fn(usize, &mut [f32]) + Sync) {
+    fn for_rows(
+        &self,
+        out: &mut [f32],
+        rows: usize,
+        width: usize,
+        task: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         let plane = Plane { data: out, width, block: width.max(1) };
-        self.for_tiles([plane], RowBlocks::Every { rows, block: ROWS }, rows * width, |mut tile| {
-            for row in tile.rows.clone() {
-                task(row, tile.row(row));
-            }
-        });
+        self.for_tiles(
+            [plane],
+            RowBlocks::Every { rows, block: ROWS },
+            rows * width,
+            |mut tile| {
+                for row in tile.rows.clone() {
+                    task(row, tile.row(row));
+                }
+            },
+        );
     }
 
     /// [`crate::device::Compute::embed`].
@@ -31,7 +42,14 @@ impl Cpu {
     }
 
     /// [`crate::device::Compute::rms_norm`].
-    pub(super) fn rms_norm_rows(&self, x: &[f32], weight: &[f32], eps: f32, rows: usize, out: &mut [f32]) {
+    pub(super) fn rms_norm_rows(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        rows: usize,
+        out: &mut [f32],
+    ) {
         let width = weight.len();
         self.for_rows(out, rows, width, |row, out| {
             self.simd.run(RmsNorm { x: &x[row * width..][..width], weight, eps, out });
@@ -39,7 +57,14 @@ impl Cpu {
     }
 
     /// The rotations of [`crate::device::Compute::attention`].
-    pub(super) fn rope_rows(&self, x: &mut [f32], heads: usize, head_dim: usize, angles: &[f32], rows: usize) {
+    pub(super) fn rope_rows(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        angles: &[f32],
+        rows: usize,
+    ) {
         self.for_rows(x, rows, heads * head_dim, |row, x| {
             self.simd.run(Rope { x, head_dim, angles: &angles[row * head_dim..][..head_dim] });
         });
@@ -57,7 +82,9 @@ impl Cpu {
 
     /// [`crate::device::Compute::select_rows`].
     pub(super) fn copy_rows(&self, x: &[f32], rows: &[usize], width: usize, out: &mut [f32]) {
-        self.for_rows(out, rows.len(), width, |row, out| out.copy_from_slice(&x[rows[row] * width..][..width]));
+        self.for_rows(out, rows.len(), width, |row, out| {
+            out.copy_from_slice(&x[rows[row] * width..][..width])
+        });
     }
 }
 
@@ -126,8 +153,8 @@ impl Kernel for SiluMul<'_> {
     }
 }
 
-/// `e^x` to 2 units in the last place; 0 below −87.3, about 2^127 above 88. NaN stays NaN. Without branches, so loops over it become
-/// vectors. Cephes' polynomial.
+/// `e^x` to 2 units in the last place; 0 below −87.3, about 2^127 above 88. NaN stays NaN. Without
+/// branches, so loops over it become vectors. Cephes' polynomial.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: f32) -> f32 {
     // Adding 1.5·2^23 rounds to an integer, which the low bits then hold.
@@ -171,7 +198,10 @@ mod tests {
             level.run(Exp(&mut y));
             for (x, y) in x.iter().zip(&y) {
                 let exact = f64::from(*x).exp();
-                assert!((f64::from(*y) / exact - 1.0).abs() < 2.4e-7, "exp({x}) = {y}, not {exact}, {level:?}");
+                assert!(
+                    (f64::from(*y) / exact - 1.0).abs() < 2.4e-7,
+                    "exp({x}) = {y}, not {exact}, {level:?}"
+                );
             }
             let mut special = [f32::NEG_INFINITY, -1000.0, f32::NAN, 0.0];
             level.run(Exp(&mut special));

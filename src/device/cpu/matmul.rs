@@ -1,8 +1,9 @@
-//! `y[t][i] = u_i · Σ_j x[t][j] · N[i][j]`: integer rows read as they lie, converted to f32 in registers (few tokens) or
-//! once per panel in the L2 cache (many tokens).
+//! `y[t][i] = u_i · Σ_j x[t][j] · N[i][j]`: integer rows read as they lie, converted to f32 in
+//! registers (few tokens) or once per panel in the L2 cache (many tokens).
 //!
-//! **Invariant:** one sum is always taken in the same order (16 columns at a time, [`COLUMNS`] columns to a partial sum),
-//! whatever tile it falls in; so a token's result does not depend on its neighbours.
+//! **Invariant:** one sum is always taken in the same order (16 columns at a time, [`COLUMNS`]
+//! columns to a partial sum), whatever tile it falls in; so a token's result does not depend on its
+//! neighbours.
 
 use std::array::from_fn;
 use std::cell::RefCell;
@@ -14,7 +15,8 @@ use super::simd::{CHUNK, Kernel, Simd};
 use crate::device::compute::Product;
 use crate::lattice::LatticeMatrix;
 
-/// Columns summed in registers before they are added to the output: 6 tokens of them fit half of a 48 KiB L1 cache.
+/// Columns summed in registers before they are added to the output: 6 tokens of them fit half of a
+/// 48 KiB L1 cache.
 const COLUMNS: usize = 1024;
 /// Rows summed at once.
 const ROWS: usize = 4;
@@ -31,10 +33,18 @@ thread_local! {
 
 impl Cpu {
     /// [`crate::device::Compute::matmul`].
-    pub(super) fn products<const N: usize>(&self, x: &[f32], tokens: usize, mut products: [Product<'_, Self>; N]) {
+    pub(super) fn products<const N: usize>(
+        &self,
+        x: &[f32],
+        tokens: usize,
+        mut products: [Product<'_, Self>; N],
+    ) {
         let Some(first) = products.first() else { return };
         let (cols, stride) = (first.weight.cols(), first.weight.stride());
-        assert!(products.iter().all(|p| p.weight.cols() == cols), "matrices of one product differ in inputs");
+        assert!(
+            products.iter().all(|p| p.weight.cols() == cols),
+            "matrices of one product differ in inputs"
+        );
         let padded;
         let x = if cols == stride {
             &x[..tokens * stride]
@@ -43,7 +53,8 @@ impl Cpu {
             &padded[..]
         };
         let few = tokens <= 6;
-        let block = if few { (TASK / stride.max(1)).clamp(ROWS, 64) / ROWS * ROWS } else { PANEL_ROWS };
+        let block =
+            if few { (TASK / stride.max(1)).clamp(ROWS, 64) / ROWS * ROWS } else { PANEL_ROWS };
         let parts: [_; N] = from_fn(|i| {
             let product = &products[i];
             (product.weight, product.bias.map(|bias| &bias[..]), product.accumulate)
@@ -53,18 +64,37 @@ impl Cpu {
             let width = product.weight.rows();
             Plane { data: &mut product.out[..tokens * width], width, block }
         });
-        self.for_tiles(planes, RowBlocks::Every { rows: tokens, block: PANEL_TOKENS }, work, |tile| {
-            let (weight, bias, accumulate) = parts[tile.plane];
-            if few {
-                return self.simd.run(TileProduct { x, weight, bias, accumulate, tile, panel: &mut [] });
-            }
-            PANEL.with_borrow_mut(|panel| {
-                if panel.is_empty() {
-                    *panel = FloatBuffer::zeros(PANEL_ROWS * COLUMNS);
+        self.for_tiles(
+            planes,
+            RowBlocks::Every { rows: tokens, block: PANEL_TOKENS },
+            work,
+            |tile| {
+                let (weight, bias, accumulate) = parts[tile.plane];
+                if few {
+                    return self.simd.run(TileProduct {
+                        x,
+                        weight,
+                        bias,
+                        accumulate,
+                        tile,
+                        panel: &mut [],
+                    });
                 }
-                self.simd.run(TileProduct { x, weight, bias, accumulate, tile, panel: &mut panel[..] });
-            });
-        });
+                PANEL.with_borrow_mut(|panel| {
+                    if panel.is_empty() {
+                        *panel = FloatBuffer::zeros(PANEL_ROWS * COLUMNS);
+                    }
+                    self.simd.run(TileProduct {
+                        x,
+                        weight,
+                        bias,
+                        accumulate,
+                        tile,
+                        panel: &mut panel[..],
+                    });
+                });
+            },
+        );
     }
 }
 
@@ -88,7 +118,8 @@ struct TileProduct<'a, 't> {
     accumulate: bool,
     /// Rows are tokens, columns are rows of `weight`.
     tile: Tile<'t>,
-    /// Room for `PANEL_ROWS` rows of `COLUMNS`; empty when there are too few tokens to be worth a conversion.
+    /// Room for `PANEL_ROWS` rows of `COLUMNS`; empty when there are too few tokens to be worth a
+    /// conversion.
     panel: &'a mut [f32],
 }
 
@@ -134,7 +165,9 @@ impl TileProduct<'_, '_> {
             let cols = self.tile.cols.clone();
             let out = self.tile.row(t);
             match self.bias {
-                Some(bias) if self.accumulate => out.iter_mut().zip(&bias[cols]).for_each(|(y, b)| *y += b),
+                Some(bias) if self.accumulate => {
+                    out.iter_mut().zip(&bias[cols]).for_each(|(y, b)| *y += b)
+                }
                 Some(bias) => out.copy_from_slice(&bias[cols]),
                 None if self.accumulate => {}
                 None => out.fill(0.0),
@@ -142,7 +175,8 @@ impl TileProduct<'_, '_> {
         }
     }
 
-    /// Adds the products of the columns from chunk `from` on, as many as `row(i)` gives of weight row `i`.
+    /// Adds the products of the columns from chunk `from` on, as many as `row(i)` gives of weight
+    /// row `i`.
     #[inline(always)]
     fn sweep<'w, S: Simd, E: Element>(
         &mut self,

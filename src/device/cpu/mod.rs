@@ -1,4 +1,5 @@
-//! The CPU: integer and float kernels with SIMD, chosen at run time, and the thread pool they run on.
+//! The CPU: integer and float kernels with SIMD, chosen at run time, and the thread pool they run
+//! on.
 //!
 //! **Invariant:** a result does not depend on the number of threads.
 
@@ -37,7 +38,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The CPU with `threads` threads (all cores when `None`) and the widest instruction set it has.
+    /// The CPU with `threads` threads (all cores when `None`) and the widest instruction set it
+    /// has.
     ///
     /// # Errors
     /// When the threads cannot be started.
@@ -152,9 +154,11 @@ impl Device for Cpu {
         terms: &[(&Arc<NodeDeltas>, Sign)],
         (): (),
     ) -> Result<PassTimes> {
-        let segments = |id| terms.iter().filter_map(move |(deltas, sign)| Some((deltas.delta(id)?, *sign)));
+        let segments =
+            |id| terms.iter().filter_map(move |(deltas, sign)| Some((deltas.delta(id)?, *sign)));
         let segments = |id| segments(id).map(|(delta, sign)| Segment { delta, sign }).collect();
-        let work = matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, segments(MatrixId(k))));
+        let work =
+            matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, segments(MatrixId(k))));
         delta_apply(self, work.collect());
         Ok(PassTimes::default())
     }

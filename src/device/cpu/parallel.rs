@@ -1,8 +1,8 @@
-//! Work split into tiles of the output, handed out to the pool's threads one by one, so that a core busy elsewhere
-//! holds nobody up. No allocation, one barrier a call.
+//! Work split into tiles of the output, handed out to the pool's threads one by one, so that a core
+//! busy elsewhere holds nobody up. No allocation, one barrier a call.
 //!
-//! **Invariant:** every tile is written by one task alone and no task depends on another, so the result does not
-//! depend on the number of threads.
+//! **Invariant:** every tile is written by one task alone and no task depends on another, so the
+//! result does not depend on the number of threads.
 
 #![allow(
     unsafe_code,
@@ -91,8 +91,8 @@ impl Tile<'_> {
     #[inline(always)]
     pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(self.rows.contains(&row), "row outside its tile");
-        // SAFETY: `for_tiles` checked that the plane holds every row block and column; the rectangle is this tile's
-        // alone, and `&mut self` keeps its rows from being borrowed twice.
+        // SAFETY: `for_tiles` checked that the plane holds every row block and column; the
+        // rectangle is this tile's alone, and `&mut self` keeps its rows from being borrowed twice.
         unsafe {
             let start = self.data.add(row * self.width + self.cols.start);
             std::slice::from_raw_parts_mut(start, self.cols.len())
@@ -110,8 +110,8 @@ struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Cpu {
-    /// Runs `task` once for every tile of every plane, all tiles of one row block before the next. `work` is the
-    /// multiply-adds of the whole call; a small call is not spread over threads.
+    /// Runs `task` once for every tile of every plane, all tiles of one row block before the next.
+    /// `work` is the multiply-adds of the whole call; a small call is not spread over threads.
     pub(crate) fn for_tiles<const N: usize>(
         &self,
         planes: [Plane<'_>; N],
@@ -121,17 +121,22 @@ impl Cpu {
     ) {
         let end = rows.end();
         let planes = planes.map(|plane| {
-            assert!(plane.block > 0 && plane.data.len() >= end * plane.width, "plane too small for its rows");
+            assert!(
+                plane.block > 0 && plane.data.len() >= end * plane.width,
+                "plane too small for its rows"
+            );
             Shared { data: plane.data.as_mut_ptr(), width: plane.width, block: plane.block }
         });
-        let per_row_block: usize = planes.iter().map(|plane| plane.width.div_ceil(plane.block)).sum();
+        let per_row_block: usize =
+            planes.iter().map(|plane| plane.width.div_ceil(plane.block)).sum();
         let count = rows.count() * per_row_block;
         let run = |i: usize| {
             let (row_block, mut column_block) = (i / per_row_block, i % per_row_block);
             for (index, plane) in planes.iter().enumerate() {
                 let blocks = plane.width.div_ceil(plane.block);
                 if column_block < blocks {
-                    let cols = column_block * plane.block..plane.width.min((column_block + 1) * plane.block);
+                    let cols = column_block * plane.block
+                        ..plane.width.min((column_block + 1) * plane.block);
                     let rows = rows.get(row_block);
                     return task(Tile {
                         plane: index,
@@ -149,7 +154,8 @@ impl Cpu {
         if work < SERIAL || count < 2 || self.threads() < 2 {
             return (0..count).for_each(run);
         }
-        // Each worker walks its own stretch of tasks, so that it streams through consecutive memory, then helps the others.
+        // Each worker walks its own stretch of tasks, so that it streams through consecutive
+        // memory, then helps the others.
         let workers = self.threads().min(count).min(MAX_WORKERS);
         let stretch = |worker: usize| worker * count / workers..(worker + 1) * count / workers;
         let next: [AtomicUsize; MAX_WORKERS] =

@@ -1,7 +1,9 @@
-//! The instruction sets the kernels are written for, and the few vector operations a float kernel is made of.
-//! A kernel is written once over the trait `Simd`; `SimdLevel::run` compiles it for each instruction set.
+//! The instruction sets the kernels are written for, and the few vector operations a float kernel
+//! is made of. A kernel is written once over the trait `Simd`; `SimdLevel::run` compiles it for
+//! each instruction set.
 //!
-//! **Invariant:** every level gives the same integers; floats agree to rounding, and are a function of the level alone.
+//! **Invariant:** every level gives the same integers; floats agree to rounding, and are a function
+//! of the level alone.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -66,7 +68,8 @@ impl SimdLevel {
 /// 16 values: the unit all float kernels work in.
 pub(crate) const CHUNK: usize = 16;
 
-/// Code to be compiled once per instruction set. `run` must be `#[inline(always)]`, and so must all it calls.
+/// Code to be compiled once per instruction set. `run` must be `#[inline(always)]`, and so must all
+/// it calls.
 pub(crate) trait Kernel {
     /// Does the work with the operations of `simd`.
     fn run<S: Simd>(self, simd: S);

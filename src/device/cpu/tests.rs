@@ -31,7 +31,11 @@ fn random_matrix(rng: &mut StdRng, rows: usize, cols: usize) -> LatticeMatrix {
 
 /// `W · x`, and the sum of its terms' sizes.
 fn product(matrix: &LatticeMatrix, i: usize, x: &[f32]) -> (f64, f64) {
-    let terms = matrix.row(i).iter().zip(x).map(|(&n, &x)| f64::from(n) * f64::from(x) * f64::from(matrix.steps()[i]));
+    let terms = matrix
+        .row(i)
+        .iter()
+        .zip(x)
+        .map(|(&n, &x)| f64::from(n) * f64::from(x) * f64::from(matrix.steps()[i]));
     terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
 }
 
@@ -78,9 +82,13 @@ fn products_equal_f64_sums_for_odd_shapes() {
             }
         }
         check_product(&cpu, &mut rng, [1, 1], 1, 1);
-        for (rows, cols, tokens) in
-            [([33, 64], 1024, 1), ([70, 3], 1056, 7), ([97, 40], 2100, 2), ([64, 65], 576, 97), ([31, 1], 1100, 193)]
-        {
+        for (rows, cols, tokens) in [
+            ([33, 64], 1024, 1),
+            ([70, 3], 1056, 7),
+            ([97, 40], 2100, 2),
+            ([64, 65], 576, 97),
+            ([31, 1], 1100, 193),
+        ] {
             check_product(&cpu, &mut rng, rows, cols, tokens);
         }
     }
@@ -95,12 +103,22 @@ fn product_of_one_token_does_not_depend_on_the_others() {
             let x = random(&mut rng, 100 * cols);
             let run = |x: &FloatBuffer, tokens: usize| {
                 let mut out = FloatBuffer::zeros(tokens * rows);
-                cpu.matmul(x, tokens, [Product { weight: &matrix, bias: None, out: &mut out, accumulate: false }]);
+                cpu.matmul(
+                    x,
+                    tokens,
+                    [Product { weight: &matrix, bias: None, out: &mut out, accumulate: false }],
+                );
                 out.to_vec()
             };
-            let single: Vec<f32> = x.chunks_exact(cols).flat_map(|row| run(&FloatBuffer::from(row), 1)).collect();
+            let single: Vec<f32> =
+                x.chunks_exact(cols).flat_map(|row| run(&FloatBuffer::from(row), 1)).collect();
             for tokens in (1..=20).chain([96, 97, 100]) {
-                assert_eq!(run(&x, tokens), single[..tokens * rows], "{:?}, {tokens} tokens", cpu.simd());
+                assert_eq!(
+                    run(&x, tokens),
+                    single[..tokens * rows],
+                    "{:?}, {tokens} tokens",
+                    cpu.simd()
+                );
             }
         }
     }
@@ -108,13 +126,18 @@ fn product_of_one_token_does_not_depend_on_the_others() {
 
 /// Attention as the formula says, for one query over all keys and values of its sequence.
 fn attend_one(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f64> {
-    let dot = |key: &&[f32]| query.iter().zip(*key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+    let dot = |key: &&[f32]| {
+        query.iter().zip(*key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
+    };
     let scores: Vec<f64> = keys.iter().map(|key| dot(key) / (query.len() as f64).sqrt()).collect();
     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
     let total: f64 = weights.iter().sum();
     (0..query.len())
-        .map(|d| values.iter().zip(&weights).map(|(value, w)| f64::from(value[d]) * w).sum::<f64>() / total)
+        .map(|d| {
+            values.iter().zip(&weights).map(|(value, w)| f64::from(value[d]) * w).sum::<f64>()
+                / total
+        })
         .collect()
 }
 
@@ -130,7 +153,9 @@ fn attention_equals_its_formula_for_ragged_batches() {
     // New tokens per slot, step by step: prefill and decode mixed, slots left out.
     let steps: [[usize; 4]; 4] = [[5, 0, 37, 0], [1, 0, 1, 70], [18, 3, 1, 1], [1, 1, 0, 1]];
     for cpu in levels() {
-        for (heads, kv_heads, head_dim) in [(1, 1, 2), (6, 2, 6), (9, 3, 64), (14, 2, 20), (8, 8, 16), (11, 1, 80)] {
+        for (heads, kv_heads, head_dim) in
+            [(1, 1, 2), (6, 2, 6), (9, 3, 64), (14, 2, 20), (8, 8, 16), (11, 1, 80)]
+        {
             for window in [None, Some(1), Some(7), Some(33)] {
                 let heads = Heads { heads, kv_heads, head_dim };
                 let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
@@ -140,12 +165,20 @@ fn attention_equals_its_formula_for_ragged_batches() {
                     let mut spans: Vec<Span> = Vec::new();
                     for (slot, &count) in step.iter().enumerate().filter(|(_, count)| **count > 0) {
                         let start = spans.last().map_or(0, |span| span.rows.end);
-                        spans.push(Span { slot, rows: start..start + count, past: seen[slot].len() });
+                        spans.push(Span {
+                            slot,
+                            rows: start..start + count,
+                            past: seen[slot].len(),
+                        });
                     }
                     let rows = spans.last().unwrap().rows.end;
-                    let queries = random(&mut rng, rows * q_width).iter().map(|x| x * 8.0).collect::<Vec<_>>();
+                    let queries = random(&mut rng, rows * q_width)
+                        .iter()
+                        .map(|x| x * 8.0)
+                        .collect::<Vec<_>>();
                     let mut queries = FloatBuffer::from(&queries[..]);
-                    let (mut keys, values) = (random(&mut rng, rows * kv_width), random(&mut rng, rows * kv_width));
+                    let (mut keys, values) =
+                        (random(&mut rng, rows * kv_width), random(&mut rng, rows * kv_width));
                     let mut out = FloatBuffer::zeros(rows * q_width);
                     let attention = Attention {
                         queries: &mut queries,
@@ -163,17 +196,23 @@ fn attention_equals_its_formula_for_ragged_batches() {
                         for row in span.rows.clone() {
                             let part = |x: &[f32]| x[row * kv_width..][..kv_width].to_vec();
                             seen.push((part(&keys), part(&values)));
-                            let first = window.map_or(0, |window| seen.len().saturating_sub(window));
+                            let first =
+                                window.map_or(0, |window| seen.len().saturating_sub(window));
                             for head in 0..heads.heads {
                                 let from = head / (heads.heads / kv_heads) * head_dim;
-                                let key = |kv: &'_ (Vec<f32>, Vec<f32>)| kv.0[from..][..head_dim].to_vec();
+                                let key = |kv: &'_ (Vec<f32>, Vec<f32>)| {
+                                    kv.0[from..][..head_dim].to_vec()
+                                };
                                 let keys: Vec<_> = seen[first..].iter().map(key).collect();
-                                let value = |kv: &'_ (Vec<f32>, Vec<f32>)| kv.1[from..][..head_dim].to_vec();
+                                let value = |kv: &'_ (Vec<f32>, Vec<f32>)| {
+                                    kv.1[from..][..head_dim].to_vec()
+                                };
                                 let values: Vec<_> = seen[first..].iter().map(value).collect();
                                 let keys: Vec<&[f32]> = keys.iter().map(|k| &k[..]).collect();
                                 let values: Vec<&[f32]> = values.iter().map(|v| &v[..]).collect();
                                 let at = row * q_width + head * head_dim;
-                                let expected = attend_one(&queries[at..][..head_dim], &keys, &values);
+                                let expected =
+                                    attend_one(&queries[at..][..head_dim], &keys, &values);
                                 for (found, expected) in out[at..].iter().zip(expected) {
                                     assert!(
                                         (f64::from(*found) - expected).abs() < 2e-5,
@@ -203,17 +242,24 @@ fn rowwise_operations_equal_their_formulas() {
                     let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
                     for ((x, w), out) in x.iter().zip(weight.iter()).zip(out) {
                         let expected = f64::from(*x) * f64::from(*w) / (mean + 0.25).sqrt();
-                        assert!((f64::from(*out) - expected).abs() < 1e-6, "norm of {width}: {out}, not {expected}");
+                        assert!(
+                            (f64::from(*out) - expected).abs() < 1e-6,
+                            "norm of {width}: {out}, not {expected}"
+                        );
                     }
                 }
 
-                let (mut gate, up) = (random(&mut rng, rows * width), random(&mut rng, rows * width));
+                let (mut gate, up) =
+                    (random(&mut rng, rows * width), random(&mut rng, rows * width));
                 gate.iter_mut().for_each(|g| *g *= 100.0);
                 let before = gate.clone();
                 cpu.silu_mul(&mut gate, &up, rows * width);
                 for ((found, g), u) in gate.iter().zip(before.iter()).zip(up.iter()) {
                     let expected = f64::from(*g) / (1.0 + (-f64::from(*g)).exp()) * f64::from(*u);
-                    assert!((f64::from(*found) - expected).abs() <= 1e-6 * expected.abs() + 1e-35, "silu({g})·{u}");
+                    assert!(
+                        (f64::from(*found) - expected).abs() <= 1e-6 * expected.abs() + 1e-35,
+                        "silu({g})·{u}"
+                    );
                 }
 
                 let (heads, half) = (3, width / 2);
@@ -259,16 +305,23 @@ fn every_tile_is_written_once() {
     let blocks = [0..2, 2..2, 5..9, 9..30];
     for rows in [RowBlocks::Every { rows: 30, block: 7 }, RowBlocks::These(&blocks)] {
         let (mut a, mut b) = (vec![0.0; 30 * 11], vec![0.0; 30 * 4]);
-        let planes = [Plane { data: &mut a, width: 11, block: 3 }, Plane { data: &mut b, width: 4, block: 4 }];
+        let planes = [
+            Plane { data: &mut a, width: 11, block: 3 },
+            Plane { data: &mut b, width: 4, block: 4 },
+        ];
         cpu.for_tiles(planes, rows, usize::MAX, |mut tile| {
             for row in tile.rows.clone() {
                 tile.row(row).iter_mut().for_each(|x| *x += 1.0);
             }
         });
-        let covered = |row: usize| matches!(rows, RowBlocks::Every { .. }) || !(2..5).contains(&row);
+        let covered =
+            |row: usize| matches!(rows, RowBlocks::Every { .. }) || !(2..5).contains(&row);
         for row in 0..30 {
             let expected = f32::from(u8::from(covered(row)));
-            assert!(a[row * 11..][..11].iter().chain(&b[row * 4..][..4]).all(|&x| x == expected), "row {row}");
+            assert!(
+                a[row * 11..][..11].iter().chain(&b[row * 4..][..4]).all(|&x| x == expected),
+                "row {row}"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The GPUs of this machine, and which of them is used.
 //!
-//! **Invariant:** a software adapter is taken only when it is asked for, by `gpu` or by its own name or number.
+//! **Invariant:** a software adapter is taken only when it is asked for, by `gpu` or by its own
+//! name or number.
 
 use serde::Serialize;
 use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor};
@@ -76,16 +77,24 @@ pub fn list() -> Vec<GpuInfo> {
 pub(super) fn find(choice: &GpuChoice) -> Result<(GpuInfo, wgpu::Adapter)> {
     let mut adapters = adapters();
     let rank = |info: &GpuInfo| {
-        ["discrete", "integrated", "virtual", "other", "software"].iter().position(|k| *k == info.kind)
+        ["discrete", "integrated", "virtual", "other", "software"]
+            .iter()
+            .position(|k| *k == info.kind)
     };
     let best = |fits: &dyn Fn(&GpuInfo) -> bool| {
-        adapters.iter().map(|(info, _)| info).filter(|info| fits(info)).min_by_key(|info| (rank(info), info.index))
+        adapters
+            .iter()
+            .map(|(info, _)| info)
+            .filter(|info| fits(info))
+            .min_by_key(|info| (rank(info), info.index))
     };
     let found = match choice {
         GpuChoice::Any => best(&|_| true),
         GpuChoice::Hardware => best(&|info| !info.is_software()),
         GpuChoice::Index(index) => best(&|info| info.index == *index),
-        GpuChoice::Named(name) => best(&|info| info.name.to_lowercase().contains(&name.to_lowercase())),
+        GpuChoice::Named(name) => {
+            best(&|info| info.name.to_lowercase().contains(&name.to_lowercase()))
+        }
     };
     match found.map(|info| info.index) {
         Some(index) => Ok(adapters.swap_remove(index)),
@@ -114,7 +123,11 @@ fn adapters() -> Vec<(GpuInfo, wgpu::Adapter)> {
     };
     let instance = Instance::new(descriptor);
     let adapters = pollster::block_on(instance.enumerate_adapters(Backends::all()));
-    adapters.into_iter().enumerate().map(|(index, adapter)| (info(index, &adapter), adapter)).collect()
+    adapters
+        .into_iter()
+        .enumerate()
+        .map(|(index, adapter)| (info(index, &adapter), adapter))
+        .collect()
 }
 
 fn info(index: usize, adapter: &wgpu::Adapter) -> GpuInfo {

@@ -1,7 +1,8 @@
-//! Attention and its cache. Twin: `device/cpu/attention.rs`; shaders `rotate_append` and `attention`.
+//! Attention and its cache. Twin: `device/cpu/attention.rs`; shaders `rotate_append` and
+//! `attention`.
 //!
-//! **Invariant:** a query's sums run over blocks of absolute positions in the same order whatever else is computed beside
-//! it, and whether one workgroup goes over them or many.
+//! **Invariant:** a query's sums run over blocks of absolute positions in the same order whatever
+//! else is computed beside it, and whether one workgroup goes over them or many.
 
 use wgpu::BufferUsages;
 
@@ -28,7 +29,8 @@ pub struct GpuKvLayer {
     heads: Heads,
     /// Positions a slot can hold, a multiple of 32.
     capacity: usize,
-    /// `[slot][kv_head][position / 32][head_dim / 4][32]`, four dimensions each, the head padded with zeros.
+    /// `[slot][kv_head][position / 32][head_dim / 4][32]`, four dimensions each, the head padded
+    /// with zeros.
     keys: wgpu::Buffer,
     /// `[slot][kv_head][position][head_dim / 4]`, likewise.
     values: wgpu::Buffer,
@@ -45,12 +47,18 @@ impl GpuKvLayer {
         let context = &gpu.context;
         if heads.head_dim > LONGEST_HEAD {
             let (bytes, limit) = (heads.head_dim as u64 * 4, LONGEST_HEAD as u64 * 4);
-            return Err(Error::DeviceLimit { what: "a head of attention".to_owned(), bytes, limit });
+            return Err(Error::DeviceLimit {
+                what: "a head of attention".to_owned(),
+                bytes,
+                limit,
+            });
         }
         let capacity = capacity.next_multiple_of(LANES);
-        let bytes = (slots * heads.kv_heads * capacity) as u64 * heads.head_dim.div_ceil(4) as u64 * 16;
+        let bytes =
+            (slots * heads.kv_heads * capacity) as u64 * heads.head_dim.div_ceil(4) as u64 * 16;
         let keys = context.bound_buffer("the keys of one layer", bytes, BufferUsages::STORAGE)?;
-        let values = context.bound_buffer("the values of one layer", bytes, BufferUsages::STORAGE)?;
+        let values =
+            context.bound_buffer("the values of one layer", bytes, BufferUsages::STORAGE)?;
         // Enough for a token of every slot at the end of its context.
         let quads = slots * (heads.heads / heads.kv_heads).div_ceil(QUERIES);
         let limit = context.device.limits().max_storage_buffer_binding_size;
@@ -58,7 +66,9 @@ impl GpuKvLayer {
         let mut partials = lock(&gpu.partials);
         let partials = match &*partials {
             Some(there) if there.size() >= wanted => there.clone(),
-            _ => partials.insert(context.bound_buffer("partial sums", wanted, BufferUsages::STORAGE)?).clone(),
+            _ => partials
+                .insert(context.bound_buffer("partial sums", wanted, BufferUsages::STORAGE)?)
+                .clone(),
         };
         Ok(Self { heads, capacity, keys, values, partials })
     }
@@ -92,7 +102,8 @@ impl Gpu {
         }
         let quads = (words.len() - 2 * rows) / 5;
         let workgroups = quads * kv_heads;
-        let shared_out = workgroups < BUSY && partials_bytes(heads, quads, blocks) <= cache.partials.size();
+        let shared_out =
+            workgroups < BUSY && partials_bytes(heads, quads, blocks) <= cache.partials.size();
         let parts = if shared_out { blocks } else { 1 };
 
         let mut pending = self.pending();
@@ -106,7 +117,8 @@ impl Gpu {
             capacity: word(cache.capacity),
         };
         let (k, v) = (Slice::whole(&cache.keys), Slice::whole(&cache.values));
-        let buffers = [queries.slice(), keys.slice(), values.slice(), angles.slice(), k.clone(), v.clone()];
+        let buffers =
+            [queries.slice(), keys.slice(), values.slice(), angles.slice(), k.clone(), v.clone()];
         let items = rows * (query_heads * head_dim / 2 + 2 * kv_heads * head_dim.div_ceil(4));
         let grid = context.grid(items.div_ceil(64));
         pending.dispatch(context, &Kernel::new("rotate_append"), buffers, &rotate_append, grid);
@@ -126,9 +138,21 @@ impl Gpu {
         };
         let buffers = [queries.slice(), k, v, Slice::whole(&cache.partials), out.slice()];
         let kernel = Kernel::new("attention");
-        pending.dispatch(context, &kernel, buffers.clone(), &attend, context.grid(workgroups * parts));
+        pending.dispatch(
+            context,
+            &kernel,
+            buffers.clone(),
+            &attend,
+            context.grid(workgroups * parts),
+        );
         if parts > 1 {
-            pending.dispatch(context, &kernel.entry("combine"), buffers, &attend, context.grid(workgroups));
+            pending.dispatch(
+                context,
+                &kernel.entry("combine"),
+                buffers,
+                &attend,
+                context.grid(workgroups),
+            );
         }
     }
 }

@@ -37,9 +37,11 @@ impl Gpu {
         let mut steps = Steps::default();
         for part in matrices.flat_map(|matrix| &matrix.parts) {
             let vectors = part.integers.size() / VECTOR;
-            let params = CeilingParams { count: word(vectors), per_invocation: word(per_invocation) };
-            let groups =
-                self.context.grid(usize::try_from(vectors).expect("in memory").div_ceil(GROUP * per_invocation));
+            let params =
+                CeilingParams { count: word(vectors), per_invocation: word(per_invocation) };
+            let groups = self.context.grid(
+                usize::try_from(vectors).expect("in memory").div_ceil(GROUP * per_invocation),
+            );
             let kernel = Kernel::new("ceiling").entry(entry);
             steps.dispatch(&self.context, &kernel, [Slice::whole(&part.integers)], &params, groups);
         }
@@ -52,14 +54,26 @@ impl Gpu {
         let params = CeilingParams { count: 1, per_invocation: word(per_invocation) };
         let mut steps = Steps::default();
         let groups = self.context.grid(MULTIPLIERS / GROUP);
-        steps.dispatch(&self.context, &Kernel::new("ceiling").entry(entry), [Slice::whole(&scratch)], &params, groups);
+        steps.dispatch(
+            &self.context,
+            &Kernel::new("ceiling").entry(entry),
+            [Slice::whole(&scratch)],
+            &params,
+            groups,
+        );
         self.timed(steps)
     }
 }
 
 impl Ceilings for Gpu {
     fn read_modify_write_ms(&self, matrices: &mut [&mut GpuMatrix]) -> Result<f64> {
-        let pass = || self.timed(self.over_parts("read_modify_write", 1, matrices.iter().map(|matrix| &**matrix)));
+        let pass = || {
+            self.timed(self.over_parts(
+                "read_modify_write",
+                1,
+                matrices.iter().map(|matrix| &**matrix),
+            ))
+        };
         // Twice restores every bit; the second time is measured.
         pass()?;
         pass()

@@ -1,4 +1,5 @@
-//! Choosing tokens where the logits are. Twin: `device/cpu/choose.rs`; shaders `likeliest` and `choose`.
+//! Choosing tokens where the logits are. Twin: `device/cpu/choose.rs`; shaders `likeliest` and
+//! `choose`.
 //!
 //! **Invariant:** a token comes from finite logits only, and no logit leaves the device.
 
@@ -16,7 +17,12 @@ const RESULT: usize = 3;
 
 impl Gpu {
     /// [`crate::device::Compute::choose`].
-    pub(super) fn choose_tokens(&self, logits: &GpuBuffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>> {
+    pub(super) fn choose_tokens(
+        &self,
+        logits: &GpuBuffer,
+        vocab_size: usize,
+        choices: &[Choice],
+    ) -> Result<Vec<u32>> {
         if vocab_size == 0 && !choices.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -36,11 +42,20 @@ impl Gpu {
         let words: Vec<u32> = words.collect();
         if !choices.is_empty() {
             let mut pending = self.pending();
-            let params =
-                ChooseParams { words: pending.words(&words), rows: word(choices.len()), vocab_size: word(vocab_size) };
+            let params = ChooseParams {
+                words: pending.words(&words),
+                rows: word(choices.len()),
+                vocab_size: word(vocab_size),
+            };
             let grid = self.context.grid(choices.len());
             let buffers = [logits.slice(), results.clone()];
-            pending.dispatch(&self.context, &Kernel::new("likeliest"), buffers.clone(), &params, grid);
+            pending.dispatch(
+                &self.context,
+                &Kernel::new("likeliest"),
+                buffers.clone(),
+                &params,
+                grid,
+            );
             if choices.iter().any(|choice| choice.temperature != 0.0) {
                 pending.dispatch(&self.context, &Kernel::new("choose"), buffers, &params, grid);
             }
@@ -49,7 +64,10 @@ impl Gpu {
         let results: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         let token = |result: &[u32]| match result[1] {
             u32::MAX => Ok(result[0]),
-            index => Err(Error::NonFiniteLogits { index: index as usize, value: f32::from_bits(result[2]) }),
+            index => Err(Error::NonFiniteLogits {
+                index: index as usize,
+                value: f32::from_bits(result[2]),
+            }),
         };
         results.chunks_exact(RESULT).map(token).collect()
     }

@@ -30,8 +30,13 @@ impl Compute for Gpu {
     }
 
     fn alloc(&self, len: usize) -> Result<GpuBuffer> {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        Ok(GpuBuffer { buffer: self.context.bound_buffer("activations", len as u64 * 4, usage)?, len })
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        Ok(GpuBuffer {
+            buffer: self.context.bound_buffer("activations", len as u64 * 4, usage)?,
+            len,
+        })
     }
 
     fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<GpuKvLayer> {
@@ -53,10 +58,23 @@ impl Compute for Gpu {
         embed::embed(self, table, tokens, out);
     }
 
-    fn rms_norm(&self, x: &GpuBuffer, weight: &GpuBuffer, eps: f32, rows: usize, out: &mut GpuBuffer) {
+    fn rms_norm(
+        &self,
+        x: &GpuBuffer,
+        weight: &GpuBuffer,
+        eps: f32,
+        rows: usize,
+        out: &mut GpuBuffer,
+    ) {
         let params = RmsNormParams { rows: word(rows), width: word(weight.len), eps };
         let buffers = [x.slice(), weight.slice(), out.slice()];
-        self.pending().dispatch(&self.context, &Kernel::new("rms_norm"), buffers, &params, self.context.grid(rows));
+        self.pending().dispatch(
+            &self.context,
+            &Kernel::new("rms_norm"),
+            buffers,
+            &params,
+            self.context.grid(rows),
+        );
     }
 
     fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
@@ -80,7 +98,8 @@ impl Compute for Gpu {
     }
 
     fn select_rows(&self, x: &GpuBuffer, rows: &[usize], width: usize, out: &mut GpuBuffer) {
-        let stretch = |row: usize, count: usize| (row * width * 4) as u64..((row + count) * width * 4) as u64;
+        let stretch =
+            |row: usize, count: usize| (row * width * 4) as u64..((row + count) * width * 4) as u64;
         let mut pending = self.pending();
         let mut at = 0;
         for rows in rows.chunk_by(|a, b| a + 1 == *b) {
@@ -90,7 +109,12 @@ impl Compute for Gpu {
         }
     }
 
-    fn choose(&self, logits: &GpuBuffer, vocab_size: usize, choices: &[Choice]) -> Result<Vec<u32>> {
+    fn choose(
+        &self,
+        logits: &GpuBuffer,
+        vocab_size: usize,
+        choices: &[Choice],
+    ) -> Result<Vec<u32>> {
         self.choose_tokens(logits, vocab_size, choices)
     }
 }

@@ -1,6 +1,7 @@
 //! The connection to one GPU: its memory, its errors, and work handed to it.
 //!
-//! **Invariant:** an error of the device, whenever it comes, is kept and returned by every later call.
+//! **Invariant:** an error of the device, whenever it comes, is kept and returned by every later
+//! call.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -22,18 +23,26 @@ pub struct GpuOptions {
     pub choice: GpuChoice,
     /// Runs under WebGPU's default limits and without optional features, as the smallest GPU would.
     pub minimal: bool,
-    /// Largest binding in bytes, if it shall be smaller than the device allows: matrices are split into parts of this.
+    /// Largest binding in bytes, if it shall be smaller than the device allows: matrices are split
+    /// into parts of this.
     pub max_binding_bytes: Option<u64>,
     /// Whether the peak of the allocator's count is kept: it is asked at every allocation.
     pub count_peak: bool,
-    /// The folder that keeps compiled shaders between runs, where the backend can (default: `shaders` in the cache folder).
+    /// The folder that keeps compiled shaders between runs, where the backend can (default:
+    /// `shaders` in the cache folder).
     pub pipeline_cache: Option<std::path::PathBuf>,
 }
 
 impl Default for GpuOptions {
     fn default() -> Self {
         let pipeline_cache = crate::file::cache_folder().map(|folder| folder.join("shaders"));
-        Self { choice: GpuChoice::Any, minimal: false, max_binding_bytes: None, count_peak: false, pipeline_cache }
+        Self {
+            choice: GpuChoice::Any,
+            minimal: false,
+            max_binding_bytes: None,
+            count_peak: false,
+            pipeline_cache,
+        }
     }
 }
 
@@ -81,11 +90,16 @@ impl Slice {
 }
 
 impl Context {
-    pub(super) fn open((info, adapter): (GpuInfo, wgpu::Adapter), options: &GpuOptions) -> Result<Self> {
+    pub(super) fn open(
+        (info, adapter): (GpuInfo, wgpu::Adapter),
+        options: &GpuOptions,
+    ) -> Result<Self> {
         if info.is_software() {
             tracing::warn!("{} is a software adapter: it computes on the CPU, slowly", info.name);
         }
-        let wanted = Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS | Features::PIPELINE_CACHE;
+        let wanted = Features::TIMESTAMP_QUERY
+            | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
+            | Features::PIPELINE_CACHE;
         let (required_features, required_limits) = if options.minimal {
             (Features::empty(), Limits::default())
         } else {
@@ -99,22 +113,28 @@ impl Context {
             ..Default::default()
         };
         let failed = |problem: String| Error::DeviceFailed { device: info.to_string(), problem };
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| failed(error.to_string()))?;
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| failed(error.to_string()))?;
 
         let fault = Arc::new(Mutex::new(None));
         let first = |fault: &Mutex<Option<String>>, problem: String| {
             fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(problem);
         };
         let kept = fault.clone();
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| first(&kept, error.to_string())));
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            first(&kept, error.to_string())
+        }));
         let kept = fault.clone();
-        device.set_device_lost_callback(move |reason, message| first(&kept, format!("lost ({reason:?}): {message}")));
+        device.set_device_lost_callback(move |reason, message| {
+            first(&kept, format!("lost ({reason:?}): {message}"))
+        });
 
         let limits = device.limits();
         let max_binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        let max_binding = options.max_binding_bytes.map_or(max_binding, |asked| asked.min(max_binding));
-        let pipelines = Pipelines::new(&device, &adapter.get_info(), options.pipeline_cache.as_deref());
+        let max_binding =
+            options.max_binding_bytes.map_or(max_binding, |asked| asked.min(max_binding));
+        let pipelines =
+            Pipelines::new(&device, &adapter.get_info(), options.pipeline_cache.as_deref());
         Ok(Self {
             device,
             queue,
@@ -153,7 +173,8 @@ impl Context {
 
     /// Whether this allocation or submit is the one to fail.
     pub(super) fn fails_now(&self) -> bool {
-        self.countdown.load(Ordering::Relaxed) != u64::MAX && self.countdown.fetch_sub(1, Ordering::Relaxed) == 1
+        self.countdown.load(Ordering::Relaxed) != u64::MAX
+            && self.countdown.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     /// A number that no other submit has.
@@ -165,7 +186,12 @@ impl Context {
     ///
     /// # Errors
     /// When the device has no room, or cannot hold so much in one piece.
-    pub(super) fn buffer(&self, label: &str, bytes: u64, usage: BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: BufferUsages,
+    ) -> Result<wgpu::Buffer> {
         self.make(label, bytes, usage, false)
     }
 
@@ -174,18 +200,26 @@ impl Context {
         self.make(label, bytes, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC, true)
     }
 
-    /// One of two buffers that live as long as the device and grow: at least `bytes` of what nobody keeps.
+    /// One of two buffers that live as long as the device and grow: at least `bytes` of what nobody
+    /// keeps.
     pub(super) fn scratch(&self, which: usize, bytes: u64) -> Result<wgpu::Buffer> {
         let mut scratch = self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(buffer) = scratch[which].as_ref().filter(|buffer| buffer.size() >= bytes) {
             return Ok(buffer.clone());
         }
         scratch[which] = None;
-        let buffer = self.buffer("scratch", bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
+        let buffer =
+            self.buffer("scratch", bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
         Ok(scratch[which].insert(buffer).clone())
     }
 
-    fn make(&self, label: &str, bytes: u64, usage: BufferUsages, mapped: bool) -> Result<wgpu::Buffer> {
+    fn make(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: BufferUsages,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer> {
         self.check()?;
         let limit = self.device.limits().max_buffer_size;
         if bytes > limit {
@@ -195,7 +229,8 @@ impl Context {
         let refused = self.device.push_error_scope(ErrorFilter::Validation);
         let full = self.device.push_error_scope(ErrorFilter::OutOfMemory);
         let size = bytes.next_multiple_of(4).max(4);
-        let descriptor = BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: mapped };
+        let descriptor =
+            BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: mapped };
         let buffer = self.device.create_buffer(&descriptor);
         let full = pollster::block_on(full.pop());
         let refused = pollster::block_on(refused.pop());
@@ -203,7 +238,9 @@ impl Context {
             peak.fetch_max(self.allocated_bytes().unwrap_or(0), Ordering::Relaxed);
         }
         if full.is_some() || self.fails_now() {
-            return Err(Error::DeviceMemory { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) });
+            return Err(Error::DeviceMemory {
+                bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            });
         }
         match refused {
             Some(error) => Err(self.fault(error)),
@@ -215,7 +252,12 @@ impl Context {
     ///
     /// # Errors
     /// Besides, when one binding cannot reach so much.
-    pub(super) fn bound_buffer(&self, label: &str, bytes: u64, usage: BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn bound_buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: BufferUsages,
+    ) -> Result<wgpu::Buffer> {
         let limit = self.device.limits().max_storage_buffer_binding_size;
         if bytes > limit {
             return Err(Error::DeviceLimit { what: label.to_owned(), bytes, limit });
@@ -223,7 +265,8 @@ impl Context {
         self.buffer(label, bytes, usage)
     }
 
-    /// A buffer with the given contents that shaders read and write, and that can be copied from and to.
+    /// A buffer with the given contents that shaders read and write, and that can be copied from
+    /// and to.
     pub(super) fn storage(&self, label: &str, contents: &[u8]) -> Result<wgpu::Buffer> {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let buffer = self.buffer(label, contents.len() as u64, usage)?;
@@ -231,7 +274,8 @@ impl Context {
         Ok(buffer)
     }
 
-    /// Overwrites part of a buffer; large contents go in pieces, so that staging memory stays small.
+    /// Overwrites part of a buffer; large contents go in pieces, so that staging memory stays
+    /// small.
     pub(super) fn write(&self, buffer: &wgpu::Buffer, mut at: u64, contents: &[u8]) -> Result<()> {
         for piece in contents.chunks(UPLOAD_BYTES) {
             let (whole, rest) = piece.split_at(piece.len() / 4 * 4);
@@ -259,7 +303,8 @@ impl Context {
     /// Waits until all work handed over is done.
     pub(super) fn wait(&self) -> Result<()> {
         // A device that is lost while it is waited for makes wgpu panic.
-        let waited = std::panic::AssertUnwindSafe(|| self.device.poll(wgpu::PollType::wait_indefinitely()));
+        let waited =
+            std::panic::AssertUnwindSafe(|| self.device.poll(wgpu::PollType::wait_indefinitely()));
         match std::panic::catch_unwind(waited) {
             Ok(Ok(_)) => self.check(),
             Ok(Err(error)) => Err(self.fault(error)),
@@ -267,7 +312,8 @@ impl Context {
         }
     }
 
-    /// Workgroups in two dimensions, at least `count`: one dimension holds 65,535. A shader counts them as `y · X + x`.
+    /// Workgroups in two dimensions, at least `count`: one dimension holds 65,535. A shader counts
+    /// them as `y · X + x`.
     pub(super) fn grid(&self, count: usize) -> [u32; 3] {
         let most = self.device.limits().max_compute_workgroups_per_dimension as usize;
         let x = count.min(most);

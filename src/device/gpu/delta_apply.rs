@@ -1,12 +1,14 @@
 //! The switch on the GPU: every low-rank segment of a matrix in one read and one write of it. Twin:
 //! `device/cpu/delta_apply/`.
 //!
-//! A shader binds a fixed number of buffers, a switch moves any number of nodes: so the factors that a group of matrices
-//! needs are first copied side by side into a scratch buffer, one or two copies a node, since a node's factors lie in the
-//! order of the matrices. Two scratch buffers take turns, so that while the pass over one group runs the factors of the next
-//! can arrive, from staging memory if they are not on the device yet. All of it is one submit.
+//! A shader binds a fixed number of buffers, a switch moves any number of nodes: so the factors
+//! that a group of matrices needs are first copied side by side into a scratch buffer, one or two
+//! copies a node, since a node's factors lie in the order of the matrices. Two scratch buffers take
+//! turns, so that while the pass over one group runs the factors of the next can arrive, from
+//! staging memory if they are not on the device yet. All of it is one submit.
 //!
-//! **Invariant:** integers throughout, modulo 2^16 in the end: neither groups nor parts nor order change a bit.
+//! **Invariant:** integers throughout, modulo 2^16 in the end: neither groups nor parts nor order
+//! change a bit.
 
 use super::context::{Context, Slice};
 use super::deltas::{Chunk, GpuDeltas, Kind, Store};
@@ -18,10 +20,12 @@ use super::word;
 use crate::Result;
 use crate::lattice::{MatrixId, Sign};
 
-/// Bytes of factors in one scratch buffer: small beside an upload that shall overlap with passes, large beside a start.
+/// Bytes of factors in one scratch buffer: small beside an upload that shall overlap with passes,
+/// large beside a start.
 const SCRATCH_BYTES: u64 = 8 << 20;
 
-/// Rows and vectors of eight weights in a workgroup's tile: `ROWS` and half of `QUADS` of the shader.
+/// Rows and vectors of eight weights in a workgroup's tile: `ROWS` and half of `QUADS` of the
+/// shader.
 const TILE: (usize, usize) = (64, 16);
 
 /// How the low-rank segments are applied.
@@ -70,12 +74,18 @@ pub(super) fn prepare(
     for (deltas, _) in terms {
         for (id, entry) in &deltas.entries {
             let matrix = &matrices[id.0];
-            assert_eq!(entry.shape, (matrix.rows, matrix.cols), "a delta of another shape than its matrix");
+            assert_eq!(
+                entry.shape,
+                (matrix.rows, matrix.cols),
+                "a delta of another shape than its matrix"
+            );
         }
     }
     let mut groups = groups(matrices, terms, SCRATCH_BYTES.min(context.max_binding));
     let room = groups.iter().map(|group| group.bytes).max().unwrap_or(0);
-    let scratch = (0..groups.len().min(2)).map(|which| context.scratch(which, room)).collect::<Result<Vec<_>>>()?;
+    let scratch = (0..groups.len().min(2))
+        .map(|which| context.scratch(which, room))
+        .collect::<Result<Vec<_>>>()?;
     for next in 0..=groups.len() {
         if let Some(group) = groups.get_mut(next) {
             gather(&mut steps, group, &scratch[next % 2]);
@@ -94,9 +104,13 @@ pub(super) fn prepare(
     context.prepare(steps, &[])
 }
 
-/// The low-rank segments by matrix, in groups of at most `room` bytes of factors (a single chunk may take more). A matrix
-/// whose segments do not fit one group is passed over several times.
-fn groups<'a>(matrices: &'a [GpuMatrix], terms: &[(&'a GpuDeltas, Sign)], room: u64) -> Vec<Group<'a>> {
+/// The low-rank segments by matrix, in groups of at most `room` bytes of factors (a single chunk
+/// may take more). A matrix whose segments do not fit one group is passed over several times.
+fn groups<'a>(
+    matrices: &'a [GpuMatrix],
+    terms: &[(&'a GpuDeltas, Sign)],
+    room: u64,
+) -> Vec<Group<'a>> {
     let mut groups = vec![Group::default()];
     for (id, matrix) in matrices.iter().enumerate() {
         let items_of = |(term, (deltas, sign)): (usize, &(&'a GpuDeltas, Sign))| {
@@ -105,7 +119,13 @@ fn groups<'a>(matrices: &'a [GpuMatrix], terms: &[(&'a GpuDeltas, Sign)], room: 
                 _ => &[],
             };
             let (stores, sign) = (&deltas.stores, *sign);
-            chunks.iter().map(move |chunk| Item { term, sign, chunk, store: &stores[chunk.store], at: 0 })
+            chunks.iter().map(move |chunk| Item {
+                term,
+                sign,
+                chunk,
+                store: &stores[chunk.store],
+                at: 0,
+            })
         };
         let items: Vec<_> = terms.iter().enumerate().flat_map(items_of).collect();
         let bytes = |item: &Item| item.chunk.bytes.end - item.chunk.bytes.start;
@@ -135,11 +155,14 @@ fn gather(steps: &mut Steps, group: &mut Group, scratch: &wgpu::Buffer) {
     let mut items: Vec<_> = group.jobs.iter_mut().flat_map(|job| &mut job.items).collect();
     items.sort_by_key(|item| item.term);
     let together = |a: &&mut Item, b: &&mut Item| {
-        a.term == b.term && std::ptr::eq(a.store, b.store) && a.chunk.bytes.end == b.chunk.bytes.start
+        a.term == b.term
+            && std::ptr::eq(a.store, b.store)
+            && a.chunk.bytes.end == b.chunk.bytes.start
     };
     let mut at = 0;
     for run in items.chunk_by_mut(together) {
-        let (store, bytes) = (run[0].store, run[0].chunk.bytes.start..run[run.len() - 1].chunk.bytes.end);
+        let (store, bytes) =
+            (run[0].store, run[0].chunk.bytes.start..run[run.len() - 1].chunk.bytes.end);
         store.arrive(steps, bytes.clone());
         let to = at..at + (bytes.end - bytes.start);
         steps.copy(Slice::of(&store.buffer, bytes.clone()), Slice::of(scratch, to.clone()));
@@ -152,32 +175,42 @@ fn gather(steps: &mut Steps, group: &mut Group, scratch: &wgpu::Buffer) {
 
 impl Job<'_> {
     fn dispatch(&self, context: &Context, steps: &mut Steps, scratch: &wgpu::Buffer, pass: Pass) {
-        let mut dispatch = |items: &[Item], kernel: &Kernel, groups: &dyn Fn(usize, usize) -> usize| {
-            let slots: Vec<_> = items.iter().flat_map(Item::slots).collect();
-            let first_slot = steps.words(slots.as_flattened());
-            let row_vecs = self.matrix.row_words() / 4;
-            for part in &self.matrix.parts {
-                let params = DeltaApplyParams {
-                    rows: word(part.rows),
-                    first_row: word(part.first_row),
-                    row_vecs: word(row_vecs),
-                    column_tiles: word(row_vecs.div_ceil(TILE.1)),
-                    first_slot,
-                    slots: word(slots.len()),
-                };
-                let buffers = [Slice::whole(&part.integers), Slice::whole(scratch)];
-                steps.dispatch(context, kernel, buffers, &params, context.grid(groups(part.rows, row_vecs)));
-            }
-        };
+        let mut dispatch =
+            |items: &[Item], kernel: &Kernel, groups: &dyn Fn(usize, usize) -> usize| {
+                let slots: Vec<_> = items.iter().flat_map(Item::slots).collect();
+                let first_slot = steps.words(slots.as_flattened());
+                let row_vecs = self.matrix.row_words() / 4;
+                for part in &self.matrix.parts {
+                    let params = DeltaApplyParams {
+                        rows: word(part.rows),
+                        first_row: word(part.first_row),
+                        row_vecs: word(row_vecs),
+                        column_tiles: word(row_vecs.div_ceil(TILE.1)),
+                        first_slot,
+                        slots: word(slots.len()),
+                    };
+                    let buffers = [Slice::whole(&part.integers), Slice::whole(scratch)];
+                    steps.dispatch(
+                        context,
+                        kernel,
+                        buffers,
+                        &params,
+                        context.grid(groups(part.rows, row_vecs)),
+                    );
+                }
+            };
         match pass {
             Pass::Fused => {
-                let tiles = |rows: usize, vecs: usize| rows.div_ceil(TILE.0) * vecs.div_ceil(TILE.1);
+                let tiles =
+                    |rows: usize, vecs: usize| rows.div_ceil(TILE.0) * vecs.div_ceil(TILE.1);
                 dispatch(&self.items, &Kernel::new("delta_apply"), &tiles);
             }
             Pass::Naive => {
                 for item in &self.items {
                     let kernel = Kernel::new("naive/delta_apply");
-                    dispatch(std::slice::from_ref(item), &kernel, &|rows, vecs| (rows * vecs * 4).div_ceil(64));
+                    dispatch(std::slice::from_ref(item), &kernel, &|rows, vecs| {
+                        (rows * vecs * 4).div_ceil(64)
+                    });
                 }
             }
         }
@@ -199,7 +232,12 @@ impl Item<'_> {
 }
 
 /// Dense and sparse deltas, one pass each.
-fn others(context: &Context, steps: &mut Steps, matrices: &[GpuMatrix], terms: &[(&GpuDeltas, Sign)]) {
+fn others(
+    context: &Context,
+    steps: &mut Steps,
+    matrices: &[GpuMatrix],
+    terms: &[(&GpuDeltas, Sign)],
+) {
     let stores = |kind: &Kind| match kind {
         Kind::LowRank(_) => Vec::new(),
         Kind::Dense(stores) => stores.clone(),
@@ -225,15 +263,29 @@ fn others(context: &Context, steps: &mut Steps, matrices: &[GpuMatrix], terms: &
                         let vecs = matrix.parts[part].rows * matrix.row_words() / 4;
                         let params = DeltaDenseParams { vecs: word(vecs), subtract };
                         let grid = context.grid(vecs.div_ceil(64));
-                        steps.dispatch(context, &Kernel::new("delta_dense"), buffers(part, store), &params, grid);
+                        steps.dispatch(
+                            context,
+                            &Kernel::new("delta_dense"),
+                            buffers(part, store),
+                            &params,
+                            grid,
+                        );
                     }
                 }
                 Kind::Sparse(pieces) => {
                     for piece in pieces {
                         let params = DeltaSparseParams { entries: word(piece.entries), subtract };
-                        let (buffers, grid) =
-                            (buffers(piece.part, piece.store), context.grid(piece.entries.div_ceil(64)));
-                        steps.dispatch(context, &Kernel::new("delta_sparse"), buffers, &params, grid);
+                        let (buffers, grid) = (
+                            buffers(piece.part, piece.store),
+                            context.grid(piece.entries.div_ceil(64)),
+                        );
+                        steps.dispatch(
+                            context,
+                            &Kernel::new("delta_sparse"),
+                            buffers,
+                            &params,
+                            grid,
+                        );
                     }
                 }
             }

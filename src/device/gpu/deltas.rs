@@ -1,9 +1,11 @@
-//! The compiled deltas of one node in GPU memory, as they lie in the host's: nothing is repacked but sparse entries.
+//! The compiled deltas of one node in GPU memory, as they lie in the host's: nothing is repacked
+//! but sparse entries.
 //!
-//! Their bytes wait in staging memory until a pass uses them or [`finish_uploads`] is called, whichever comes first.
+//! Their bytes wait in staging memory until a pass uses them or [`finish_uploads`] is called,
+//! whichever comes first.
 //!
-//! **Invariant:** a chunk of factors lies in one buffer in whole words: `A'`, `B'`, shifts. Chunks follow one another in the
-//! order of the matrices.
+//! **Invariant:** a chunk of factors lies in one buffer in whole words: `A'`, `B'`, shifts. Chunks
+//! follow one another in the order of the matrices.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,7 +49,8 @@ pub(super) struct Chunk {
     pub(super) b_words: usize,
 }
 
-/// Entries of a sparse delta in one part of a matrix: for each the place of a word there, and what it moves by.
+/// Entries of a sparse delta in one part of a matrix: for each the place of a word there, and what
+/// it moves by.
 pub(super) struct SparsePiece {
     pub(super) part: usize,
     pub(super) store: usize,
@@ -105,30 +108,44 @@ fn whole_words(bytes: usize) -> usize {
 
 impl GpuDeltas {
     /// # Panics
-    /// When a chunk has more than 255 pairs of ranks, or entries of a sparse row do not ascend: compiling makes neither.
+    /// When a chunk has more than 255 pairs of ranks, or entries of a sparse row do not ascend:
+    /// compiling makes neither.
     pub(super) fn upload(context: &Context, deltas: &NodeDeltas) -> Result<Self> {
-        let mut contents = Contents { limit: context.max_binding, stores: Vec::new(), factors: None };
+        let mut contents =
+            Contents { limit: context.max_binding, stores: Vec::new(), factors: None };
         let mut entries = BTreeMap::new();
         for (id, delta) in deltas.iter() {
             let kind = match &delta.kind {
-                DeltaKind::LowRank(chunks) => {
-                    Kind::LowRank(chunks.iter().map(|factors| contents.chunk(factors)).collect::<Result<_>>()?)
-                }
+                DeltaKind::LowRank(chunks) => Kind::LowRank(
+                    chunks.iter().map(|factors| contents.chunk(factors)).collect::<Result<_>>()?,
+                ),
                 DeltaKind::Dense(lanes) => {
                     let row_lanes = delta.cols.div_ceil(LANES);
-                    let parts = lanes.chunks(rows_a_part(context, delta.cols).saturating_mul(row_lanes).max(1));
-                    Kind::Dense(parts.map(|lanes| contents.own(bytemuck::cast_slice(lanes).into())).collect())
+                    let parts = lanes
+                        .chunks(rows_a_part(context, delta.cols).saturating_mul(row_lanes).max(1));
+                    Kind::Dense(
+                        parts
+                            .map(|lanes| contents.own(bytemuck::cast_slice(lanes).into()))
+                            .collect(),
+                    )
                 }
                 DeltaKind::Sparse(sparse) => Kind::Sparse(contents.sparse(context, delta, sparse)),
             };
             entries.insert(id, Entry { shape: (delta.rows, delta.cols), kind });
         }
-        let stores = contents.stores.iter().map(|pieces| Store::new(context, pieces)).collect::<Result<_>>()?;
+        let stores = contents
+            .stores
+            .iter()
+            .map(|pieces| Store::new(context, pieces))
+            .collect::<Result<_>>()?;
         Ok(Self { stores, entries })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.stores.iter().map(|store| usize::try_from(store.buffer.size()).unwrap_or(usize::MAX)).sum()
+        self.stores
+            .iter()
+            .map(|store| usize::try_from(store.buffer.size()).unwrap_or(usize::MAX))
+            .sum()
     }
 
     pub(super) fn arrived(&self) {
@@ -167,16 +184,21 @@ impl<'a> Contents<'a> {
 
     fn chunk(&mut self, factors: &'a Factors) -> Result<Chunk> {
         assert!(factors.pairs <= 255, "a chunk of {} pairs", factors.pairs);
-        let pieces = [bytemuck::cast_slice(&factors.a), bytemuck::cast_slice(&factors.b), &factors.shift[..]];
+        let pieces = [
+            bytemuck::cast_slice(&factors.a),
+            bytemuck::cast_slice(&factors.b),
+            &factors.shift[..],
+        ];
         let bytes = pieces.iter().map(|piece| whole_words(piece.len()) as u64).sum();
         if bytes > self.limit {
             let what = format!("a delta of rank {} on one matrix", 2 * factors.pairs);
             return Err(Error::DeviceLimit { what, bytes, limit: self.limit });
         }
-        let (store, at) = self.factors.filter(|(_, used)| used + bytes <= self.limit).unwrap_or_else(|| {
-            self.stores.push(Vec::new());
-            (self.stores.len() - 1, 0)
-        });
+        let (store, at) =
+            self.factors.filter(|(_, used)| used + bytes <= self.limit).unwrap_or_else(|| {
+                self.stores.push(Vec::new());
+                (self.stores.len() - 1, 0)
+            });
         self.factors = Some((store, at + bytes));
         self.stores[store].extend(pieces.map(Cow::Borrowed));
         let [a_words, b_words] = [0, 1].map(|piece| pieces[piece].len() / 4);
@@ -184,7 +206,12 @@ impl<'a> Contents<'a> {
     }
 
     /// The two columns of a word become one entry.
-    fn sparse(&mut self, context: &Context, delta: &CompiledDelta, sparse: &SparseRows) -> Vec<SparsePiece> {
+    fn sparse(
+        &mut self,
+        context: &Context,
+        delta: &CompiledDelta,
+        sparse: &SparseRows,
+    ) -> Vec<SparsePiece> {
         let row_words = delta.cols.div_ceil(LANES) * LANES / 2;
         let part_rows = rows_a_part(context, delta.cols).max(1);
         let mut pieces = Vec::new();
@@ -193,9 +220,15 @@ impl<'a> Contents<'a> {
             let mut words: Vec<[u32; 2]> = Vec::new();
             for row in first..delta.rows.min(first + part_rows) {
                 let range = sparse.row_start[row] as usize..sparse.row_start[row + 1] as usize;
-                assert!(sparse.cols[range.clone()].is_sorted_by(|a, b| a < b), "entries of row {row} do not ascend");
-                for (&column, &value) in sparse.cols[range.clone()].iter().zip(&sparse.values[range]) {
-                    let place = u32::try_from((row - first) * row_words + column as usize / 2).expect("a part's words");
+                assert!(
+                    sparse.cols[range.clone()].is_sorted_by(|a, b| a < b),
+                    "entries of row {row} do not ascend"
+                );
+                for (&column, &value) in
+                    sparse.cols[range.clone()].iter().zip(&sparse.values[range])
+                {
+                    let place = u32::try_from((row - first) * row_words + column as usize / 2)
+                        .expect("a part's words");
                     let moved = u32::from(value.cast_unsigned()) << (16 * (column % 2));
                     match words.last_mut() {
                         Some([last, both]) if *last == place => *both |= moved,

@@ -4,11 +4,15 @@ use super::params::EmbedParams;
 use super::pipeline::Kernel;
 use super::{Gpu, GpuBuffer, GpuMatrix, Slice, word};
 
-/// [`crate::device::Compute::embed`]: a dispatch for each part of the table, which writes the tokens it holds.
+/// [`crate::device::Compute::embed`]: a dispatch for each part of the table, which writes the
+/// tokens it holds.
 pub(super) fn embed(gpu: &Gpu, table: &GpuMatrix, tokens: &[u32], out: &GpuBuffer) {
     let len = tokens.len() * table.cols;
     assert!(len <= out.len, "more tokens than the buffer holds");
-    assert!(tokens.iter().all(|&token| (token as usize) < table.rows), "a token that the table does not have");
+    assert!(
+        tokens.iter().all(|&token| (token as usize) < table.rows),
+        "a token that the table does not have"
+    );
     let kernel = Kernel::new("embed");
     let mut pending = gpu.pending();
     let at = pending.words(tokens);
@@ -21,6 +25,12 @@ pub(super) fn embed(gpu: &Gpu, table: &GpuMatrix, tokens: &[u32], out: &GpuBuffe
             part_rows: word(part.rows),
         };
         let buffers = [Slice::whole(&part.integers), Slice::whole(&table.steps), out.slice()];
-        pending.dispatch(&gpu.context, &kernel, buffers, &params, gpu.context.grid(len.div_ceil(64)));
+        pending.dispatch(
+            &gpu.context,
+            &kernel,
+            buffers,
+            &params,
+            gpu.context.grid(len.div_ceil(64)),
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The fingerprint of matrices, computed where they lie; 32 bytes a matrix come back. Twin: `device/cpu/fingerprint.rs`.
+//! The fingerprint of matrices, computed where they lie; 32 bytes a matrix come back. Twin:
+//! `device/cpu/fingerprint.rs`.
 
 use wgpu::BufferUsages;
 
@@ -22,7 +23,8 @@ pub(super) fn fingerprint(context: &Context, matrices: &[&GpuMatrix]) -> Result<
     let plans = matrices.iter().map(|matrix| Plan::new(matrix)).collect::<Result<Vec<_>>>()?;
     // First the hashes, then room that one matrix after the other uses.
     let first = word(matrices.len());
-    let room = plans.iter().map(|plan| plan.groups + plan.groups.div_ceil(GROUP)).max().unwrap_or(0);
+    let room =
+        plans.iter().map(|plan| plan.groups + plan.groups.div_ceil(GROUP)).max().unwrap_or(0);
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
     let values = context.buffer("hashes", u64::from(first + room) * VALUE, usage)?;
     let nothing = context.buffer("nothing", 16, usage)?;
@@ -65,10 +67,15 @@ impl Plan {
         }
         // A workgroup sees two parts: the one that its chunks start in, and the next.
         let between = matrix.parts.len().checked_sub(2).and_then(|last| matrix.parts.get(1..=last));
-        let narrowest = between.into_iter().flatten().map(|part| 2 * (part.rows * matrix.cols) as u64).min();
+        let narrowest =
+            between.into_iter().flatten().map(|part| 2 * (part.rows * matrix.cols) as u64).min();
         let group = narrowest.map_or(GROUP, |bytes| word(bytes / CHUNK).min(GROUP));
         if group == 0 {
-            return Err(Error::DeviceLimit { what: what(), bytes: CHUNK, limit: narrowest.unwrap_or(0) });
+            return Err(Error::DeviceLimit {
+                what: what(),
+                bytes: CHUNK,
+                limit: narrowest.unwrap_or(0),
+            });
         }
         let group = 1 << group.ilog2();
         let chunks = word(bytes.div_ceil(CHUNK));
@@ -77,16 +84,28 @@ impl Plan {
 
     /// The first workgroup that starts in row `row` or later.
     fn first_group(&self, matrix: &GpuMatrix, row: usize) -> u32 {
-        if row == 0 { 0 } else { word(stream_bytes(row, matrix.cols).div_ceil(CHUNK * u64::from(self.group))) }
+        if row == 0 {
+            0
+        } else {
+            word(stream_bytes(row, matrix.cols).div_ceil(CHUNK * u64::from(self.group)))
+        }
     }
 
     /// Leaves the hash at `result` of the room's values.
-    fn hash(&self, context: &Context, steps: &mut Steps, matrix: &GpuMatrix, room: &Room, result: u32) {
+    fn hash(
+        &self,
+        context: &Context,
+        steps: &mut Steps,
+        matrix: &GpuMatrix,
+        room: &Room,
+        result: u32,
+    ) {
         let Room { values, free, nothing } = *room;
         let part = |index: usize| matrix.parts.get(index).map_or(nothing, |part| &part.integers);
         let end = if matrix.parts.is_empty() { 0 } else { matrix.rows };
         let row = |index: usize| matrix.parts.get(index).map_or(end, |part| part.first_row);
-        let buffers = |index| [part(index), part(index + 1), &matrix.steps, values].map(Slice::whole);
+        let buffers =
+            |index| [part(index), part(index + 1), &matrix.steps, values].map(Slice::whole);
         let mut params = FingerprintParams {
             rows: word(matrix.rows),
             cols: word(matrix.cols),
@@ -101,13 +120,22 @@ impl Plan {
         };
         let kernel = Kernel::new("fingerprint").entry("chunks").constant("GROUP", self.group);
         for index in 0..matrix.parts.len().max(1) {
-            let end =
-                if index + 1 < matrix.parts.len() { self.first_group(matrix, row(index + 1)) } else { self.groups };
+            let end = if index + 1 < matrix.parts.len() {
+                self.first_group(matrix, row(index + 1))
+            } else {
+                self.groups
+            };
             params.first_row = word(row(index));
             params.second_row = word(row(index + 1));
             params.first_group = self.first_group(matrix, row(index)).min(end);
             params.groups = end - params.first_group;
-            steps.dispatch(context, &kernel, buffers(index), &params, context.grid(params.groups as usize));
+            steps.dispatch(
+                context,
+                &kernel,
+                buffers(index),
+                &params,
+                context.grid(params.groups as usize),
+            );
         }
         let kernel = Kernel::new("fingerprint").entry("merge").constant("GROUP", GROUP);
         let mut areas = [free, free + self.groups];

@@ -1,7 +1,9 @@
-//! `out[t][i] = step_i · Σ_j N_ij x[t][j]`: `matvec.wgsl` for up to eight tokens, `matmul.wgsl` for more.
+//! `out[t][i] = step_i · Σ_j N_ij x[t][j]`: `matvec.wgsl` for up to eight tokens, `matmul.wgsl` for
+//! more.
 //!
-//! **Invariant:** within one kernel a token's sum is taken in the same order whatever else is in the batch. The kernels
-//! differ in their order, so between them a token's values agree to rounding.
+//! **Invariant:** within one kernel a token's sum is taken in the same order whatever else is in
+//! the batch. The kernels differ in their order, so between them a token's values agree to
+//! rounding.
 
 use super::params::MatmulParams;
 use super::pipeline::Kernel;
@@ -20,7 +22,11 @@ impl Tiling {
     pub(super) fn of(tokens: usize, inputs: usize) -> Self {
         if tokens > 8 {
             let tokens = tokens.next_power_of_two().clamp(16, 64);
-            return Self { kernel: aligned("matmul", inputs).constant("TOKENS", word(tokens)), outputs: 64, tokens };
+            return Self {
+                kernel: aligned("matmul", inputs).constant("TOKENS", word(tokens)),
+                outputs: 64,
+                tokens,
+            };
         }
         let tokens = tokens.next_power_of_two();
         // Sums of eight rows for more tokens do not fit the registers of every GPU.
@@ -29,7 +35,9 @@ impl Tiling {
         let team = if inputs < 2048 { 16 } else { 32 };
         let constants = [("TOKENS", tokens), ("ROWS", rows), ("TEAM", team)];
         let kernel = aligned("matvec", inputs);
-        let kernel = constants.iter().fold(kernel, |kernel, &(name, value)| kernel.constant(name, word(value)));
+        let kernel = constants
+            .iter()
+            .fold(kernel, |kernel, &(name, value)| kernel.constant(name, word(value)));
         Self { kernel, outputs: 64 / team * rows, tokens }
     }
 }
@@ -47,15 +55,27 @@ fn aligned(shader: &'static str, inputs: usize) -> Kernel {
 pub(super) fn products(gpu: &Gpu, x: &GpuBuffer, rows: usize, products: &[Product<'_, Gpu>]) {
     let Some(first) = products.first() else { return };
     let inputs = first.weight.cols;
-    assert!(products.iter().all(|product| product.weight.cols == inputs), "matrices of one product differ in inputs");
+    assert!(
+        products.iter().all(|product| product.weight.cols == inputs),
+        "matrices of one product differ in inputs"
+    );
     matmul(gpu, &Tiling::of(rows, inputs), x, rows, products);
 }
 
 /// A dispatch for each part of each matrix.
-pub(super) fn matmul(gpu: &Gpu, tiling: &Tiling, x: &GpuBuffer, rows: usize, products: &[Product<'_, Gpu>]) {
+pub(super) fn matmul(
+    gpu: &Gpu,
+    tiling: &Tiling,
+    x: &GpuBuffer,
+    rows: usize,
+    products: &[Product<'_, Gpu>],
+) {
     let mut pending = gpu.pending();
     for Product { weight, bias, out, accumulate } in products {
-        assert!(rows * weight.cols <= x.len && rows * weight.rows <= out.len, "more rows than a buffer holds");
+        assert!(
+            rows * weight.cols <= x.len && rows * weight.rows <= out.len,
+            "more rows than a buffer holds"
+        );
         let steps = Slice::whole(&weight.steps);
         for part in &weight.parts {
             let weights = Slice::whole(&part.integers);

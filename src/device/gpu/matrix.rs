@@ -1,4 +1,5 @@
-//! A matrix in GPU memory: the integers in parts of whole rows, each within one binding, and the steps.
+//! A matrix in GPU memory: the integers in parts of whole rows, each within one binding, and the
+//! steps.
 
 use wgpu::BufferUsages;
 
@@ -10,7 +11,8 @@ use crate::{Error, Result};
 /// Bytes that come back in one submit.
 const READ_BYTES: usize = 4 << 20;
 
-/// A resident matrix. Rows are padded with zeros to a multiple of 32 columns, two integers to a u32, as on the CPU.
+/// A resident matrix. Rows are padded with zeros to a multiple of 32 columns, two integers to a
+/// u32, as on the CPU.
 pub struct GpuMatrix {
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -55,9 +57,17 @@ impl GpuMatrix {
             let bytes: &[u8] = bytemuck::cast_slice(integers);
             let buffer = context.buffer("weights", bytes.len() as u64, usage)?;
             context.write(&buffer, 0, bytes)?;
-            Ok(Part { first_row: index * rows_a_part, rows: bytes.len() / row_bytes, integers: buffer })
+            Ok(Part {
+                first_row: index * rows_a_part,
+                rows: bytes.len() / row_bytes,
+                integers: buffer,
+            })
         };
-        let parts = matrix.integers().chunks(rows_a_part.saturating_mul(matrix.stride()).max(1)).enumerate().map(part);
+        let parts = matrix
+            .integers()
+            .chunks(rows_a_part.saturating_mul(matrix.stride()).max(1))
+            .enumerate()
+            .map(part);
         let parts = parts.collect::<Result<_>>()?;
         let steps = context.storage("steps", bytemuck::cast_slice(matrix.steps()))?;
         Ok(Self { rows, cols, parts, steps })
@@ -73,7 +83,11 @@ impl GpuMatrix {
         };
         let steps = twin(&self.steps)?;
         let part = |part: &Part| {
-            Ok::<_, Error>(Part { integers: twin(&part.integers)?, first_row: part.first_row, rows: part.rows })
+            Ok::<_, Error>(Part {
+                integers: twin(&part.integers)?,
+                first_row: part.first_row,
+                rows: part.rows,
+            })
         };
         let parts = self.parts.iter().map(part).collect::<Result<_>>()?;
         context.run(copies, &[])?;
@@ -105,7 +119,10 @@ impl GpuMatrix {
 }
 
 /// Copies rows of several matrices, without padding.
-pub(super) fn read_rows(context: &Context, wanted: &[(&GpuMatrix, &[usize])]) -> Result<Vec<Vec<i16>>> {
+pub(super) fn read_rows(
+    context: &Context,
+    wanted: &[(&GpuMatrix, &[usize])],
+) -> Result<Vec<Vec<i16>>> {
     let mut found: Vec<Vec<i16>> =
         wanted.iter().map(|(matrix, rows)| Vec::with_capacity(rows.len() * matrix.cols)).collect();
     let slices = wanted.iter().enumerate().flat_map(|(index, (matrix, rows))| {

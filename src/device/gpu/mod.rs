@@ -1,6 +1,8 @@
-//! The GPU, through wgpu: the only room that knows of it. Every kernel is a WGSL shader in `shaders/`.
+//! The GPU, through wgpu: the only room that knows of it. Every kernel is a WGSL shader in
+//! `shaders/`.
 //!
-//! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for bit.
+//! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for
+//! bit.
 
 mod adapter;
 mod attention;
@@ -44,7 +46,8 @@ pub struct Gpu {
     pending: Mutex<Steps>,
     /// Held by the thread whose sequence of calls is pending.
     turn: Mutex<()>,
-    /// What attention leaves between its two passes over long contexts, grown with the largest cache.
+    /// What attention leaves between its two passes over long contexts, grown with the largest
+    /// cache.
     partials: Mutex<Option<wgpu::Buffer>>,
 }
 
@@ -93,7 +96,8 @@ impl Gpu {
         &self.context.info
     }
 
-    /// Bytes of all live buffers by the allocator's own count, where the backend keeps one and the device works.
+    /// Bytes of all live buffers by the allocator's own count, where the backend keeps one and the
+    /// device works.
     pub fn allocated_bytes(&self) -> Option<u64> {
         self.context.flush().ok()?;
         self.context.allocated_bytes()
@@ -104,13 +108,15 @@ impl Gpu {
         self.context.peak_bytes()
     }
 
-    /// Lets the `after`th allocation from now want for room, or, if it is a submit, the device be lost.
+    /// Lets the `after`th allocation from now want for room, or, if it is a submit, the device be
+    /// lost.
     #[doc(hidden)]
     pub fn fail_after(&self, after: u64) {
         self.context.fail_after(after);
     }
 
-    /// Hands over what was asked for and not yet read, waits, and tells its times by the GPU's own clock.
+    /// Hands over what was asked for and not yet read, waits, and tells its times by the GPU's own
+    /// clock.
     ///
     /// # Errors
     /// When the GPU fails.
@@ -120,7 +126,8 @@ impl Gpu {
         Ok(self.context.run(steps, &[])?.times)
     }
 
-    /// Cuts the connection, as when a driver resets: every later call fails until [`Device::reopen`].
+    /// Cuts the connection, as when a driver resets: every later call fails until
+    /// [`Device::reopen`].
     #[doc(hidden)]
     pub fn lose(&self) {
         self.context.device.destroy();
@@ -207,12 +214,22 @@ impl Device for Gpu {
         matrix::read_rows(&self.context, wanted)
     }
 
-    fn prepare_pass(&self, matrices: &[GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<GpuPass> {
+    fn prepare_pass(
+        &self,
+        matrices: &[GpuMatrix],
+        terms: &[(&GpuDeltas, Sign)],
+    ) -> Result<GpuPass> {
         let _turn = lock(&self.turn);
-        delta_apply::prepare(&self.context, self.take_pending(), matrices, terms, Pass::Fused).map(GpuPass)
+        delta_apply::prepare(&self.context, self.take_pending(), matrices, terms, Pass::Fused)
+            .map(GpuPass)
     }
 
-    fn delta_apply(&self, _: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)], pass: GpuPass) -> Result<PassTimes> {
+    fn delta_apply(
+        &self,
+        _: &mut [GpuMatrix],
+        terms: &[(&GpuDeltas, Sign)],
+        pass: GpuPass,
+    ) -> Result<PassTimes> {
         let times = self.context.submit(pass.0)?.times;
         terms.iter().for_each(|(deltas, _)| deltas.arrived());
         Ok(times)

@@ -8,15 +8,21 @@ use crate::Result;
 use crate::device::{PassTimes, Product};
 use crate::lattice::Sign;
 
-/// [`crate::device::Device::delta_apply`], with one read and one write of the matrix for every chunk of every low-rank
-/// segment, and every factor read from memory.
+/// [`crate::device::Device::delta_apply`], with one read and one write of the matrix for every
+/// chunk of every low-rank segment, and every factor read from memory.
 ///
 /// # Errors
 /// When the device fails.
-pub fn delta_apply(gpu: &Gpu, matrices: &mut [GpuMatrix], terms: &[(&GpuDeltas, Sign)]) -> Result<PassTimes> {
+pub fn delta_apply(
+    gpu: &Gpu,
+    matrices: &mut [GpuMatrix],
+    terms: &[(&GpuDeltas, Sign)],
+) -> Result<PassTimes> {
     let steps = gpu.take_pending();
-    let times =
-        gpu.context.submit(super::delta_apply::prepare(&gpu.context, steps, matrices, terms, Pass::Naive)?)?.times;
+    let times = gpu
+        .context
+        .submit(super::delta_apply::prepare(&gpu.context, steps, matrices, terms, Pass::Naive)?)?
+        .times;
     terms.iter().for_each(|(deltas, _)| deltas.arrived());
     Ok(times)
 }

@@ -1,5 +1,5 @@
-//! Parameters of the shaders: each structure here has one of the same name and members in `shaders/shared/params.wgsl`,
-//! and a test compares them member by member.
+//! Parameters of the shaders: each structure here has one of the same name and members in
+//! `shaders/shared/params.wgsl`, and a test compares them member by member.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -56,7 +56,8 @@ params! {
     }
     /// `attention.wgsl`.
     AttentionParams {
-        /// Place of the quads: slot, position and row of the span's first token, first query, queries of the span.
+        /// Place of the quads: slot, position and row of the span's first token, first query,
+        /// queries of the span.
         words: u32,
         quads: u32,
         /// Workgroups that share the positions of a quad.

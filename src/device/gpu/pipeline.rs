@@ -47,7 +47,8 @@ pub(super) struct Pipeline {
     pub(super) compute: wgpu::ComputePipeline,
     /// Group 0: the buffers that a dispatch names, in order.
     pub(super) buffers: wgpu::BindGroupLayout,
-    /// Group 1: binding 0 the parameters, at a dynamic offset; binding 1, if the shader has it, the words of the work.
+    /// Group 1: binding 0 the parameters, at a dynamic offset; binding 1, if the shader has it, the
+    /// words of the work.
     pub(super) work: wgpu::BindGroupLayout,
     pub(super) reads_words: bool,
     /// Size of the parameters.
@@ -108,15 +109,21 @@ pub(super) fn source(name: &str) -> &'static str {
 }
 
 impl Pipelines {
-    pub(super) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, file: Option<&Path>) -> Self {
+    pub(super) fn new(
+        device: &wgpu::Device,
+        info: &wgpu::AdapterInfo,
+        file: Option<&Path>,
+    ) -> Self {
         let kept = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| {
             // One file for each adapter and driver.
-            let file = file.and_then(|folder| Some(folder.join(wgpu::util::pipeline_cache_key(info)?)));
-            let kept = file.as_deref().and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
+            let file =
+                file.and_then(|folder| Some(folder.join(wgpu::util::pipeline_cache_key(info)?)));
+            let kept =
+                file.as_deref().and_then(|file| std::fs::read(file).ok()).unwrap_or_default();
             let data = unsealed(&kept);
             let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
-            // SAFETY: the data is what `get_data` gave for this adapter, the key of which is the file's name: its hash,
-            // kept before it, still fits.
+            // SAFETY: the data is what `get_data` gave for this adapter, the key of which is the
+            // file's name: its hash, kept before it, still fits.
             #[allow(unsafe_code, reason = "the only way to keep compiled shaders")]
             let cache = unsafe { device.create_pipeline_cache(&descriptor) };
             Kept { cache, file, hash: data.map(blake3::hash) }
@@ -124,8 +131,8 @@ impl Pipelines {
         Self { device: device.clone(), made: Mutex::default(), kept }
     }
 
-    /// The pipeline of a kernel, compiled now if it is used for the first time. What the driver refuses becomes the
-    /// device's error.
+    /// The pipeline of a kernel, compiled now if it is used for the first time. What the driver
+    /// refuses becomes the device's error.
     pub(super) fn get(&self, kernel: &Kernel) -> Arc<Pipeline> {
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(pipeline) = made.get(kernel) {
@@ -155,20 +162,26 @@ impl Pipelines {
 
     fn compile(&self, kernel: &Kernel) -> Pipeline {
         let source = source(kernel.shader);
-        let module = naga::front::wgsl::parse_str(source).expect("every shader is parsed in a test");
+        let module =
+            naga::front::wgsl::parse_str(source).expect("every shader is parsed in a test");
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.shader),
             source: wgpu::ShaderSource::Wgsl(source.into()),
         };
-        let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
-        // SAFETY: bounds are checked as ever; only the counters that end an endless loop are left out, and no shader has
-        // one: each loop counts up to a bound.
+        let checks = wgpu::ShaderRuntimeChecks {
+            force_loop_bounding: false,
+            ..wgpu::ShaderRuntimeChecks::checked()
+        };
+        // SAFETY: bounds are checked as ever; only the counters that end an endless loop are left
+        // out, and no shader has one: each loop counts up to a bound.
         #[allow(unsafe_code, reason = "counters in the innermost loops cost a third of their time")]
         let shader = unsafe { self.device.create_shader_module_trusted(descriptor, checks) };
         let bindings = bindings(&module);
         let [buffers, work] = [0, 1].map(|group| {
-            let entries: Vec<_> = bindings.iter().filter(|found| found.group == group).map(Binding::entry).collect();
-            let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(kernel.shader), entries: &entries };
+            let entries: Vec<_> =
+                bindings.iter().filter(|found| found.group == group).map(Binding::entry).collect();
+            let descriptor =
+                wgpu::BindGroupLayoutDescriptor { label: Some(kernel.shader), entries: &entries };
             self.device.create_bind_group_layout(&descriptor)
         });
         let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -176,7 +189,8 @@ impl Pipelines {
             bind_group_layouts: &[Some(&buffers), Some(&work)],
             immediate_size: 0,
         });
-        let constants: Vec<_> = kernel.constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
+        let constants: Vec<_> =
+            kernel.constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
         let compute = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.shader),
             layout: Some(&layout),
@@ -188,7 +202,8 @@ impl Pipelines {
             },
             cache: self.kept.as_ref().map(|kept| &kept.cache),
         });
-        let find = |binding| bindings.iter().find(|found| (found.group, found.binding) == (1, binding));
+        let find =
+            |binding| bindings.iter().find(|found| (found.group, found.binding) == (1, binding));
         let params_bytes = find(0).map_or(0, |params| params.bytes.into());
         Pipeline { compute, buffers, work, reads_words: find(1).is_some(), params_bytes }
     }
@@ -226,12 +241,17 @@ fn bindings(module: &naga::Module) -> Vec<Binding> {
         let at = variable.binding?;
         let kind = match variable.space {
             naga::AddressSpace::Uniform => wgpu::BufferBindingType::Uniform,
-            naga::AddressSpace::Storage { access } => {
-                wgpu::BufferBindingType::Storage { read_only: !access.contains(naga::StorageAccess::STORE) }
-            }
+            naga::AddressSpace::Storage { access } => wgpu::BufferBindingType::Storage {
+                read_only: !access.contains(naga::StorageAccess::STORE),
+            },
             _ => return None,
         };
-        Some(Binding { group: at.group, binding: at.binding, kind, bytes: layouter[variable.ty].size })
+        Some(Binding {
+            group: at.group,
+            binding: at.binding,
+            kind,
+            bytes: layouter[variable.ty].size,
+        })
     };
     module.global_variables.iter().filter_map(|(_, variable)| binding(variable)).collect()
 }

@@ -1,7 +1,8 @@
-//! Work for the GPU as plain data: dispatches and copies in order, with all their parameters beside them, handed over as
-//! one command buffer.
+//! Work for the GPU as plain data: dispatches and copies in order, with all their parameters beside
+//! them, handed over as one command buffer.
 //!
-//! **Invariant:** nothing is sent before [`Context::run`]; what a step reads is what the steps before it wrote.
+//! **Invariant:** nothing is sent before [`Context::run`]; what a step reads is what the steps
+//! before it wrote.
 
 use std::sync::Arc;
 
@@ -67,7 +68,8 @@ impl Steps {
         u32::try_from(at).expect("less than 16 GiB of parameters")
     }
 
-    /// The same, but words equal to those last shared are not appended again: the layers of one pass have the same spans.
+    /// The same, but words equal to those last shared are not appended again: the layers of one
+    /// pass have the same spans.
     pub(super) fn shared_words(&mut self, words: &[u32]) -> u32 {
         if self.words[self.shared.clone()] != *words {
             self.shared = self.words.len()..self.words.len() + words.len();
@@ -76,7 +78,8 @@ impl Steps {
         u32::try_from(self.shared.start).expect("less than 16 GiB of parameters")
     }
 
-    /// Appends a dispatch of `groups` workgroups: `buffers` are group 0 in order, `params` the uniform of group 1.
+    /// Appends a dispatch of `groups` workgroups: `buffers` are group 0 in order, `params` the
+    /// uniform of group 1.
     pub(super) fn dispatch<P: Pod>(
         &mut self,
         context: &Context,
@@ -95,7 +98,12 @@ impl Steps {
         self.params.resize(at, 0);
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         let params = u32::try_from(at).expect("less than 4 GiB of parameters");
-        self.steps.push(Step::Dispatch { pipeline, buffers: buffers.into_iter().collect(), params, groups });
+        self.steps.push(Step::Dispatch {
+            pipeline,
+            buffers: buffers.into_iter().collect(),
+            params,
+            groups,
+        });
     }
 
     /// Appends a copy between two buffers of the device.
@@ -106,8 +114,8 @@ impl Steps {
         }
     }
 
-    /// Says that dispatches will read `buffer` from here on: those to come wait for the copies so far, and for none that
-    /// are appended between here and them.
+    /// Says that dispatches will read `buffer` from here on: those to come wait for the copies so
+    /// far, and for none that are appended between here and them.
     pub(super) fn ready(&mut self, buffer: &wgpu::Buffer) {
         self.steps.push(Step::Ready(buffer.clone()));
     }
@@ -144,7 +152,8 @@ pub(super) struct Prepared {
 }
 
 impl Context {
-    /// Hands the steps over in one command buffer and one submit, then waits and copies `reads` back.
+    /// Hands the steps over in one command buffer and one submit, then waits and copies `reads`
+    /// back.
     pub(super) fn run(&self, steps: Steps, reads: &[Slice]) -> Result<Finished> {
         self.submit(self.prepare(steps, reads)?)
     }
@@ -166,28 +175,49 @@ impl Context {
         let words = bytemuck::cast_slice(&steps.words);
         let words = upload("words", words, BufferUsages::STORAGE | BufferUsages::COPY_SRC)?;
         let bytes = reads.iter().map(Slice::len).sum::<u64>() + 4;
-        let results = self.buffer("results", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+        let results =
+            self.buffer("results", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
         let stretches = stretches(&steps.steps);
         let clock = if steps.timed { self.clock(stretches.len())? } else { None };
-        Ok(Prepared { steps, stretches, params, words, reads: reads.to_vec(), results, nonce, clock })
+        Ok(Prepared {
+            steps,
+            stretches,
+            params,
+            words,
+            reads: reads.to_vec(),
+            results,
+            nonce,
+            clock,
+        })
     }
 
-    /// Hands prepared steps over in one command buffer and one submit, waits, and brings back what is to be read.
+    /// Hands prepared steps over in one command buffer and one submit, waits, and brings back what
+    /// is to be read.
     ///
     /// # Errors
-    /// When the device failed. Some drivers call work done that was given up; so the last step copies a number that no
-    /// other submit has, and work that does not bring it back was not done.
+    /// When the device failed. Some drivers call work done that was given up; so the last step
+    /// copies a number that no other submit has, and work that does not bring it back was not done.
     pub(super) fn submit(&self, prepared: Prepared) -> Result<Finished> {
         if self.fails_now() {
             self.device.destroy();
         }
         let Prepared { reads, results, clock, .. } = &prepared;
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        let mut encoder =
+            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
         self.encode(&mut encoder, &prepared);
         let mut at = 0;
-        let nonce = Slice::of(&prepared.words, 4 * (prepared.steps.words.len() as u64 - 1)..prepared.words.size());
+        let nonce = Slice::of(
+            &prepared.words,
+            4 * (prepared.steps.words.len() as u64 - 1)..prepared.words.size(),
+        );
         for Slice { buffer, bytes } in reads.iter().chain([&nonce]) {
-            encoder.copy_buffer_to_buffer(buffer, bytes.start, results, at, bytes.end - bytes.start);
+            encoder.copy_buffer_to_buffer(
+                buffer,
+                bytes.start,
+                results,
+                at,
+                bytes.end - bytes.start,
+            );
             at += bytes.end - bytes.start;
         }
         if let Some(clock) = clock {
@@ -195,7 +225,8 @@ impl Context {
         }
         self.queue.submit([encoder.finish()]);
         let (sender, receiver) = std::sync::mpsc::channel();
-        let mapped: Vec<_> = [results].into_iter().chain(clock.as_ref().map(|clock| &clock.staging)).collect();
+        let mapped: Vec<_> =
+            [results].into_iter().chain(clock.as_ref().map(|clock| &clock.staging)).collect();
         for buffer in &mapped {
             let sender = sender.clone();
             buffer.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
@@ -204,7 +235,10 @@ impl Context {
         self.wait()?;
         for _ in &mapped {
             // Another thread that waits may be the one that is told.
-            receiver.recv().map_err(|error| self.fault(error))?.map_err(|error| self.fault(error))?;
+            receiver
+                .recv()
+                .map_err(|error| self.fault(error))?
+                .map_err(|error| self.fault(error))?;
         }
         let view = |buffer: &wgpu::Buffer| {
             let view = buffer.get_mapped_range(..).map_err(|error| self.fault(error))?;
@@ -215,7 +249,11 @@ impl Context {
             return Err(self.fault("work that was handed over was not done"));
         }
         let times = match clock {
-            Some(clock) => clock.times(&prepared.stretches, &view(&clock.staging)?, self.queue.get_timestamp_period()),
+            Some(clock) => clock.times(
+                &prepared.stretches,
+                &view(&clock.staging)?,
+                self.queue.get_timestamp_period(),
+            ),
             None => PassTimes::default(),
         };
         Ok(Finished { bytes, times })
@@ -240,7 +278,10 @@ impl Context {
                             Step::Ready(buffer) => {
                                 let state = wgpu::BufferUses::STORAGE_READ_ONLY;
                                 let ready = wgpu::BufferTransition { buffer, state };
-                                encoder.transition_resources(std::iter::once(ready), std::iter::empty());
+                                encoder.transition_resources(
+                                    std::iter::once(ready),
+                                    std::iter::empty(),
+                                );
                                 continue;
                             }
                             Step::Dispatch { .. } => unreachable!("stretches are of one kind"),
@@ -264,7 +305,8 @@ impl Context {
                     };
                     let mut pass = encoder.begin_compute_pass(&descriptor);
                     for step in &steps.steps[range.clone()] {
-                        let Step::Dispatch { pipeline, buffers, params: offset, groups } = step else {
+                        let Step::Dispatch { pipeline, buffers, params: offset, groups } = step
+                        else {
                             unreachable!("stretches are of one kind")
                         };
                         let [buffers, work] = self.bind(pipeline, buffers, params, words);
@@ -286,13 +328,19 @@ impl Context {
         words: &wgpu::Buffer,
     ) -> [wgpu::BindGroup; 2] {
         let resource = |buffer, offset, size| {
-            BindingResource::Buffer(BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(size) })
+            BindingResource::Buffer(BufferBinding {
+                buffer,
+                offset,
+                size: std::num::NonZeroU64::new(size),
+            })
         };
         let entry = |(binding, resource)| BindGroupEntry { binding, resource };
-        let buffers = buffers.iter().map(|slice| resource(&slice.buffer, slice.bytes.start, slice.len()));
+        let buffers =
+            buffers.iter().map(|slice| resource(&slice.buffer, slice.bytes.start, slice.len()));
         let buffers: Vec<_> = (0..).zip(buffers).map(entry).collect();
         let work = [resource(params, 0, pipeline.params_bytes), resource(words, 0, words.size())];
-        let work: Vec<_> = (0..).zip(work).take(1 + usize::from(pipeline.reads_words)).map(entry).collect();
+        let work: Vec<_> =
+            (0..).zip(work).take(1 + usize::from(pipeline.reads_words)).map(entry).collect();
         [(&pipeline.buffers, &buffers), (&pipeline.work, &work)].map(|(layout, entries)| {
             self.device.create_bind_group(&BindGroupDescriptor { label: None, layout, entries })
         })
@@ -300,16 +348,23 @@ impl Context {
 
     /// A clock for so many stretches, if the device has one.
     fn clock(&self, stretches: usize) -> Result<Option<Timestamps>> {
-        let needed = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        let needed =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
         let count = word(2 * stretches);
-        if !self.device.features().contains(needed) || count == 0 || count > wgpu::QUERY_SET_MAX_QUERIES {
+        if !self.device.features().contains(needed)
+            || count == 0
+            || count > wgpu::QUERY_SET_MAX_QUERIES
+        {
             return Ok(None);
         }
-        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
+        let descriptor =
+            wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
         let queries = self.device.create_query_set(&descriptor);
         let bytes = u64::from(count) * 8;
-        let ticks = self.buffer("ticks", bytes, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC)?;
-        let staging = self.buffer("ticks read", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+        let ticks =
+            self.buffer("ticks", bytes, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC)?;
+        let staging =
+            self.buffer("ticks read", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
         Ok(Some(Timestamps { queries, count, ticks, staging }))
     }
 }
@@ -353,11 +408,21 @@ impl Timestamps {
         encoder.copy_buffer_to_buffer(&self.ticks, 0, &self.staging, 0, self.ticks.size());
     }
 
-    fn times(&self, stretches: &[(Clock, std::ops::Range<usize>)], bytes: &[u8], period_ns: f32) -> PassTimes {
-        let ticks: Vec<u64> =
-            bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes"))).collect();
+    fn times(
+        &self,
+        stretches: &[(Clock, std::ops::Range<usize>)],
+        bytes: &[u8],
+        period_ns: f32,
+    ) -> PassTimes {
+        let ticks: Vec<u64> = bytes
+            .chunks_exact(8)
+            .map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
+            .collect();
         let sum = |wanted: Clock| {
-            let of_kind = stretches.iter().zip(ticks.chunks_exact(2)).filter(|((kind, _), _)| *kind == wanted);
+            let of_kind = stretches
+                .iter()
+                .zip(ticks.chunks_exact(2))
+                .filter(|((kind, _), _)| *kind == wanted);
             let ticks: u64 = of_kind.map(|(_, pair)| pair[1].saturating_sub(pair[0])).sum();
             ticks as f64 * f64::from(period_ns) / 1e6
         };

@@ -1,4 +1,5 @@
-//! The shaders: checked as text without a GPU, then run, on a software adapter if there is no other.
+//! The shaders: checked as text without a GPU, then run, on a software adapter if there is no
+//! other.
 #![allow(clippy::cast_possible_truncation, reason = "made numbers")]
 
 mod attend;
@@ -22,14 +23,21 @@ fn values_written_come_back_after_what_was_asked_in_between() {
     gpu.silu_mul(&mut found, &up_there, 1000);
     for ((found, g), u) in gpu.read(&found, 0..1000).unwrap().into_iter().zip(gate).zip(up) {
         let expected = g / (1.0 + (-g).exp()) * u;
-        assert!((found - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{found}, not {expected}");
+        assert!(
+            (found - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+            "{found}, not {expected}"
+        );
     }
 }
 
 #[test]
 fn matrices_come_back_whole_and_by_rows_however_they_are_split() {
     for max_binding_bytes in [None, Some(4096)] {
-        let Some(gpu) = gpu(&GpuOptions { minimal: true, max_binding_bytes, ..GpuOptions::default() }) else { return };
+        let Some(gpu) =
+            gpu(&GpuOptions { minimal: true, max_binding_bytes, ..GpuOptions::default() })
+        else {
+            return;
+        };
         let mut matrix = LatticeMatrix::zeros(100, 70);
         let (lanes, steps) = matrix.parts_mut();
         steps.iter_mut().enumerate().for_each(|(i, step)| *step = 1.0 / (i + 1) as f32);
@@ -41,14 +49,18 @@ fn matrices_come_back_whole_and_by_rows_however_they_are_split() {
         assert_eq!(there.parts.len(), if max_binding_bytes.is_some() { 5 } else { 1 });
         assert_eq!(gpu.read_matrix(&there).unwrap(), matrix);
         let rows = gpu.read_rows(&[(&there, &[0, 99, 21]), (&there, &[20])]).unwrap();
-        assert_eq!(rows, [[matrix.row(0), matrix.row(99), matrix.row(21)].concat(), matrix.row(20).to_vec()]);
+        assert_eq!(
+            rows,
+            [[matrix.row(0), matrix.row(99), matrix.row(21)].concat(), matrix.row(20).to_vec()]
+        );
     }
 }
 
 #[test]
 fn compiled_shaders_are_kept_and_damaged_ones_are_made_anew() {
     let folder = tempfile::tempdir().unwrap();
-    let options = GpuOptions { pipeline_cache: Some(folder.path().to_owned()), ..GpuOptions::default() };
+    let options =
+        GpuOptions { pipeline_cache: Some(folder.path().to_owned()), ..GpuOptions::default() };
     let use_it = || {
         let gpu = gpu(&options)?;
         let keeps = gpu.context.device.features().contains(wgpu::Features::PIPELINE_CACHE);
@@ -57,10 +69,18 @@ fn compiled_shaders_are_kept_and_damaged_ones_are_made_anew() {
         assert!(gpu.read(&values, 0..4).unwrap().iter().all(|x| (x - 1.462_117).abs() < 1e-5));
         Some(keeps)
     };
-    let files = || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let files = || {
+        std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect::<Vec<_>>()
+    };
     let Some(keeps) = use_it() else { return };
     assert_eq!(files().len(), usize::from(keeps));
-    for damage in [|bytes: &mut Vec<u8>| bytes.truncate(20), |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1] {
+    for damage in [
+        |bytes: &mut Vec<u8>| bytes.truncate(20),
+        |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1,
+    ] {
         for file in files() {
             let mut bytes = std::fs::read(&file).unwrap();
             let whole = bytes.clone();

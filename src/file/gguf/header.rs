@@ -1,6 +1,7 @@
 //! A GGUF header: metadata and the tensors' places.
 //!
-//! **Invariant:** a header is read into at most twice the file's size plus 16 MiB, and no name occurs twice.
+//! **Invariant:** a header is read into at most twice the file's size plus 16 MiB, and no name
+//! occurs twice.
 
 use std::collections::{HashMap, HashSet};
 
@@ -53,7 +54,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Header, GgufDefect> {
     let version = cursor.u32()?;
     if !matches!(version, 2 | 3) {
         let swapped = matches!(version.swap_bytes(), 2 | 3);
-        return Err(if swapped { GgufDefect::BigEndian } else { GgufDefect::Version { found: version } });
+        return Err(if swapped {
+            GgufDefect::BigEndian
+        } else {
+            GgufDefect::Version { found: version }
+        });
     }
     let tensors = cursor.count("a number of tensors", MAX_TENSORS)?;
     let entries = cursor.count("a number of metadata entries", MAX_METADATA)?;
@@ -74,7 +79,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<Header, GgufDefect> {
     }
     seen.clear();
     let tensors = (0..tensors).map(|_| cursor.tensor(&mut seen)).collect::<Result<_, _>>()?;
-    Ok(Header { metadata, tensors, alignment, data: (cursor.at as u64).next_multiple_of(alignment) })
+    Ok(Header {
+        metadata,
+        tensors,
+        alignment,
+        data: (cursor.at as u64).next_multiple_of(alignment),
+    })
 }
 
 struct Cursor<'a> {
@@ -88,7 +98,8 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, needed: u64) -> Result<&'a [u8], GgufDefect> {
         let rest = &self.bytes[self.at..];
         let taken = usize::try_from(needed).ok().and_then(|length| rest.get(..length));
-        let taken = taken.ok_or(GgufDefect::BeyondFile { at: self.at, needed, left: rest.len() as u64 })?;
+        let taken =
+            taken.ok_or(GgufDefect::BeyondFile { at: self.at, needed, left: rest.len() as u64 })?;
         self.at += taken.len();
         Ok(taken)
     }
@@ -115,7 +126,11 @@ impl<'a> Cursor<'a> {
     /// Counts `bytes` that will be allocated.
     fn allocate(&mut self, bytes: u64) -> Result<(), GgufDefect> {
         self.memory = self.memory.saturating_add(bytes);
-        if self.memory > self.limit { Err(GgufDefect::Memory { limit: self.limit }) } else { Ok(()) }
+        if self.memory > self.limit {
+            Err(GgufDefect::Memory { limit: self.limit })
+        } else {
+            Ok(())
+        }
     }
 
     /// A key or tensor name that was not seen before.
@@ -160,24 +175,40 @@ impl<'a> Cursor<'a> {
             6 => Value::F32(self.array().map(f32::from_le_bytes)?),
             7 => match self.array()? {
                 [value @ (0 | 1)] => Value::Bool(value == 1),
-                [found] => return Err(GgufDefect::TooLarge { what: "a truth value", found: found.into(), limit: 1 }),
+                [found] => {
+                    return Err(GgufDefect::TooLarge {
+                        what: "a truth value",
+                        found: found.into(),
+                        limit: 1,
+                    });
+                }
             },
             8 => Value::String(self.text()?),
             9 if depth < MAX_DEPTH => {
                 let kind = self.u32()?;
                 let length = self.u64()?;
                 self.allocate(length.saturating_mul(VALUE_MEMORY))?;
-                Value::Array((0..length).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>()?)
+                Value::Array(
+                    (0..length).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>()?,
+                )
             }
             9 => {
                 let found = u64::from(depth) + 1;
-                return Err(GgufDefect::TooLarge { what: "a nesting of lists", found, limit: MAX_DEPTH.into() });
+                return Err(GgufDefect::TooLarge {
+                    what: "a nesting of lists",
+                    found,
+                    limit: MAX_DEPTH.into(),
+                });
             }
             10 => Value::U64(self.u64()?),
             11 => Value::I64(self.array().map(i64::from_le_bytes)?),
             12 => Value::F64(self.array().map(f64::from_le_bytes)?),
             found => {
-                return Err(GgufDefect::TooLarge { what: "a value type number", found: found.into(), limit: 12 });
+                return Err(GgufDefect::TooLarge {
+                    what: "a value type number",
+                    found: found.into(),
+                    limit: 12,
+                });
             }
         })
     }

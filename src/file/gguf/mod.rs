@@ -1,9 +1,10 @@
 //! GGUF files, in one piece or in several: rows are dequantised straight from the mapped bytes.
 //!
-//! **Invariant:** once a file is open, every tensor lies inside it, aligned, sharing no byte with another, its rows
-//! whole blocks of its type. No whole-tensor copy is ever made.
+//! **Invariant:** once a file is open, every tensor lies inside it, aligned, sharing no byte with
+//! another, its rows whole blocks of its type. No whole-tensor copy is ever made.
 //!
-//! **Source:** GGUF's specification (ggml, `docs/gguf.md`); shapes are given rows first, the file has them reversed.
+//! **Source:** GGUF's specification (ggml, `docs/gguf.md`); shapes are given rows first, the file
+//! has them reversed.
 
 mod header;
 mod split;
@@ -89,7 +90,9 @@ impl Part {
     ) -> Result<Option<T>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let defect = || GgufDefect::Metadata { key: key.to_owned(), expected };
-        convert(value).map(Some).ok_or_else(|| Error::Gguf { path: self.path.clone(), defect: defect() })
+        convert(value)
+            .map(Some)
+            .ok_or_else(|| Error::Gguf { path: self.path.clone(), defect: defect() })
     }
 }
 
@@ -124,7 +127,10 @@ impl GgufFile {
         for (index, mut part) in [first].into_iter().chain(others).enumerate() {
             for (name, tensor) in std::mem::take(&mut part.tensors) {
                 if file.tensors.contains_key(&name) {
-                    return Err(Error::Gguf { path: part.path, defect: GgufDefect::Duplicate { name } });
+                    return Err(Error::Gguf {
+                        path: part.path,
+                        defect: GgufDefect::Duplicate { name },
+                    });
                 }
                 file.tensors.insert(name, GgufTensor { part: index, ..tensor });
             }
@@ -148,10 +154,13 @@ impl GgufFile {
     /// # Errors
     /// [`Error::Gguf`] when there is none of that name.
     pub fn info(&self, name: &str) -> Result<&GgufTensor> {
-        self.tensors.get(name).ok_or_else(|| self.error(GgufDefect::NoTensor { tensor: name.to_owned() }))
+        self.tensors
+            .get(name)
+            .ok_or_else(|| self.error(GgufDefect::NoTensor { tensor: name.to_owned() }))
     }
 
-    /// Dequantises `rows` of a tensor into `out` (`rows.len() × cols`, row-major), in the file's order.
+    /// Dequantises `rows` of a tensor into `out` (`rows.len() × cols`, row-major), in the file's
+    /// order.
     ///
     /// # Errors
     /// [`Error::Gguf`] when there is no such tensor or the range does not fit.
@@ -160,10 +169,18 @@ impl GgufFile {
         let (count, cols, Range { start, end }) = (tensor.rows(), tensor.cols(), rows);
         if start > end || end > count || out.len() != (end - start) * cols {
             let (tensor, out) = (name.to_owned(), out.len());
-            return Err(self.error(GgufDefect::Range { tensor, start, end, out, rows: count, cols }));
+            return Err(self.error(GgufDefect::Range {
+                tensor,
+                start,
+                end,
+                out,
+                rows: count,
+                cols,
+            }));
         }
         let row_bytes = tensor.bytes / count;
-        let mut raw = &self.parts[tensor.part].bytes[tensor.start + start * row_bytes..tensor.start + end * row_bytes];
+        let mut raw = &self.parts[tensor.part].bytes
+            [tensor.start + start * row_bytes..tensor.start + end * row_bytes];
         let chunk_rows = (CHUNK / cols).max(1);
         for out in out.chunks_mut(chunk_rows * cols) {
             let (head, tail) = raw.split_at(out.len() / cols * row_bytes);
@@ -234,7 +251,12 @@ impl GgufFile {
     /// [`Error::Gguf`] when the value is of another type.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.get(key, "a list of strings", |value| {
-            value.to_vec().ok()?.iter().map(|item| item.to_string().ok().map(String::as_str)).collect()
+            value
+                .to_vec()
+                .ok()?
+                .iter()
+                .map(|item| item.to_string().ok().map(String::as_str))
+                .collect()
         })
     }
 
@@ -243,7 +265,9 @@ impl GgufFile {
     /// # Errors
     /// [`Error::Gguf`] when the value is of another type.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<u64>>> {
-        self.get(key, "a list of whole numbers", |value| value.to_vec().ok()?.iter().map(integer).collect())
+        self.get(key, "a list of whole numbers", |value| {
+            value.to_vec().ok()?.iter().map(integer).collect()
+        })
     }
 
     fn get<'a, T>(
@@ -287,7 +311,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed, GgufDefect> {
         let tensor = place(&info, header.data, bytes.len() as u64, header.alignment)?;
         tensors.insert(info.name, tensor);
     }
-    let mut by_start: Vec<_> = tensors.iter().map(|(name, tensor)| (tensor.start, tensor.bytes, name)).collect();
+    let mut by_start: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (tensor.start, tensor.bytes, name)).collect();
     by_start.sort_unstable();
     for pair in by_start.windows(2) {
         if pair[0].0 + pair[0].1 > pair[1].0 {
@@ -298,18 +323,31 @@ fn parse(bytes: &[u8]) -> Result<Parsed, GgufDefect> {
 }
 
 /// Where a tensor lies, all of it inside the file.
-fn place(info: &TensorInfo, data: u64, file: u64, alignment: u64) -> Result<GgufTensor, GgufDefect> {
+fn place(
+    info: &TensorInfo,
+    data: u64,
+    file: u64,
+    alignment: u64,
+) -> Result<GgufTensor, GgufDefect> {
     let tensor = || info.name.clone();
-    let shape: Vec<usize> = info.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX)).collect();
+    let shape: Vec<usize> =
+        info.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX)).collect();
     let wrong_shape = || GgufDefect::Shape { tensor: tensor(), shape: shape.clone() };
     let elements = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
     let cols = shape.last().copied().unwrap_or(0);
     let (block, block_bytes) = info.dtype.block();
-    let elements = elements.filter(|&n| n > 0 && cols > 0 && cols.is_multiple_of(block)).ok_or_else(wrong_shape)?;
+    let elements = elements
+        .filter(|&n| n > 0 && cols > 0 && cols.is_multiple_of(block))
+        .ok_or_else(wrong_shape)?;
     let bytes = (elements / block).checked_mul(block_bytes).ok_or_else(wrong_shape)?;
     let start = data.saturating_add(info.offset);
     if start.saturating_add(bytes as u64) > file {
-        return Err(GgufDefect::TensorBeyondFile { tensor: tensor(), start, bytes: bytes as u64, file });
+        return Err(GgufDefect::TensorBeyondFile {
+            tensor: tensor(),
+            start,
+            bytes: bytes as u64,
+            file,
+        });
     }
     let in_memory = usize::try_from(start).ok().filter(|_| info.offset.is_multiple_of(alignment));
     let start = in_memory.ok_or_else(|| GgufDefect::Offset { tensor: tensor(), start })?;

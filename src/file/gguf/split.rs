@@ -1,7 +1,8 @@
 //! Models that are split over several GGUF files.
 //!
-//! **Source:** llama.cpp's `gguf-split`: `NAME-00001-of-00003.gguf`, each with `split.no` (from 0), `split.count` and
-//! `split.tensors.count` (of all); the metadata of the first part are the model's.
+//! **Source:** llama.cpp's `gguf-split`: `NAME-00001-of-00003.gguf`, each with `split.no` (from 0),
+//! `split.count` and `split.tensors.count` (of all); the metadata of the first part are the
+//! model's.
 
 use std::path::Path;
 
@@ -19,9 +20,13 @@ pub(super) fn open_others(first: &Part) -> Result<Vec<Part>> {
     let Some(stem) = stem(&first.path, no, count) else {
         return Err(error(&first.path, GgufDefect::PartName { part: no.saturating_add(1), count }));
     };
-    let path = |no: u64| first.path.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1));
+    let path =
+        |no: u64| first.path.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1));
     if no != 0 {
-        return Err(error(&first.path, GgufDefect::NotFirstPart { part: no + 1, count, first: path(0) }));
+        return Err(error(
+            &first.path,
+            GgufDefect::NotFirstPart { part: no + 1, count, first: path(0) },
+        ));
     }
     let mut parts = Vec::new();
     for no in 1..count {
@@ -33,13 +38,18 @@ pub(super) fn open_others(first: &Part) -> Result<Vec<Part>> {
         let (found, found_count) = part.number()?;
         if (found, found_count) != (no, count) {
             let found = found.saturating_add(1);
-            return Err(error(&file, GgufDefect::PartNumber { part: no + 1, count, found, found_count }));
+            return Err(error(
+                &file,
+                GgufDefect::PartNumber { part: no + 1, count, found, found_count },
+            ));
         }
         parts.push(part);
     }
     let found = parts.iter().chain([first]).map(|part| part.tensors.len() as u64).sum();
     match first.integer("split.tensors.count")? {
-        Some(expected) if expected != found => Err(error(&first.path, GgufDefect::PartTensors { expected, found })),
+        Some(expected) if expected != found => {
+            Err(error(&first.path, GgufDefect::PartTensors { expected, found }))
+        }
         _ => Ok(parts),
     }
 }

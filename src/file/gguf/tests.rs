@@ -1,4 +1,5 @@
-//! Made headers, each with one defect. `tests/hostile_files.rs` has the cuts and flips of whole files.
+//! Made headers, each with one defect. `tests/hostile_files.rs` has the cuts and flips of whole
+//! files.
 
 #![allow(clippy::cast_possible_truncation, reason = "made values are small")]
 
@@ -126,7 +127,8 @@ fn list_that_grows_in_memory_is_refused() {
 
 #[test]
 fn lists_within_lists_within_lists_are_refused() {
-    let made = (0..40).fold(Made::header(0, 1).text(b"a").u32(LIST), |made, _| made.u32(LIST).u64(1));
+    let made =
+        (0..40).fold(Made::header(0, 1).text(b"a").u32(LIST), |made, _| made.u32(LIST).u64(1));
     assert!(matches!(made.data(64).defect(), GgufDefect::TooLarge { .. }));
 }
 
@@ -189,6 +191,9 @@ fn types_and_versions_that_are_not_read_are_refused_by_name() {
         (b"<!doctype html>", FileKind::Page),
         (b"PK\x03\x04", FileKind::Zip),
     ] {
-        assert!(matches!(Made(bytes.to_vec()).defect(), GgufDefect::OtherFile { found } if found == kind), "{kind:?}");
+        assert!(
+            matches!(Made(bytes.to_vec()).defect(), GgufDefect::OtherFile { found } if found == kind),
+            "{kind:?}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Types of tensors in GGUF files, and how their blocks become floats.
 //!
-//! **Source:** ggml's `ggml_type`, and `dequantize_row_iq4_nl` with its table `kvalues_iq4nl`; the other blocks through
-//! candle.
+//! **Source:** ggml's `ggml_type`, and `dequantize_row_iq4_nl` with its table `kvalues_iq4nl`; the
+//! other blocks through candle.
 
 use std::fmt;
 
@@ -18,7 +18,8 @@ use crate::file::FloatType;
 pub enum GgufType {
     /// Those that candle knows.
     Ggml(GgmlDType),
-    /// Blocks of 32 with a table of sixteen values, which llama.cpp writes where `Q2_K` or `Q3_K` does not divide a row.
+    /// Blocks of 32 with a table of sixteen values, which llama.cpp writes where `Q2_K` or `Q3_K`
+    /// does not divide a row.
     Iq4Nl,
 }
 
@@ -26,7 +27,8 @@ pub enum GgufType {
 const IQ4_NL_BLOCK: usize = 32;
 /// Its bytes: the scale, then two elements a byte.
 const IQ4_NL_BYTES: usize = 2 + IQ4_NL_BLOCK / 2;
-const IQ4_NL_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const IQ4_NL_VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 impl GgufType {
     /// The type that ggml gives this number, if it is read.
@@ -70,7 +72,12 @@ impl fmt::Display for GgufType {
 }
 
 /// Dequantises whole rows of `cols` elements from `raw` into `out`.
-pub(super) fn dequantise(dtype: GgufType, raw: &[u8], cols: usize, out: &mut [f32]) -> Result<(), candle_core::Error> {
+pub(super) fn dequantise(
+    dtype: GgufType,
+    raw: &[u8],
+    cols: usize,
+    out: &mut [f32],
+) -> Result<(), candle_core::Error> {
     let dtype = match dtype {
         GgufType::Ggml(dtype) => dtype,
         GgufType::Iq4Nl => {
@@ -83,7 +90,8 @@ pub(super) fn dequantise(dtype: GgufType, raw: &[u8], cols: usize, out: &mut [f3
         GgmlDType::F16 => FloatType::F16,
         GgmlDType::BF16 => FloatType::BF16,
         _ => {
-            // candle reads the blocks in place, and they start with an f16. A mapped file's are aligned.
+            // candle reads the blocks in place, and they start with an f16. A mapped file's are
+            // aligned.
             let mut aligned: Vec<u64>;
             let raw = if raw.as_ptr().addr().is_multiple_of(2) {
                 raw
@@ -123,11 +131,16 @@ mod tests {
 
     #[test]
     fn iq4_nl_is_what_the_gguf_package_gives() {
-        let golden: Value = serde_json::from_str(include_str!("../../../tests/fixtures/gguf/iq4_nl.json")).unwrap();
+        let golden: Value =
+            serde_json::from_str(include_str!("../../../tests/fixtures/gguf/iq4_nl.json")).unwrap();
         let list = |key: &str| golden[key].as_array().unwrap().clone();
-        let raw: Vec<u8> = list("bytes").iter().map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap()).collect();
+        let raw: Vec<u8> = list("bytes")
+            .iter()
+            .map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap())
+            .collect();
         #[allow(clippy::cast_possible_truncation, reason = "they are f32s")]
-        let expected: Vec<f32> = list("values").iter().map(|value| value.as_f64().unwrap() as f32).collect();
+        let expected: Vec<f32> =
+            list("values").iter().map(|value| value.as_f64().unwrap() as f32).collect();
         assert_eq!(expected.len(), 3 * IQ4_NL_BLOCK);
         let mut out = vec![0.0; expected.len()];
         dequantise(GgufType::Iq4Nl, &raw, expected.len(), &mut out).unwrap();

@@ -1,7 +1,7 @@
 //! `strftime_now`: the local time as Python writes it in the C locale.
 //!
-//! **Source:** Python's `datetime.now().strftime` over glibc's: a time without a zone, so `%z` and `%Z` are empty; what is no
-//! directive is left as it stands.
+//! **Source:** Python's `datetime.now().strftime` over glibc's: a time without a zone, so `%z` and
+//! `%Z` are empty; what is no directive is left as it stands.
 
 use jiff::Zoned;
 use jiff::civil::DateTime;
@@ -20,7 +20,8 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+const DAYS: [&str; 7] =
+    ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// Now, where this runs.
 pub(super) fn now() -> DateTime {
@@ -34,7 +35,8 @@ pub(super) fn strftime(at: DateTime, format: &str) -> String {
     while let Some(start) = rest.find('%') {
         out.push_str(&rest[..start]);
         let inner = &rest[start + 1..];
-        let flags = inner.find(|c| !matches!(c, '-' | '_' | '0' | '^' | '#')).unwrap_or(inner.len());
+        let flags =
+            inner.find(|c| !matches!(c, '-' | '_' | '0' | '^' | '#')).unwrap_or(inner.len());
         let Some(directive) = inner[flags..].chars().next() else {
             rest = &rest[start..];
             break;
@@ -62,7 +64,8 @@ fn field(at: DateTime, directive: char) -> Option<Field> {
     let whole = |format: &str| Some(Field::Text(strftime(at, format)));
     let date = at.date();
     let (year, month, hour) = (i64::from(at.year()), i64::from(at.month()), i64::from(at.hour()));
-    let (day_of_year, weekday) = (i64::from(date.day_of_year()), i64::from(at.weekday().to_monday_zero_offset()));
+    let (day_of_year, weekday) =
+        (i64::from(date.day_of_year()), i64::from(at.weekday().to_monday_zero_offset()));
     let twelve = (hour + 11) % 12 + 1;
     let week = date.iso_week_date();
     match directive {
@@ -111,12 +114,14 @@ fn flagged(field: Field, flags: &str) -> String {
     let mut text = match field {
         Field::Text(text) => text,
         Field::Number(value, width, fill) => {
-            let fill =
-                flags.chars().rfind(|flag| matches!(flag, '-' | '_' | '0')).map_or(Some(fill), |flag| match flag {
+            let fill = flags.chars().rfind(|flag| matches!(flag, '-' | '_' | '0')).map_or(
+                Some(fill),
+                |flag| match flag {
                     '-' => None,
                     '_' => Some(' '),
                     _ => Some('0'),
-                });
+                },
+            );
             match fill {
                 None => value.to_string(),
                 Some('0') => format!("{value:0width$}"),
@@ -153,7 +158,10 @@ mod tests {
         ] {
             assert_eq!(strftime(at, format), expected, "{format}");
         }
-        assert_eq!(strftime(date(2027, 1, 1).at(0, 0, 0, 0), "%e|%_d|%-d|%I|%U|%W|%V|%G"), " 1| 1|1|12|00|00|53|2026");
+        assert_eq!(
+            strftime(date(2027, 1, 1).at(0, 0, 0, 0), "%e|%_d|%-d|%I|%U|%W|%V|%G"),
+            " 1| 1|1|12|00|00|53|2026"
+        );
     }
 
     #[test]

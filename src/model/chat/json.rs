@@ -1,7 +1,7 @@
 //! `tojson`: values as Python's `json.dumps` writes them.
 //!
-//! **Source:** transformers' own filter: no HTML escapes, `ensure_ascii=False`, the order of keys kept; `indent`, `separators` and
-//! `sort_keys` as in Python.
+//! **Source:** transformers' own filter: no HTML escapes, `ensure_ascii=False`, the order of keys
+//! kept; `indent`, `separators` and `sort_keys` as in Python.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -52,8 +52,11 @@ fn indentation(value: &Value) -> Result<String, Error> {
 
 fn separator_pair(value: &Value) -> Result<(String, String), Error> {
     let wrong = || invalid("tojson: separators are two texts");
-    let texts: Vec<String> =
-        value.try_iter()?.map(|text| text.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(wrong)?;
+    let texts: Vec<String> = value
+        .try_iter()?
+        .map(|text| text.as_str().map(str::to_owned))
+        .collect::<Option<_>>()
+        .ok_or_else(wrong)?;
     <[String; 2]>::try_from(texts).map(|[item, key]| (item, key)).map_err(|_| wrong())
 }
 
@@ -87,8 +90,10 @@ impl Writer<'_, '_, '_> {
                 self.list('[', ']', &items, depth, |writer, item| writer.value(item, depth + 1))?;
             }
             ValueKind::Map => {
-                let mut keys =
-                    value.try_iter()?.map(|key| Ok((key_text(&key)?, key))).collect::<Result<Vec<_>, Error>>()?;
+                let mut keys = value
+                    .try_iter()?
+                    .map(|key| Ok((key_text(&key)?, key)))
+                    .collect::<Result<Vec<_>, Error>>()?;
                 if self.sort {
                     keys.sort_by(|a, b| a.0.cmp(&b.0));
                 }
@@ -179,7 +184,8 @@ fn number(value: &Value) -> String {
         _ if float != 0.0 && !(1e-4..1e16).contains(&float.abs()) => {
             let text = format!("{float:e}");
             let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+            let (sign, exponent) =
+                exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
             format!("{digits}e{sign}{exponent:0>2}")
         }
         _ => format!("{float:?}"),

@@ -1,10 +1,11 @@
 //! Conversations as prompts, through the model's own chat template.
 //!
-//! **Invariant:** a template has no access to anything but its conversation, the special tokens and the time, and stops after a
-//! fixed amount of work.
+//! **Invariant:** a template has no access to anything but its conversation, the special tokens and
+//! the time, and stops after a fixed amount of work.
 //!
-//! **Source:** transformers' `apply_chat_template`: Jinja with `trim_blocks`, `lstrip_blocks` and loop controls, Python's methods,
-//! its own `tojson`, `raise_exception` and `strftime_now`. `tests/fixtures/text/chat.json` holds what it renders.
+//! **Source:** transformers' `apply_chat_template`: Jinja with `trim_blocks`, `lstrip_blocks` and
+//! loop controls, Python's methods, its own `tojson`, `raise_exception` and `strftime_now`.
+//! `tests/fixtures/text/chat.json` holds what it renders.
 
 mod clock;
 mod json;
@@ -30,8 +31,8 @@ use crate::{Error, Result};
 
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const FUEL: u64 = 1_000_000;
-/// Stack of the thread that renders. A template can nest lists as deep as its fuel goes, and the engine takes them apart by
-/// recursion; what is not used of it is never touched.
+/// Stack of the thread that renders. A template can nest lists as deep as its fuel goes, and the
+/// engine takes them apart by recursion; what is not used of it is never touched.
 const STACK_BYTES: usize = 1 << 29;
 /// Template that is taken where none is asked for.
 const DEFAULT: &str = "default";
@@ -55,11 +56,12 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Finds the base's templates: in a GGUF file's metadata; in a folder's `chat_template.jinja` and `additional_chat_templates/`, or else
-    /// in its `tokenizer_config.json`.
+    /// Finds the base's templates: in a GGUF file's metadata; in a folder's `chat_template.jinja`
+    /// and `additional_chat_templates/`, or else in its `tokenizer_config.json`.
     ///
     /// # Errors
-    /// [`Error::Chat`] when there is none or the default one cannot be parsed, or the file's own error.
+    /// [`Error::Chat`] when there is none or the default one cannot be parsed, or the file's own
+    /// error.
     pub fn for_base(base: &BaseModel) -> Result<Self> {
         match base.gguf() {
             Some(file) => Self::from_gguf(file)?.checked(),
@@ -67,8 +69,8 @@ impl ChatTemplate {
         }
     }
 
-    /// The templates in the folder `dir`, which count in place of `base`'s; none where there are none. Special tokens that the
-    /// folder does not name are the base's.
+    /// The templates in the folder `dir`, which count in place of `base`'s; none where there are
+    /// none. Special tokens that the folder does not name are the base's.
     ///
     /// # Errors
     /// As [`ChatTemplate::for_base`].
@@ -110,7 +112,10 @@ impl ChatTemplate {
             let source = file.text(&format!("tokenizer.chat_template.{name}"))?;
             sources.extend(source.map(|source| (name.to_owned(), source.to_owned())));
         }
-        sources.extend(file.text("tokenizer.chat_template")?.map(|source| (DEFAULT.to_owned(), source.to_owned())));
+        sources.extend(
+            file.text("tokenizer.chat_template")?
+                .map(|source| (DEFAULT.to_owned(), source.to_owned())),
+        );
         if sources.is_empty() {
             return Err(Error::Chat { path, defect: ChatDefect::Missing });
         }
@@ -143,10 +148,13 @@ impl ChatTemplate {
         let Some(written) = &config.chat_template else { return Ok(None) };
         let sources = match serde_json::from_value(written.clone()) {
             Ok(RawTemplate::One(source)) => BTreeMap::from([(DEFAULT.to_owned(), source)]),
-            Ok(RawTemplate::List(all)) => all.into_iter().map(|one| (one.name, one.template)).collect(),
+            Ok(RawTemplate::List(all)) => {
+                all.into_iter().map(|one| (one.name, one.template)).collect()
+            }
             Ok(RawTemplate::Map(all)) => all,
             Err(_) => {
-                let reason = "`chat_template` is neither a text nor templates with their names".to_owned();
+                let reason =
+                    "`chat_template` is neither a text nor templates with their names".to_owned();
                 return Err(Error::Chat { path, defect: ChatDefect::Template { reason } });
             }
         };
@@ -157,12 +165,15 @@ impl ChatTemplate {
     #[cfg(feature = "testing")]
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let path = PathBuf::from("bytes");
-        if bytes.first() == Some(&b'{') && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() {
+        if bytes.first() == Some(&b'{')
+            && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+        {
             let config = FolderTokens::from_bytes(&path, bytes)?;
             let missing = Error::Chat { path: path.clone(), defect: ChatDefect::Missing };
             return Self::from_config(path, &config)?.ok_or(missing);
         }
-        let sources = BTreeMap::from([(DEFAULT.to_owned(), String::from_utf8_lossy(bytes).into_owned())]);
+        let sources =
+            BTreeMap::from([(DEFAULT.to_owned(), String::from_utf8_lossy(bytes).into_owned())]);
         Ok(Self { path, sources, tokens: vec![("bos_token".to_owned(), "<s>".to_owned())] })
     }
 
@@ -193,7 +204,10 @@ impl ChatTemplate {
             Error::Chat { path: self.path.clone(), defect }
         })?;
         let turn = |message: &Message| {
-            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+            Value::from_pairs([
+                ("role", message.role.as_str()),
+                ("content", message.content.as_str()),
+            ])
         };
         let turns: Vec<Value> = messages.iter().map(turn).collect();
         let fixed = [
@@ -202,15 +216,20 @@ impl ChatTemplate {
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(true)),
         ];
-        let tokens = self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str())));
+        let tokens =
+            self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str())));
         let context = Value::from_pairs(tokens.chain(fixed));
         self.contain(|| run(&source::prepared(source).map_err(invalid)?, context))
     }
 
-    fn contain<T: Send>(&self, work: impl FnOnce() -> Result<T, minijinja::Error> + Send) -> Result<T> {
+    fn contain<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, minijinja::Error> + Send,
+    ) -> Result<T> {
         let done = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-            let thread = thread.spawn_scoped(scope, || contained(|| work().map_err(|error| told(&error))));
+            let thread =
+                thread.spawn_scoped(scope, || contained(|| work().map_err(|error| told(&error))));
             thread.map(|thread| thread.join())
         });
         let reason = match done {
@@ -224,7 +243,8 @@ impl ChatTemplate {
     }
 }
 
-/// What the engine says, with the lines around the place; of a line that is long no more than its beginning.
+/// What the engine says, with the lines around the place; of a line that is long no more than its
+/// beginning.
 fn told(error: &minijinja::Error) -> String {
     const SHOWN: usize = 160;
     let text = format!("{error:#}");
@@ -263,8 +283,12 @@ fn gguf_tokens(file: &GgufFile) -> Result<Vec<(String, String)>> {
         ("cls", "cls_token"),
         ("mask", "mask_token"),
     ] {
-        let id = file.signed(&format!("tokenizer.ggml.{key}_token_id"))?.and_then(|id| usize::try_from(id).ok());
-        tokens.extend(id.and_then(|id| texts.get(id)).map(|text| (name.to_owned(), (*text).to_owned())));
+        let id = file
+            .signed(&format!("tokenizer.ggml.{key}_token_id"))?
+            .and_then(|id| usize::try_from(id).ok());
+        tokens.extend(
+            id.and_then(|id| texts.get(id)).map(|text| (name.to_owned(), (*text).to_owned())),
+        );
     }
     Ok(tokens)
 }
@@ -276,9 +300,11 @@ fn named_tokens(config: &FolderTokens) -> Vec<(String, String)> {
     let class = config.class.as_deref().unwrap_or_default();
     let defaults: &[(&str, &str)] = match class.strip_suffix("Fast").unwrap_or(class) {
         "LlamaTokenizer" => &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
-        "GPT2Tokenizer" => {
-            &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")]
-        }
+        "GPT2Tokenizer" => &[
+            ("bos_token", "<|endoftext|>"),
+            ("eos_token", "<|endoftext|>"),
+            ("unk_token", "<|endoftext|>"),
+        ],
         _ => &[],
     };
     for (name, text) in defaults {
@@ -298,7 +324,10 @@ fn named_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let io = |reason| Error::Io { path: folder.to_owned(), source: reason };
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jinja"));
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_suffix(".jinja"));
         if let Some(name) = name {
             sources.insert(name.to_owned(), read_source(&path)?);
         }
@@ -318,7 +347,8 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(python::method);
     environment.add_function(python::REMAINDER, python::remainder);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", |format: String| clock::strftime(clock::now(), &format));
+    environment
+        .add_function("strftime_now", |format: String| clock::strftime(clock::now(), &format));
     environment.add_function("cycler", python::cycler);
     environment.add_function("joiner", python::joiner);
     environment.add_filter("tojson", json::tojson);
@@ -330,7 +360,8 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// Compiles a template; `%` then goes through [`python::remainder`], since the engine's knows no texts.
+/// Compiles a template; `%` then goes through [`python::remainder`], since the engine's knows no
+/// texts.
 fn compile(source: &str) -> Result<CompiledTemplate<'_>, minijinja::Error> {
     let config = TemplateConfig {
         syntax_config: SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?,
@@ -356,7 +387,14 @@ fn run(source: &str, context: Value) -> Result<String, minijinja::Error> {
     let compiled = compile(source)?;
     let mut text = String::new();
     let mut out = machinery::make_string_output(&mut text);
-    machinery::eval(&environment, &compiled.instructions, context, &compiled.blocks, &mut out, AutoEscape::None)?;
+    machinery::eval(
+        &environment,
+        &compiled.instructions,
+        context,
+        &compiled.blocks,
+        &mut out,
+        AutoEscape::None,
+    )?;
     drop(out);
     Ok(text)
 }
@@ -375,8 +413,15 @@ mod tests {
     use crate::testing::{TinyModel, tiny_gguf, tiny_hf_model};
 
     fn template(source: &str) -> ChatTemplate {
-        let tokens = vec![("bos_token".to_owned(), "<s>".to_owned()), ("eos_token".to_owned(), "</s>".to_owned())];
-        ChatTemplate { path: "test".into(), sources: BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]), tokens }
+        let tokens = vec![
+            ("bos_token".to_owned(), "<s>".to_owned()),
+            ("eos_token".to_owned(), "</s>".to_owned()),
+        ];
+        ChatTemplate {
+            path: "test".into(),
+            sources: BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]),
+            tokens,
+        }
     }
 
     fn user(content: &str) -> Vec<Message> {
@@ -396,7 +441,10 @@ mod tests {
                 "<|im_start|>user\nSalut<|im_end|>\n<|im_start|>assistant\n"
             );
             let tokens = [("bos_token", "<|endoftext|>"), ("eos_token", "<|im_end|>")];
-            assert_eq!(template.tokens, tokens.map(|(name, text)| (name.to_owned(), text.to_owned())));
+            assert_eq!(
+                template.tokens,
+                tokens.map(|(name, text)| (name.to_owned(), text.to_owned()))
+            );
         }
     }
 
@@ -422,7 +470,10 @@ mod tests {
             "{{ 1 % 0 }}",
         ] {
             let error = template(source).render(&user("a")).unwrap_err();
-            assert!(matches!(error, Error::Chat { defect: ChatDefect::Template { .. }, .. }), "{error}");
+            assert!(
+                matches!(error, Error::Chat { defect: ChatDefect::Template { .. }, .. }),
+                "{error}"
+            );
         }
     }
 }

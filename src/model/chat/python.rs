@@ -1,7 +1,8 @@
-//! Python's methods, operators and helpers that templates use and minijinja does not have, or has otherwise.
+//! Python's methods, operators and helpers that templates use and minijinja does not have, or has
+//! otherwise.
 //!
-//! **Source:** Python 3's `str`, `list` and `dict`; jinja2's `default`, `sequence`, `cycler` and `joiner`. What changes its object
-//! is left out: the sandbox of transformers refuses it.
+//! **Source:** Python 3's `str`, `list` and `dict`; jinja2's `default`, `sequence`, `cycler` and
+//! `joiner`. What changes its object is left out: the sandbox of transformers refuses it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,11 +20,18 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 /// A method that a value of minijinja does not have.
-pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     let own = match (value.as_str(), value.kind()) {
         (Some(text), _) => text_method(state, text, name, args)?,
         (None, ValueKind::Seq) => list_method(state, value, name, args)?,
-        (None, ValueKind::Map) if name == "copy" => from_args(args).map(|()| Some(value.clone()))?,
+        (None, ValueKind::Map) if name == "copy" => {
+            from_args(args).map(|()| Some(value.clone()))?
+        }
         _ => None,
     };
     match own {
@@ -32,7 +40,12 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
     }
 }
 
-fn list_method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn list_method(
+    state: &State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     match name {
         "copy" => from_args(args).map(|()| Some(value.clone())),
         "index" => {
@@ -41,7 +54,9 @@ fn list_method(state: &State, value: &Value, name: &str, args: &[Value]) -> Resu
             state.consume_fuel(items.len() as u64)?;
             let (start, end) = bounds(items.len(), start, end);
             let found = (start..end).find(|&k| items[k] == what);
-            found.map(|k| Some(Value::from(k))).ok_or_else(|| invalid(format!("{what} is not in the list")))
+            found
+                .map(|k| Some(Value::from(k)))
+                .ok_or_else(|| invalid(format!("{what} is not in the list")))
         }
         _ => Ok(None),
     }
@@ -67,7 +82,12 @@ fn slice(text: &str, start: Option<i64>, end: Option<i64>) -> (&str, usize) {
     (&text[at[start]..at[end]], start)
 }
 
-fn text_method(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn text_method(
+    state: &State,
+    text: &str,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     state.consume_fuel(1 + text.len() as u64 / 64)?;
     let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     Ok(Some(match name {
@@ -88,13 +108,18 @@ fn text_method(state: &State, text: &str, name: &str, args: &[Value]) -> Result<
         "startswith" | "endswith" => {
             let (what, start, end): (Value, Option<i64>, Option<i64>) = from_args(args)?;
             let part = slice(text, start, end).0;
-            let what = if what.as_str().is_some() { vec![what] } else { what.try_iter()?.collect() };
+            let what =
+                if what.as_str().is_some() { vec![what] } else { what.try_iter()?.collect() };
             let mut fits = false;
             for what in &what {
-                let what = what
-                    .as_str()
-                    .ok_or_else(|| invalid(format!("{name} takes a text or several, not {}", what.kind())))?;
-                fits |= if name == "startswith" { part.starts_with(what) } else { part.ends_with(what) };
+                let what = what.as_str().ok_or_else(|| {
+                    invalid(format!("{name} takes a text or several, not {}", what.kind()))
+                })?;
+                fits |= if name == "startswith" {
+                    part.starts_with(what)
+                } else {
+                    part.ends_with(what)
+                };
             }
             Value::from(fits)
         }
@@ -115,8 +140,10 @@ fn text_method(state: &State, text: &str, name: &str, args: &[Value]) -> Result<
             let by = by.or(kwargs.get("sep")?).filter(|by| !by.is_none());
             let most = most.or(kwargs.get("maxsplit")?).and_then(|most| usize::try_from(most).ok());
             kwargs.assert_all_used()?;
-            let by =
-                by.as_ref().map(|by| by.as_str().ok_or_else(|| invalid(format!("{name} takes a text")))).transpose()?;
+            let by = by
+                .as_ref()
+                .map(|by| by.as_str().ok_or_else(|| invalid(format!("{name} takes a text"))))
+                .transpose()?;
             let parts = split(text, by, most, name == "rsplit", space)?;
             state.consume_fuel(parts.len() as u64)?;
             Value::from(parts)
@@ -195,11 +222,14 @@ fn split(
         return Ok(owned(parts));
     }
     let mut parts = Vec::new();
-    let mut rest = if last { text.trim_end_matches(&space) } else { text.trim_start_matches(&space) };
+    let mut rest =
+        if last { text.trim_end_matches(&space) } else { text.trim_start_matches(&space) };
     while !rest.is_empty() {
         let cut = match last {
             _ if parts.len() == most => None,
-            true => rest.rfind(&space).map(|at| at + rest[at..].chars().next().map_or(1, char::len_utf8)),
+            true => rest
+                .rfind(&space)
+                .map(|at| at + rest[at..].chars().next().map_or(1, char::len_utf8)),
             false => rest.find(&space),
         };
         // What is left behind the last cut keeps its white space.
@@ -208,8 +238,11 @@ fn split(
             break;
         };
         let (head, tail) = rest.split_at(cut);
-        let (part, left) =
-            if last { (tail, head.trim_end_matches(&space)) } else { (head, tail.trim_start_matches(&space)) };
+        let (part, left) = if last {
+            (tail, head.trim_end_matches(&space))
+        } else {
+            (head, tail.trim_start_matches(&space))
+        };
         parts.push(part);
         rest = left;
     }
@@ -222,14 +255,21 @@ fn split(
 /// Lines of a text by all that Python takes for a line's end.
 fn lines(text: &str, keep: bool) -> Vec<String> {
     let ends = |c: char| {
-        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
+                ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
     };
     let mut lines = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
         let end = rest.find(ends).unwrap_or(rest.len());
-        let length =
-            if rest[end..].starts_with("\r\n") { 2 } else { rest[end..].chars().next().map_or(0, char::len_utf8) };
+        let length = if rest[end..].starts_with("\r\n") {
+            2
+        } else {
+            rest[end..].chars().next().map_or(0, char::len_utf8)
+        };
         lines.push(rest[..if keep { end + length } else { end }].to_owned());
         rest = &rest[end + length..];
     }
@@ -282,13 +322,15 @@ pub(super) fn remainder(state: &State, a: &Value, b: &Value) -> Result<Value, Er
     format(FormatStyle::Printf, &text, &args).map(Value::from)
 }
 
-/// The format with `%r` as `%s`, its argument written out as Python's `repr`; and how many fields it has.
+/// The format with `%r` as `%s`, its argument written out as Python's `repr`; and how many fields
+/// it has.
 fn with_representations(text: &str, args: &mut [Value]) -> (String, usize) {
     let (mut out, mut fields) = (String::with_capacity(text.len()), 0);
     let mut rest = text;
     while let Some(at) = rest.find('%') {
-        let length =
-            rest[at + 1..].find(|c: char| c.is_alphabetic() || c == '%' || c == '(').map_or(rest.len(), |k| at + k + 2);
+        let length = rest[at + 1..]
+            .find(|c: char| c.is_alphabetic() || c == '%' || c == '(')
+            .map_or(rest.len(), |k| at + k + 2);
         let field = &rest[..length];
         match field.strip_suffix('r') {
             Some(before) => {
@@ -307,7 +349,13 @@ fn with_representations(text: &str, args: &mut [Value]) -> (String, usize) {
 
 /// Python's remainder: it has the sign of the divisor.
 fn number_remainder(a: &Value, b: &Value) -> Result<Value, Error> {
-    let wrong = || invalid(format!("tried to use % operator on unsupported types {} and {}", a.kind(), b.kind()));
+    let wrong = || {
+        invalid(format!(
+            "tried to use % operator on unsupported types {} and {}",
+            a.kind(),
+            b.kind()
+        ))
+    };
     let number = |value: &Value| match value.kind() {
         ValueKind::Bool => Some(Value::from(i64::from(value.is_true()))),
         ValueKind::Number => Some(value.clone()),
@@ -356,7 +404,12 @@ pub(super) fn int(
 }
 
 /// `float(value, default=0.0)`: the default for what is no number.
-pub(super) fn float(state: &State, value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn float(
+    state: &State,
+    value: &Value,
+    default: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let default = default.or(kwargs.get("default")?).unwrap_or_else(|| Value::from(0.0));
     kwargs.assert_all_used()?;
     minijinja::filters::float(state, value, Some(default), no_kwargs())
@@ -369,7 +422,10 @@ fn no_kwargs() -> Kwargs {
 /// `is sequence`: whatever has a length and items, texts and mappings, too.
 pub(super) fn is_sequence(value: &Value) -> bool {
     value.is_undefined()
-        || matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Bytes)
+        || matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Bytes
+        )
 }
 
 /// `cycler(…)`: gives its items in turn.
@@ -401,12 +457,20 @@ impl Object for Cycler {
         (key.as_str() == Some("current")).then(|| self.current())
     }
 
-    fn call_method(self: &Arc<Self>, _: &mut State<'_, '_>, method: &str, args: &[Value]) -> Result<Value, Error> {
+    fn call_method(
+        self: &Arc<Self>,
+        _: &mut State<'_, '_>,
+        method: &str,
+        args: &[Value],
+    ) -> Result<Value, Error> {
         let () = from_args(args)?;
         match method {
             "next" => {
                 let item = self.current();
-                self.at.store((self.at.load(Ordering::Relaxed) + 1) % self.items.len(), Ordering::Relaxed);
+                self.at.store(
+                    (self.at.load(Ordering::Relaxed) + 1) % self.items.len(),
+                    Ordering::Relaxed,
+                );
                 Ok(item)
             }
             "reset" => {

@@ -1,8 +1,9 @@
-//! A template's source as Jinja reads it, spelt so that minijinja reads the same: line ends, escapes in texts, and transformers'
-//! `{% generation %}`.
+//! A template's source as Jinja reads it, spelt so that minijinja reads the same: line ends,
+//! escapes in texts, and transformers' `{% generation %}`.
 //!
-//! **Source:** jinja2's lexer (line ends become `\n`; a text's escapes are Python's `unicode-escape`), and transformers'
-//! `AssistantTracker`, whose block has a scope of its own and no other effect on what is written.
+//! **Source:** jinja2's lexer (line ends become `\n`; a text's escapes are Python's
+//! `unicode-escape`), and transformers' `AssistantTracker`, whose block has a scope of its own and
+//! no other effect on what is written.
 
 use std::iter::Peekable;
 use std::str::Chars;
@@ -34,7 +35,8 @@ pub(super) fn prepared(source: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Where the next tag begins. One search, not one for each kind: of a kind that is not there each would go to the end.
+/// Where the next tag begins. One search, not one for each kind: of a kind that is not there each
+/// would go to the end.
 fn tag_start(rest: &str) -> Option<usize> {
     let opens = |at: &usize| matches!(rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'));
     rest.match_indices('{').map(|(at, _)| at).find(opens)
@@ -158,7 +160,10 @@ fn unescaped(text: &str) -> Result<String, String> {
             Some('u') => out.push(from_units(&mut chars)?),
             Some('U') => out.push(character(number(&mut chars, 8)?)?),
             Some('N') => {
-                return Err("a text has a character by its name (\\N{…}), which is not read; write it out".to_owned());
+                return Err(
+                    "a text has a character by its name (\\N{…}), which is not read; write it out"
+                        .to_owned(),
+                );
             }
             Some(digit @ '0'..='7') => {
                 let mut value = digit.to_digit(8).unwrap_or(0);
@@ -197,7 +202,8 @@ fn from_units(chars: &mut Peekable<Chars<'_>>) -> Result<char, String> {
 }
 
 fn character(value: u32) -> Result<char, String> {
-    char::from_u32(value).ok_or_else(|| format!("a text has an escape for U+{value:04X}, which is no character"))
+    char::from_u32(value)
+        .ok_or_else(|| format!("a text has an escape for U+{value:04X}, which is no character"))
 }
 
 #[cfg(test)]
@@ -211,7 +217,10 @@ mod tests {
             (r#"{{ 'a\/b' ~ "\d" ~ 'it\'s' ~ "q" }}"#, r#"{{ "a\\/b" ~ "\\d" ~ "it's" ~ "q" }}"#),
             ("{{ 'a\\\nb' }}", "{{ \"ab\" }}"),
             (r"{{ '\x41\101\u00e9\U0001f600\ud83d\ude00\0' }}", "{{ \"AAé😀😀\u{0}\" }}"),
-            (r"{# '\d' #}{% raw %}{{ '\d' }}{% endraw %}\d", r"{# '\d' #}{% raw %}{{ '\d' }}{% endraw %}\d"),
+            (
+                r"{# '\d' #}{% raw %}{{ '\d' }}{% endraw %}\d",
+                r"{# '\d' #}{% raw %}{{ '\d' }}{% endraw %}\d",
+            ),
             (r"{{ {'a': {'b': '\d'}} }}{{ '%}\'' }}", r#"{{ {'a': {'b': "\\d"}} }}{{ "%}'" }}"#),
             ("{%- generation -%}x{% endgeneration %}", "{%- with -%}x{% endwith %}"),
             ("{{ 'generation' }}{% if generation %}", "{{ 'generation' }}{% if generation %}"),
@@ -219,7 +228,13 @@ mod tests {
         ] {
             assert_eq!(prepared(source).unwrap(), expected, "{source}");
         }
-        for source in [r"{{ '\xZZ' }}", r"{{ '\u12' }}", r"{{ '\ud83d' }}", r"{{ '\N{DASH}' }}", r"{{ '\x+1' }}"] {
+        for source in [
+            r"{{ '\xZZ' }}",
+            r"{{ '\u12' }}",
+            r"{{ '\ud83d' }}",
+            r"{{ '\N{DASH}' }}",
+            r"{{ '\x+1' }}",
+        ] {
             prepared(source).unwrap_err();
         }
     }

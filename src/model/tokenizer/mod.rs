@@ -1,10 +1,10 @@
 //! Text to token ids and back.
 //!
-//! **Invariant:** every id given out has a row in the base's embedding; a streamed text is cut only between characters; a file
-//! that the tokenizers library panics on is refused.
+//! **Invariant:** every id given out has a row in the base's embedding; a streamed text is cut only
+//! between characters; a file that the tokenizers library panics on is refused.
 //!
-//! **Source:** a folder's `tokenizer.json` with the tokens that the files beside it add; for a GGUF file its `tokenizer.ggml.*`
-//! metadata, with llama.cpp's pre-tokenizer patterns by name.
+//! **Source:** a folder's `tokenizer.json` with the tokens that the files beside it add; for a GGUF
+//! file its `tokenizer.ggml.*` metadata, with llama.cpp's pre-tokenizer patterns by name.
 
 mod gguf;
 mod pre;
@@ -59,7 +59,8 @@ struct Outline {
 }
 
 impl Tokenizer {
-    /// Reads the base's own tokenizer, or in its place the `tokenizer.json` that `file` is, or that lies in the folder `file`.
+    /// Reads the base's own tokenizer, or in its place the `tokenizer.json` that `file` is, or that
+    /// lies in the folder `file`.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::FileTooLarge`], [`Error::Gguf`] or [`Error::Tokenizer`].
@@ -98,13 +99,23 @@ impl Tokenizer {
 
     /// Reads the bytes of a `tokenizer.json`, and of a `tokenizer_config.json` beside it.
     #[cfg(feature = "testing")]
-    pub(crate) fn from_json(bytes: &[u8], config: Option<&[u8]>, vocab_size: usize) -> Result<Self> {
+    pub(crate) fn from_json(
+        bytes: &[u8],
+        config: Option<&[u8]>,
+        vocab_size: usize,
+    ) -> Result<Self> {
         let path = Path::new("bytes");
-        let declared = config.map_or(Ok(FolderTokens::default()), |config| FolderTokens::from_bytes(path, config))?;
+        let declared = config
+            .map_or(Ok(FolderTokens::default()), |config| FolderTokens::from_bytes(path, config))?;
         Self::from_bytes(path, bytes, &declared, vocab_size)
     }
 
-    fn from_bytes(path: &Path, bytes: &[u8], declared: &FolderTokens, vocab_size: usize) -> Result<Self> {
+    fn from_bytes(
+        path: &Path,
+        bytes: &[u8],
+        declared: &FolderTokens,
+        vocab_size: usize,
+    ) -> Result<Self> {
         check(bytes).map_err(|defect| Error::Tokenizer { path: path.to_owned(), defect })?;
         let read = || -> tokenizers::Result<Inner> {
             let mut inner = Inner::from_bytes(bytes)?;
@@ -139,7 +150,8 @@ impl Tokenizer {
     /// Token ids of a text, with the start token if the model wants one.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the tokenizer refuses or gives an id without a row in the embedding.
+    /// [`Error::Tokenizer`] when the tokenizer refuses or gives an id without a row in the
+    /// embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_with(text, true)
     }
@@ -164,7 +176,10 @@ impl Tokenizer {
         match ids.iter().find(|id| **id as usize >= self.vocab_size) {
             Some(id) => {
                 let what = format!("token {id} has no row in the embedding of {}", self.vocab_size);
-                Err(Error::Tokenizer { path: self.path.clone(), defect: TokenizerDefect::Vocabulary { what } })
+                Err(Error::Tokenizer {
+                    path: self.path.clone(),
+                    defect: TokenizerDefect::Vocabulary { what },
+                })
             }
             None => Ok(ids),
         }
@@ -177,7 +192,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         contain(&self.path, || match self.inner.get_decoder() {
             Some(decoder) if ids.iter().any(|id| self.respelt.contains_key(id)) => {
-                let token = |id: &u32| self.respelt.get(id).cloned().or_else(|| self.inner.id_to_token(*id));
+                let token = |id: &u32| {
+                    self.respelt.get(id).cloned().or_else(|| self.inner.id_to_token(*id))
+                };
                 decoder.decode(ids.iter().filter_map(token).collect())
             }
             _ => self.inner.decode(ids, false),
@@ -216,7 +233,11 @@ impl Tokenizer {
 fn check(bytes: &[u8]) -> Result<(), TokenizerDefect> {
     let outline: Outline = from_json(bytes).map_err(|reason| TokenizerDefect::Json { reason })?;
     if outline.model.is_none() {
-        return Err(TokenizerDefect::Entry { entry: "model".to_owned(), found: "missing", expected: "an object" });
+        return Err(TokenizerDefect::Entry {
+            entry: "model".to_owned(),
+            found: "missing",
+            expected: "an object",
+        });
     }
     for (name, value) in [
         ("normalizer", outline.normalizer),
@@ -233,25 +254,32 @@ fn check(bytes: &[u8]) -> Result<(), TokenizerDefect> {
 
 /// One step of a pipeline, or a sequence of them.
 fn check_entry(name: &str, value: &Value) -> Result<(), TokenizerDefect> {
-    let wrong = |entry: String, found, expected| Err(TokenizerDefect::Entry { entry, found, expected });
-    let Some(fields) = value.as_object() else { return wrong(name.to_owned(), kind(value), "an object or null") };
+    let wrong =
+        |entry: String, found, expected| Err(TokenizerDefect::Entry { entry, found, expected });
+    let Some(fields) = value.as_object() else {
+        return wrong(name.to_owned(), kind(value), "an object or null");
+    };
     match fields.get("type") {
         None => return wrong(format!("{name}.type"), "missing", "the name of a step"),
         Some(Value::String(_)) => {}
         Some(other) => return wrong(format!("{name}.type"), kind(other), "the name of a step"),
     }
     for list in ["normalizers", "pretokenizers", "processors", "decoders"] {
-        for (k, step) in fields.get(list).and_then(Value::as_array).into_iter().flatten().enumerate() {
+        for (k, step) in
+            fields.get(list).and_then(Value::as_array).into_iter().flatten().enumerate()
+        {
             check_entry(&format!("{name}.{list}[{k}]"), step)?;
         }
     }
     Ok(())
 }
 
-/// Adds what the folder declares; a token that is there already is matched from now on as it is declared.
+/// Adds what the folder declares; a token that is there already is matched from now on as it is
+/// declared.
 fn add(inner: &mut Inner, declared: &FolderTokens) -> tokenizers::Result<()> {
     let known = inner.get_added_tokens_decoder();
-    let known: std::collections::HashSet<&str> = known.values().map(|token| token.content.as_str()).collect();
+    let known: std::collections::HashSet<&str> =
+        known.values().map(|token| token.content.as_str()).collect();
     let tokens = declared.to_add(|content| known.contains(content));
     inner.add_tokens(tokens.into_iter().map(|token| {
         let Declared { content, single_word, lstrip, rstrip, normalized, special } = token;
@@ -261,14 +289,16 @@ fn add(inner: &mut Inner, declared: &FolderTokens) -> tokenizers::Result<()> {
         let given = inner.token_to_id(&token.content);
         if given != Some(*id) && !token.content.is_empty() {
             let (token, given) = (&token.content, given.unwrap_or_default());
-            tracing::warn!("the files beside tokenizer.json give the token {token:?} the id {id}; it has {given}");
+            tracing::warn!(
+                "the files beside tokenizer.json give the token {token:?} the id {id}; it has {given}"
+            );
         }
     }
     Ok(())
 }
 
-/// Added tokens stand in a text as they are, but a byte-level decoder takes letters of its alphabet for bytes: those with such
-/// letters, spelt so that it gives their text.
+/// Added tokens stand in a text as they are, but a byte-level decoder takes letters of its alphabet
+/// for bytes: those with such letters, spelt so that it gives their text.
 fn respelt(inner: &Inner) -> tokenizers::Result<HashMap<u32, String>> {
     let mut respelt = HashMap::new();
     if !inner.get_decoder().is_some_and(is_byte_level) {
@@ -277,7 +307,10 @@ fn respelt(inner: &Inner) -> tokenizers::Result<HashMap<u32, String>> {
     let alphabet = byte_letters();
     for (id, token) in inner.get_added_tokens_decoder() {
         if inner.decode(&[id], false)? != token.content {
-            respelt.insert(id, token.content.bytes().map(|byte| alphabet[usize::from(byte)]).collect());
+            respelt.insert(
+                id,
+                token.content.bytes().map(|byte| alphabet[usize::from(byte)]).collect(),
+            );
         }
     }
     Ok(respelt)
@@ -317,7 +350,10 @@ fn panicked(path: &Path, panic: &str) -> Error {
 }
 
 fn library(path: &Path, error: &tokenizers::Error) -> Error {
-    Error::Tokenizer { path: path.to_owned(), defect: TokenizerDefect::Library { reason: error.to_string() } }
+    Error::Tokenizer {
+        path: path.to_owned(),
+        defect: TokenizerDefect::Library { reason: error.to_string() },
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! How a byte-level BPE of a GGUF file cuts a text before it merges.
 //!
-//! **Source:** llama.cpp's names of pre-tokenizers, and the patterns of those models' own `tokenizer.json`, which its
-//! `llama-vocab.cpp` quotes. Where its own pattern is only near to the model's (no classes of upper and lower case), the model's
-//! counts. Qwen's normalise to NFC, which llama.cpp leaves out.
+//! **Source:** llama.cpp's names of pre-tokenizers, and the patterns of those models' own
+//! `tokenizer.json`, which its `llama-vocab.cpp` quotes. Where its own pattern is only near to the
+//! model's (no classes of upper and lower case), the model's counts. Qwen's normalise to NFC, which
+//! llama.cpp leaves out.
 
 use tokenizers::SplitDelimiterBehavior;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -11,22 +12,19 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const JAIS2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
-const MINICPM5: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const MINICPM5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const YOUTU: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
-const BAILINGMOE: &str =
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-const SEED_CODER: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILINGMOE: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const UFAKZEKA: &str =
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const EXAONE_MOE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
 const CJK: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
@@ -71,19 +69,21 @@ impl Pre {
         let plain = |patterns| Self { patterns, nfc: false, ignore_merges: false, adds_bos: false };
         Some(match name.unwrap_or("default") {
             "" | "default" => plain(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
-            "gpt-2" | "phi-2" | "gigachat" | "a.x-4.0" | "mellum" | "mpt" | "olmo" | "jais" | "trillion"
-            | "granite-docling" | "exaone4" | "jina-es" | "jina-de" | "jina-v2-es" | "jina-v2-de" | "modern-bert" => {
-                plain(&[GPT2])
+            "gpt-2" | "phi-2" | "gigachat" | "a.x-4.0" | "mellum" | "mpt" | "olmo" | "jais"
+            | "trillion" | "granite-docling" | "exaone4" | "jina-es" | "jina-de" | "jina-v2-es"
+            | "jina-v2-de" | "modern-bert" => plain(&[GPT2]),
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone"
+            | "minerva-7b" | "mellum2" => plain(&[r"\p{N}", GPT2]),
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral"
+            | "midm-2.0" | "lfm2" | "jina-v5-nano" => {
+                Self { ignore_merges: true, adds_bos: true, ..plain(&[LLAMA3]) }
             }
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" | "mellum2" => {
-                plain(&[r"\p{N}", GPT2])
-            }
-            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
-            | "jina-v5-nano" => Self { ignore_merges: true, adds_bos: true, ..plain(&[LLAMA3]) },
             "smaug-bpe" | "dbrx" | "glm4" | "chatglm-bpe" => plain(&[LLAMA3]),
             "jais-2" => plain(&[JAIS2]),
             "minicpm5" => Self { ignore_merges: true, ..plain(&[r"\p{N}{1,3}", MINICPM5]) },
-            "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "f2llmv2" => Self { nfc: true, ..plain(&[QWEN2]) },
+            "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "f2llmv2" => {
+                Self { nfc: true, ..plain(&[QWEN2]) }
+            }
             "qwen35" => Self { nfc: true, ..plain(&[QWEN35]) },
             "stablelm2" | "hunyuan" | "solar-open" | "grok-2" => plain(&[QWEN2]),
             "laguna" => plain(&[r"[^\n]+|[\n]+", QWEN2]),
@@ -96,11 +96,25 @@ impl Pre {
             "tiny_aya" | "cohere2moe" => plain(&[r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O]),
             "youtu" => Self {
                 ignore_merges: true,
-                ..plain(&["[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+", YOUTU])
+                ..plain(&[
+                    "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+",
+                    YOUTU,
+                ])
             },
-            "deepseek-llm" => plain(&[r"[\r\n]", DEEPSEEK_LETTERS, DEEPSEEK_MARKS, r"\s+$", DEEPSEEK_CJK, r"\p{N}+"]),
-            "deepseek-coder" => plain(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, r"\p{N}"]),
-            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => plain(&[r"\p{N}{1,3}", CJK, DEEPSEEK3]),
+            "deepseek-llm" => plain(&[
+                r"[\r\n]",
+                DEEPSEEK_LETTERS,
+                DEEPSEEK_MARKS,
+                r"\s+$",
+                DEEPSEEK_CJK,
+                r"\p{N}+",
+            ]),
+            "deepseek-coder" => {
+                plain(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, r"\p{N}"])
+            }
+            "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => {
+                plain(&[r"\p{N}{1,3}", CJK, DEEPSEEK3])
+            }
             "spark2_5" => plain(&[r"\p{N}{1,3}", CJK, SPARK, r"\p{N}"]),
             "falcon" => plain(&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]),
             "bloom" | "poro-chat" | "gpt3-finnish" => plain(&[BLOOM]),
@@ -123,7 +137,8 @@ impl Pre {
     pub(super) fn build(&self) -> Result<Sequence, tokenizers::Error> {
         let split = |pattern: &&str| {
             let pattern = SplitPattern::Regex((*pattern).to_owned());
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map(PreTokenizerWrapper::from)
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+                .map(PreTokenizerWrapper::from)
         };
         let mut steps = self.patterns.iter().map(split).collect::<Result<Vec<_>, _>>()?;
         steps.push(ByteLevel::new(false, true, false).into());
@@ -147,10 +162,12 @@ mod tests {
         splits.into_iter().map(|(_, (start, end), _)| text[start..end].to_owned()).collect()
     }
 
-    /// `pre.json` is made by `tests/fixtures/text/make_pre.py` with another engine, from llama.cpp's own patterns.
+    /// `pre.json` is made by `tests/fixtures/text/make_pre.py` with another engine, from
+    /// llama.cpp's own patterns.
     #[test]
     fn texts_are_cut_as_by_llama_cpp() {
-        let golden: Value = serde_json::from_str(include_str!("../../../tests/fixtures/text/pre.json")).unwrap();
+        let golden: Value =
+            serde_json::from_str(include_str!("../../../tests/fixtures/text/pre.json")).unwrap();
         let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
         let check = |name: &str, cuts: &Value| {
             let cuts: Vec<Vec<String>> = serde_json::from_value(cuts.clone()).unwrap();
@@ -165,10 +182,12 @@ mod tests {
         assert!(cuts.len() + aliases.len() > 60);
     }
 
-    /// The list of marks holds ASCII letters, so a word falls apart at its others, as in the model's own tokenizer.
+    /// The list of marks holds ASCII letters, so a word falls apart at its others, as in the
+    /// model's own tokenizer.
     #[test]
     fn deepseeks_lists_of_letters_are_those_of_its_scripts() {
-        let expected = ["Gr", "öß", "e", " Ωμέγα", " да", ",", " ", "日本", " x", "1", " ", "12", "!"];
+        let expected =
+            ["Gr", "öß", "e", " Ωμέγα", " да", ",", " ", "日本", " x", "1", " ", "12", "!"];
         assert_eq!(cut("deepseek-llm", "Größe Ωμέγα да, 日本 x1 12!"), expected);
         assert_eq!(cut("deepseek-llm", "a\nb  "), ["a", "\n", "b", "  "]);
     }

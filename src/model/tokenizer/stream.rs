@@ -1,14 +1,16 @@
 //! Decoding token by token.
 //!
-//! **Invariant:** text is cut only between characters, and all pieces together are the text that the tokens have behind the prompt.
+//! **Invariant:** text is cut only between characters, and all pieces together are the text that
+//! the tokens have behind the prompt.
 
 use super::Tokenizer;
 use crate::Result;
 
 const UNFINISHED: char = '\u{fffd}';
 
-/// Decodes token by token. A token may end within a character, and a decoder may treat a text's first token specially,
-/// so new text is what the last tokens together say beyond what was given out already.
+/// Decodes token by token. A token may end within a character, and a decoder may treat a text's
+/// first token specially, so new text is what the last tokens together say beyond what was given
+/// out already.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     state: StreamState,
@@ -52,7 +54,8 @@ impl<'a> TextStream<'a> {
 }
 
 impl StreamState {
-    /// Goes on behind `prompt`: a decoder that leaves out a text's first space does not leave out the first one here.
+    /// Goes on behind `prompt`: a decoder that leaves out a text's first space does not leave out
+    /// the first one here.
     pub(crate) fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<Self> {
         let context = prompt.last().copied().as_slice().to_vec();
         // Part of a character is no context: with what follows it would become another text.
@@ -66,7 +69,8 @@ impl StreamState {
     pub(crate) fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.rest(tokenizer)?;
-        // The replacement character at the end: an unfinished character, or a part of no character at all.
+        // The replacement character at the end: an unfinished character, or a part of no character
+        // at all.
         if text.is_empty() || text.ends_with(UNFINISHED) {
             return Ok(String::new());
         }

@@ -78,18 +78,23 @@ fn stream_gives_only_whole_characters_and_all_of_the_text() {
     }
 }
 
-/// A byte that begins no character takes those before it in its run with it: they were given out, and what follows is not lost.
+/// A byte that begins no character takes those before it in its run with it: they were given out,
+/// and what follows is not lost.
 #[test]
 fn stray_bytes_behind_a_prompt_lose_no_text() {
-    let vocabulary = json!({ "<unk>": 0, "<0x0A>": 1, "<0xE2>": 2, "<0x82>": 3, "<0xAC>": 4, "a": 5, "b": 6 });
+    let vocabulary =
+        json!({ "<unk>": 0, "<0x0A>": 1, "<0xE2>": 2, "<0x82>": 3, "<0xAC>": 4, "a": 5, "b": 6 });
     let file = json!({
         "model": { "type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
         "decoder": { "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, { "type": "Fuse" }] },
     });
     let tokenizer = Tokenizer::from_json(file.to_string().as_bytes(), None, 7).unwrap();
-    for (ids, expected) in
-        [(&[2, 3, 4, 5][..], "€a"), (&[2, 5, 6], "\u{fffd}ab"), (&[2, 1, 5], "\u{fffd}\u{fffd}a"), (&[5], "a")]
-    {
+    for (ids, expected) in [
+        (&[2, 3, 4, 5][..], "€a"),
+        (&[2, 5, 6], "\u{fffd}ab"),
+        (&[2, 1, 5], "\u{fffd}\u{fffd}a"),
+        (&[5], "a"),
+    ] {
         let mut stream = tokenizer.stream_after(&[5, 1]).unwrap();
         let mut text: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
         text += &stream.finish().unwrap();
@@ -140,7 +145,10 @@ fn unknown_kinds_and_damaged_vocabularies_are_refused_by_name() {
         other => panic!("{other}"),
     };
     let found = defect("tokenizer.ggml.pre", text("nobody-knows"));
-    assert!(matches!(&found, TokenizerDefect::PreTokenizer { found } if found == "nobody-knows"), "{found}");
+    assert!(
+        matches!(&found, TokenizerDefect::PreTokenizer { found } if found == "nobody-knows"),
+        "{found}"
+    );
     assert!(found.to_string().contains("--tokenizer"));
     assert!(matches!(defect("tokenizer.ggml.model", text("llama")), TokenizerDefect::Kind { .. }));
     assert!(matches!(defect("tokenizer.ggml.model", None), TokenizerDefect::Missing));
@@ -149,13 +157,22 @@ fn unknown_kinds_and_damaged_vocabularies_are_refused_by_name() {
         TokenizerDefect::Vocabulary { .. }
     ));
     let twice = Value::Array(vec![Value::String("a".to_owned()); 264]);
-    assert!(matches!(defect("tokenizer.ggml.tokens", Some(twice)), TokenizerDefect::Vocabulary { .. }));
+    assert!(matches!(
+        defect("tokenizer.ggml.tokens", Some(twice)),
+        TokenizerDefect::Vocabulary { .. }
+    ));
     let merges = Value::Array(vec![Value::String("nospace".to_owned())]);
-    assert!(matches!(defect("tokenizer.ggml.merges", Some(merges)), TokenizerDefect::Vocabulary { .. }));
+    assert!(matches!(
+        defect("tokenizer.ggml.merges", Some(merges)),
+        TokenizerDefect::Vocabulary { .. }
+    ));
     let none = Value::Array(Vec::new());
     for lost in [None, Some(none), Some(Value::Array(vec![Value::String("no such".to_owned())]))] {
         let found = defect("tokenizer.ggml.merges", lost);
-        assert!(matches!(found, TokenizerDefect::MergesLost { reached: 0, tokens: 5, .. }), "{found}");
+        assert!(
+            matches!(found, TokenizerDefect::MergesLost { reached: 0, tokens: 5, .. }),
+            "{found}"
+        );
     }
 }
 
@@ -181,7 +198,10 @@ fn merges_of_unknown_pieces_are_made_and_fall_apart_into_bytes_as_in_llama_cpp()
     };
     let known = ["h e", "l l", "he ll", "hell o", "Ġ w"];
     assert_eq!(pieces(&known, "hello w"), ["hello", "Ġw"]);
-    assert_eq!(pieces(&[&known[..], &["x y", "xy z"]].concat(), "hello xyz"), ["hello", "Ġ", "x", "y", "z"]);
+    assert_eq!(
+        pieces(&[&known[..], &["x y", "xy z"]].concat(), "hello xyz"),
+        ["hello", "Ġ", "x", "y", "z"]
+    );
     // `lo` is made before `ll` and is no token.
     assert_eq!(pieces(&[&["l o"], &known[..]].concat(), "hello w"), ["he", "l", "l", "o", "Ġw"]);
     // A piece that is not there itself can be of no use.
@@ -213,7 +233,9 @@ fn tokens_of_control_are_known_by_their_texts_and_added_ones_come_back() {
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let mut bytes = std::io::Cursor::new(Vec::new());
     candle_core::quantized::gguf_file::write(&mut bytes, &metadata, &[]).unwrap();
-    let tokenizer = Tokenizer::from_gguf(&GgufFile::from_bytes(bytes.into_inner(), "test.gguf").unwrap(), 272).unwrap();
+    let tokenizer =
+        Tokenizer::from_gguf(&GgufFile::from_bytes(bytes.into_inner(), "test.gguf").unwrap(), 272)
+            .unwrap();
     let ids = tokenizer.encode("a café<|eot_id|>").unwrap();
     assert_eq!(ids[ids.len() - 2..], [257, 258]);
     assert_eq!(tokenizer.decode(&ids).unwrap(), "a café<|eot_id|>");
@@ -221,8 +243,8 @@ fn tokens_of_control_are_known_by_their_texts_and_added_ones_come_back() {
 
 #[test]
 fn file_without_a_pre_tokenizer_has_llama_cpps_default() {
-    let [none, default] =
-        [None, Some(Value::String("default".to_owned()))].map(|pre| changed("tokenizer.ggml.pre", pre).unwrap());
+    let [none, default] = [None, Some(Value::String("default".to_owned()))]
+        .map(|pre| changed("tokenizer.ggml.pre", pre).unwrap());
     let text = "a+b 12345, don't";
     assert_eq!(none.encode(text).unwrap(), default.encode(text).unwrap());
 }
@@ -233,19 +255,31 @@ fn token_without_a_row_in_the_embedding_is_refused() {
     tiny_hf_model(dir.path(), &TinyModel::default());
     let tokenizer = Tokenizer::from_file(&dir.path().join("tokenizer.json"), 100).unwrap();
     let error = tokenizer.encode("\u{ff}").unwrap_err();
-    assert!(matches!(error, Error::Tokenizer { defect: TokenizerDefect::Vocabulary { .. }, .. }), "{error}");
+    assert!(
+        matches!(error, Error::Tokenizer { defect: TokenizerDefect::Vocabulary { .. }, .. }),
+        "{error}"
+    );
 }
 
 #[test]
 fn golden_prompts_give_the_golden_ids_and_the_golden_text() {
     let Some(path) = smollm2_base() else { return };
-    let golden: Json = serde_json::from_str(include_str!("../../../tests/fixtures/smollm2/golden.json")).unwrap();
+    let golden: Json =
+        serde_json::from_str(include_str!("../../../tests/fixtures/smollm2/golden.json")).unwrap();
     let base = BaseModel::open(&path).unwrap();
     let tokenizer = Tokenizer::for_base(&base, None).unwrap();
     let ids = |value: &Json| serde_json::from_value::<Vec<u32>>(value.clone()).unwrap();
     let mut prompts = 0;
-    for prompt in golden["nodes"].as_object().unwrap().values().flat_map(|node| node["prompts"].as_array().unwrap()) {
-        assert_eq!(tokenizer.encode(prompt["text"].as_str().unwrap()).unwrap(), ids(&prompt["ids"]));
+    for prompt in golden["nodes"]
+        .as_object()
+        .unwrap()
+        .values()
+        .flat_map(|node| node["prompts"].as_array().unwrap())
+    {
+        assert_eq!(
+            tokenizer.encode(prompt["text"].as_str().unwrap()).unwrap(),
+            ids(&prompt["ids"])
+        );
         let greedy = ids(&prompt["greedy_ids"]);
         assert_eq!(tokenizer.decode(&greedy).unwrap(), prompt["greedy_text"].as_str().unwrap());
         let mut stream = tokenizer.stream();
@@ -257,5 +291,8 @@ fn golden_prompts_give_the_golden_ids_and_the_golden_text() {
     assert!(prompts >= 12, "{prompts}");
     assert_eq!(tokenizer.encode("<|im_start|>user").unwrap()[0], 1);
     // `<|im_end|>` by its key, `<|endoftext|>` and `<reponame>` by their texts.
-    assert_eq!((base.config().eos_token_ids.as_slice(), base.config().vocab_size), (&[2, 0, 4][..], 49152));
+    assert_eq!(
+        (base.config().eos_token_ids.as_slice(), base.config().vocab_size),
+        (&[2, 0, 4][..], 49152)
+    );
 }

@@ -1,8 +1,9 @@
-//! The catalogue's file as redb sees it: it begins behind a head of ours, every page but its first has a checksum behind
-//! it, and every write, sync and change of length can be made to fail.
+//! The catalogue's file as redb sees it: it begins behind a head of ours, every page but its first
+//! has a checksum behind it, and every write, sync and change of length can be made to fail.
 //!
-//! redb has checksums of its own, but looks at them only when it mends a file: until then a changed byte makes it lose a
-//! node, find an old one, or panic. The first page holds the database's header, of which a torn write must be readable.
+//! redb has checksums of its own, but looks at them only when it mends a file: until then a changed
+//! byte makes it lose a node, find an old one, or panic. The first page holds the database's
+//! header, of which a torn write must be readable.
 //!
 //! **Invariant:** redb sees no page that BLAKE3 has not passed, and no page in another's place.
 
@@ -58,7 +59,12 @@ fn head() -> [u8; HEAD] {
 
 impl Backend {
     /// A `new` file gets its head; that of another is checked.
-    pub(super) fn new(mut file: File, new: bool, waiting: Waiting, faults: &Faults) -> Result<Self, HeadProblem> {
+    pub(super) fn new(
+        mut file: File,
+        new: bool,
+        waiting: Waiting,
+        faults: &Faults,
+    ) -> Result<Self, HeadProblem> {
         if new {
             faults.write(&head(), |head| file.write_all(head))?;
         } else {
@@ -76,7 +82,8 @@ impl Backend {
                 return Err(HeadProblem::Version(version));
             }
         }
-        let file = FileBackend::new(file).map_err(|error| HeadProblem::Io(io::Error::other(error)))?;
+        let file =
+            FileBackend::new(file).map_err(|error| HeadProblem::Io(io::Error::other(error)))?;
         Ok(Self { file, waiting, faults: faults.clone() })
     }
 }
@@ -104,7 +111,10 @@ fn pages(offset: u64, length: usize) -> io::Result<Option<impl Iterator<Item = u
         return Ok(None);
     }
     if !offset.is_multiple_of(PAGE as u64) || !length.is_multiple_of(PAGE) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "something else than whole pages was asked for"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "something else than whole pages was asked for",
+        ));
     }
     Ok(Some((offset..offset + length as u64).step_by(PAGE)))
 }
@@ -116,10 +126,14 @@ impl StorageBackend for Backend {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let Some(pages) = pages(offset, out.len())? else { return self.file.read(place(offset), out) };
+        let Some(pages) = pages(offset, out.len())? else {
+            return self.file.read(place(offset), out);
+        };
         let mut blocks = vec![0; out.len() / PAGE * BLOCK];
         self.file.read(place(offset), &mut blocks)?;
-        for ((offset, page), block) in pages.zip(out.chunks_exact_mut(PAGE)).zip(blocks.chunks_exact(BLOCK)) {
+        for ((offset, page), block) in
+            pages.zip(out.chunks_exact_mut(PAGE)).zip(blocks.chunks_exact(BLOCK))
+        {
             let (bytes, found) = block.split_at(PAGE);
             // Room that was never written to is zero.
             if found != sum(offset, bytes) && block.iter().any(|&byte| byte != 0) {
@@ -146,7 +160,8 @@ impl StorageBackend for Backend {
             return self.faults.write(data, |data| self.file.write(place(offset), data));
         };
         let blocks = pages.zip(data.chunks_exact(PAGE));
-        let blocks: Vec<u8> = blocks.flat_map(|(offset, page)| [page, &sum(offset, page)[..]].concat()).collect();
+        let blocks: Vec<u8> =
+            blocks.flat_map(|(offset, page)| [page, &sum(offset, page)[..]].concat()).collect();
         self.faults.write(&blocks, |blocks| self.file.write(place(offset), blocks))
     }
 
@@ -159,7 +174,11 @@ impl StorageBackend for Backend {
         self.file.try_lock_range(start, end)
     }
 
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
         let (start, end) = in_other_words(start, end);
         self.file.try_lock_shared_range(start, end)
     }
@@ -183,9 +202,10 @@ impl StorageBackend for Backend {
     }
 }
 
-/// A single byte by its end. Asked for some bytes as redb 4.6 names them, its file takes the lock on the whole file, too, that
-/// its versions before 4.3 know, and is shut out by whoever holds that: every user who may read the file can. No such
-/// version reads a catalogue, so the same byte is named otherwise. `tests/cli/store_waits.rs` holds it to that.
+/// A single byte by its end. Asked for some bytes as redb 4.6 names them, its file takes the lock
+/// on the whole file, too, that its versions before 4.3 know, and is shut out by whoever holds
+/// that: every user who may read the file can. No such version reads a catalogue, so the same byte
+/// is named otherwise. `tests/cli/store_waits.rs` holds it to that.
 fn in_other_words(start: Bound<u64>, end: Bound<u64>) -> Range {
     match end {
         Included(last) if last < u64::MAX => (start, Excluded(last + 1)),

@@ -1,12 +1,13 @@
-//! The catalogue: which nodes there are, where their bytes lie, and what was before. The only place that names redb and
-//! bincode.
+//! The catalogue: which nodes there are, where their bytes lie, and what was before. The only place
+//! that names redb and bincode.
 //!
-//! Several processes may have it open and write, one at a time. A reader sees the last committed state for as long as
-//! its reading lasts.
+//! Several processes may have it open and write, one at a time. A reader sees the last committed
+//! state for as long as its reading lasts.
 //!
-//! **Invariant:** a change is one transaction: it is there whole once [`Catalogue::write`] returns, or not at all.
-//! **Invariant:** damage is an error, also where the database would panic. After a failure the database is opened anew: a
-//! disk that was full for a moment does not end a server.
+//! **Invariant:** a change is one transaction: it is there whole once [`Catalogue::write`] returns,
+//! or not at all.
+//! **Invariant:** damage is an error, also where the database would panic. After a failure the
+//! database is opened anew: a disk that was full for a moment does not end a server.
 
 mod backend;
 mod open;
@@ -19,7 +20,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
-use redb::{CommitError, DatabaseError, ReadOnlyTable, ReadTransaction, StorageError, Table, TableDefinition};
+use redb::{
+    CommitError, DatabaseError, ReadOnlyTable, ReadTransaction, StorageError, Table,
+    TableDefinition,
+};
 
 use super::StoreOptions;
 use super::faults::Faults;
@@ -62,7 +66,8 @@ pub(super) struct Catalogue {
     faults: Faults,
     /// The store it was when it was opened.
     id: OnceLock<StoreId>,
-    /// A write failed, or the database panicked: it refuses from then on, so the next step opens it anew.
+    /// A write failed, or the database panicked: it refuses from then on, so the next step opens it
+    /// anew.
     broken: AtomicBool,
 }
 
@@ -112,7 +117,12 @@ pub(super) struct Writing<'a> {
 
 impl Catalogue {
     /// Makes the catalogue of a new store.
-    pub(super) fn create(folder: Arc<Folder>, header: &Header, state: &State, options: &StoreOptions) -> Result<()> {
+    pub(super) fn create(
+        folder: Arc<Folder>,
+        header: &Header,
+        state: &State,
+        options: &StoreOptions,
+    ) -> Result<()> {
         let catalogue = Self::start(folder, Mode::New, options)?;
         catalogue.write(|writing| {
             writing.put_meta("header", header)?;
@@ -123,7 +133,10 @@ impl Catalogue {
     /// Opens the catalogue of a store, and gives what the store is.
     pub(super) fn open(folder: Arc<Folder>, options: &StoreOptions) -> Result<(Self, Header)> {
         let catalogue = match Self::start(folder.clone(), Mode::Read, options) {
-            Err(error) if !options.read_only && is(&error, |defect| matches!(defect, StoreDefect::Unfinished)) => {
+            Err(error)
+                if !options.read_only
+                    && is(&error, |defect| matches!(defect, StoreDefect::Unfinished)) =>
+            {
                 // Opening it to write tidies up what a killed writer left.
                 Self::start(folder, Mode::Write, options)?
             }
@@ -140,7 +153,8 @@ impl Catalogue {
 
     fn start(folder: Arc<Folder>, mode: Mode, options: &StoreOptions) -> Result<Self> {
         let limit = options.wait_limit;
-        let open = Open::new(&folder, mode, limit, &options.faults).map_err(|error| timed(error, limit))?;
+        let open = Open::new(&folder, mode, limit, &options.faults)
+            .map_err(|error| timed(error, limit))?;
         Ok(Self {
             database: RwLock::new(Arc::new(open)),
             opening: Mutex::default(),
@@ -166,8 +180,9 @@ impl Catalogue {
         guarded(&self.path, || work_on_reading(&self.path, work)(&open), || ())
     }
 
-    /// Makes one change, alone among all processes, and waits until it is on disk. If `work` fails nothing has changed.
-    /// `work` must not come back here: it may have to open the database, which waits for the change to end.
+    /// Makes one change, alone among all processes, and waits until it is on disk. If `work` fails
+    /// nothing has changed. `work` must not come back here: it may have to open the database, which
+    /// waits for the change to end.
     pub(super) fn write<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
         self.alone(work, true)
     }
@@ -252,13 +267,14 @@ impl Catalogue {
     /// Opens the database of the same store once more.
     fn open_anew(&self, mode: Mode, faults: &Faults) -> Result<Open> {
         let open = |mode| {
-            let open = Open::new(&self.folder, mode, self.limit, faults).map_err(|error| match error {
-                // A store that was open had one.
-                Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                    Error::store(self.folder.path(), StoreDefect::Replaced)
-                }
-                error => timed(error, self.limit),
-            })?;
+            let open =
+                Open::new(&self.folder, mode, self.limit, faults).map_err(|error| match error {
+                    // A store that was open had one.
+                    Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                        Error::store(self.folder.path(), StoreDefect::Replaced)
+                    }
+                    error => timed(error, self.limit),
+                })?;
             let check = || {
                 let transaction = open.begin_read()?;
                 let table = transaction.open_table(META)?;
@@ -268,7 +284,9 @@ impl Catalogue {
         };
         // Opening to write writes: whose it is has to be known before.
         let found = open(Mode::Read);
-        let is_refused = |defect: &StoreDefect| matches!(defect, StoreDefect::Replaced | StoreDefect::Busy { .. });
+        let is_refused = |defect: &StoreDefect| {
+            matches!(defect, StoreDefect::Replaced | StoreDefect::Busy { .. })
+        };
         match found {
             found if mode == Mode::Read => found,
             Err(error) if is(&error, is_refused) => Err(error),
@@ -277,17 +295,22 @@ impl Catalogue {
         }
     }
 
-    /// Whether this is still the store that was opened: another may have been brought into its folder.
+    /// Whether this is still the store that was opened: another may have been brought into its
+    /// folder.
     fn check_own(&self, open: &Open, header: impl FnOnce() -> Step<Header>) -> Step<()> {
         let Some(id) = self.id.get() else { return Ok(()) };
-        let is_there = self.folder.is(CATALOGUE_FILE, open.file).map_err(|error| Error::io(&self.path, error))?;
+        let is_there = self
+            .folder
+            .is(CATALOGUE_FILE, open.file)
+            .map_err(|error| Error::io(&self.path, error))?;
         if is_there && header()?.id == *id {
             return Ok(());
         }
         Err(Error::store(self.folder.path(), StoreDefect::Replaced).into())
     }
 
-    /// Checks every page of the database; whether it had to be mended. Nothing where it may not be written.
+    /// Checks every page of the database; whether it had to be mended. Nothing where it may not be
+    /// written.
     pub(super) fn check_integrity(&self) -> Result<Option<bool>> {
         if self.read_only {
             return Ok(None);
@@ -296,10 +319,13 @@ impl Catalogue {
         if open.is_read_only() {
             return Ok(None);
         }
-        open.alone(|database| Ok(!database.check_integrity()?)).map(Some).map_err(|error| timed(error, self.limit))
+        open.alone(|database| Ok(!database.check_integrity()?))
+            .map(Some)
+            .map_err(|error| timed(error, self.limit))
     }
 
-    /// Gives back what the database no longer needs of its file. Readers in all processes wait meanwhile.
+    /// Gives back what the database no longer needs of its file. Readers in all processes wait
+    /// meanwhile.
     pub(super) fn compact(&self) -> Result<()> {
         let mode = if self.read_only { Mode::Read } else { Mode::Write };
         let mut open = self.open_anew(mode, &self.faults)?;
@@ -312,7 +338,10 @@ impl Catalogue {
     }
 }
 
-fn work_on_reading<T>(path: &Path, work: impl FnOnce(&Reading) -> Step<T>) -> impl FnOnce(&Open) -> Step<T> {
+fn work_on_reading<T>(
+    path: &Path,
+    work: impl FnOnce(&Reading) -> Step<T>,
+) -> impl FnOnce(&Open) -> Step<T> {
     move |database| {
         let transaction = database.begin_read()?;
         let nodes = transaction.open_table(NODES)?;
@@ -323,8 +352,13 @@ fn work_on_reading<T>(path: &Path, work: impl FnOnce(&Reading) -> Step<T>) -> im
 /// Says how long was waited.
 fn timed(error: Error, limit: Option<Duration>) -> Error {
     match (error, limit) {
-        (Error::Io { path, source }, Some(limit)) if source.kind() == std::io::ErrorKind::TimedOut => {
-            Error::store(path, StoreDefect::Busy { holder: source.to_string(), seconds: limit.as_secs_f64() })
+        (Error::Io { path, source }, Some(limit))
+            if source.kind() == std::io::ErrorKind::TimedOut =>
+        {
+            Error::store(
+                path,
+                StoreDefect::Busy { holder: source.to_string(), seconds: limit.as_secs_f64() },
+            )
         }
         (error, _) => error,
     }
@@ -336,7 +370,8 @@ fn is(error: &Error, defect: impl Fn(&StoreDefect) -> bool) -> bool {
 
 /// Runs `work`; `broken` is told when the database is not to be used again.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Step<T>, broken: impl FnOnce()) -> Result<T> {
-    // What a panic may leave behind is not used again: the catalogue is marked, or was never handed out.
+    // What a panic may leave behind is not used again: the catalogue is marked, or was never handed
+    // out.
     match contained(work) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(Failure::Ours(error))) => {
@@ -365,13 +400,17 @@ fn database_error(path: &Path, error: redb::Error) -> Error {
             _ => Error::io(path, source),
         },
         redb::Error::RepairAborted => Error::store(path, StoreDefect::Unfinished),
-        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Error::store(path, StoreDefect::Locked),
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
+            Error::store(path, StoreDefect::Locked)
+        }
         error @ (redb::Error::Corrupted(_)
         | redb::Error::UpgradeRequired(_)
         | redb::Error::TableDoesNotExist(_)
         | redb::Error::TableTypeMismatch { .. }
         | redb::Error::TableIsMultimap(_)
-        | redb::Error::TypeDefinitionChanged { .. }) => damaged(path, CATALOGUE_FILE, &error.to_string()),
+        | redb::Error::TypeDefinitionChanged { .. }) => {
+            damaged(path, CATALOGUE_FILE, &error.to_string())
+        }
         error => Error::store(path, StoreDefect::Catalogue { problem: error.to_string() }),
     }
 }

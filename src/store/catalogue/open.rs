@@ -1,9 +1,11 @@
 //! Opening the database and closing it.
 //!
-//! It is opened for reading first, and to write when something is to be changed: reading waits for nobody. Where the
-//! catalogue may not be written it stays so: a store can lie on a volume that only its publisher may write to.
+//! It is opened for reading first, and to write when something is to be changed: reading waits for
+//! nobody. Where the catalogue may not be written it stays so: a store can lie on a volume that
+//! only its publisher may write to.
 //!
-//! **Invariant:** a database that was opened for reading is never written, nor waits for one who writes.
+//! **Invariant:** a database that was opened for reading is never written, nor waits for one who
+//! writes.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -38,8 +40,8 @@ enum Handle {
     Read(ReadOnlyDatabase),
 }
 
-/// An open database. Closing it writes, and may run into damage: who had an answer from it has it, so nothing is made of
-/// that.
+/// An open database. Closing it writes, and may run into damage: who had an answer from it has it,
+/// so nothing is made of that.
 pub(super) struct Open {
     /// There until it is dropped.
     handle: Option<Handle>,
@@ -50,7 +52,12 @@ pub(super) struct Open {
 
 impl Open {
     /// Opens the database in `folder`; `limit` is the longest wait for who has it locked.
-    pub(super) fn new(folder: &Folder, mode: Mode, limit: Option<Duration>, faults: &Faults) -> Result<Self> {
+    pub(super) fn new(
+        folder: &Folder,
+        mode: Mode,
+        limit: Option<Duration>,
+        faults: &Faults,
+    ) -> Result<Self> {
         let path = folder.at(CATALOGUE_FILE);
         let (handle, file) = guarded(&path, || open(folder, mode, limit, faults), || ())?;
         Ok(Self { handle: Some(handle), file, path })
@@ -93,7 +100,12 @@ impl Drop for Open {
     }
 }
 
-fn open(folder: &Folder, mode: Mode, limit: Option<Duration>, faults: &Faults) -> Step<(Handle, FileId)> {
+fn open(
+    folder: &Folder,
+    mode: Mode,
+    limit: Option<Duration>,
+    faults: &Faults,
+) -> Step<(Handle, FileId)> {
     let path = folder.at(CATALOGUE_FILE);
     let io = |source| Failure::Ours(Error::io(&path, source));
     if mode == Mode::New {
@@ -116,14 +128,17 @@ fn open(folder: &Folder, mode: Mode, limit: Option<Duration>, faults: &Faults) -
     };
     let id = FileId::of(&file.metadata().map_err(io)?);
     let waiting = Waiting { path: path.clone(), file: id, limit };
-    let backend = Backend::new(file, mode == Mode::New, waiting, faults).map_err(|problem| match problem {
-        HeadProblem::Io(error) => io(error),
-        HeadProblem::Damaged(problem) => damaged(&path, CATALOGUE_FILE, problem).into(),
-        HeadProblem::Version(found) => {
-            let (part, expected) = ("the catalogue", CATALOGUE_VERSION);
-            Error::store(&path, StoreDefect::FormatVersion { part, expected, found }).into()
-        }
-    })?;
+    let backend =
+        Backend::new(file, mode == Mode::New, waiting, faults).map_err(
+            |problem| match problem {
+                HeadProblem::Io(error) => io(error),
+                HeadProblem::Damaged(problem) => damaged(&path, CATALOGUE_FILE, problem).into(),
+                HeadProblem::Version(found) => {
+                    let (part, expected) = ("the catalogue", CATALOGUE_VERSION);
+                    Error::store(&path, StoreDefect::FormatVersion { part, expected, found }).into()
+                }
+            },
+        )?;
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
     let handle = match access {

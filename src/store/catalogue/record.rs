@@ -1,7 +1,7 @@
 //! What the catalogue's tables hold, and the frame around each record. docs/format.md draws it.
 //!
-//! **Invariant:** bincode sees no byte that BLAKE3 has not passed. The hash covers the key, too: a record that turns up
-//! under another key is refused.
+//! **Invariant:** bincode sees no byte that BLAKE3 has not passed. The hash covers the key, too: a
+//! record that turns up under another key is refused.
 
 use std::collections::BTreeMap;
 
@@ -42,11 +42,13 @@ pub struct Version {
     pub parent: String,
     /// The change that made this version; no two versions of a node share one.
     pub generation: u64,
-    /// The change that brought its content: a rolled back or moved node has a younger generation than its content.
+    /// The change that brought its content: a rolled back or moved node has a younger generation
+    /// than its content.
     pub content_generation: u64,
     /// The content generation of the parent it was trained on; 0 is the base.
     pub trained_on: u64,
-    /// When this version was made, in milliseconds since 1970 by the clock of the machine that made it.
+    /// When this version was made, in milliseconds since 1970 by the clock of the machine that made
+    /// it.
     pub created_ms: u64,
     /// How its deltas are stored.
     pub kind: NodeKind,
@@ -58,8 +60,8 @@ pub struct Version {
     pub location: Location,
     /// Where the adapter's files lie, if they were kept.
     pub original: Option<Location>,
-    /// BLAKE3 of the adapter's files, as [`PeftAdapter::hash`](crate::adapter::PeftAdapter::hash) gives it; all zeros if it
-    /// did not come from files.
+    /// BLAKE3 of the adapter's files, as [`PeftAdapter::hash`](crate::adapter::PeftAdapter::hash)
+    /// gives it; all zeros if it did not come from files.
     pub adapter_hash: [u8; 32],
     /// Free labels.
     pub labels: BTreeMap<String, String>,
@@ -156,18 +158,24 @@ fn frame_payload(key: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
     Some([&head, &hash(key, payload).as_bytes()[..], payload].concat())
 }
 
-/// Whether a payload whose hash is right decodes as some record: what the fuzzers and the saved inputs run.
+/// Whether a payload whose hash is right decodes as some record: what the fuzzers and the saved
+/// inputs run.
 ///
 /// # Panics
 /// If a record that was decoded does not come back from its own bytes.
 #[cfg(feature = "testing")]
 pub(in crate::store) fn decodes(payload: &[u8]) -> bool {
-    fn as_record<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(framed: &[u8]) -> bool {
+    fn as_record<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        framed: &[u8],
+    ) -> bool {
         let Ok(record) = unframe::<T>(b"k", framed) else { return false };
         let again = frame(b"k", &record).expect("it is no longer than it was");
         // A number that is none equals nothing, itself neither.
         let back = unframe::<T>(b"k", &again).expect("it was just framed");
-        assert!(back == record || format!("{record:?}").contains("NaN"), "{back:?} is not {record:?}");
+        assert!(
+            back == record || format!("{record:?}").contains("NaN"),
+            "{back:?} is not {record:?}"
+        );
         true
     }
     let Some(framed) = frame_payload(b"k", payload) else { return false };
@@ -181,7 +189,10 @@ pub(in crate::store) fn decodes(payload: &[u8]) -> bool {
 }
 
 /// The record in a frame that [`frame`] made for the same key.
-pub(in crate::store) fn unframe<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, FrameProblem> {
+pub(in crate::store) fn unframe<T: DeserializeOwned>(
+    key: &[u8],
+    bytes: &[u8],
+) -> Result<T, FrameProblem> {
     let damaged = FrameProblem::Damaged;
     let (head, payload) = bytes.split_at_checked(FRAME_BYTES).ok_or(damaged("it is too short"))?;
     let number = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
@@ -226,7 +237,10 @@ mod tests {
     fn a_record_comes_back_under_its_own_key_only() {
         let bytes = frame(b"fr/alice", &version()).unwrap();
         assert_eq!(unframe::<Version>(b"fr/alice", &bytes), Ok(version()));
-        assert_eq!(unframe::<Version>(b"fr/bob", &bytes), Err(FrameProblem::Damaged("its BLAKE3 is wrong")));
+        assert_eq!(
+            unframe::<Version>(b"fr/bob", &bytes),
+            Err(FrameProblem::Damaged("its BLAKE3 is wrong"))
+        );
     }
 
     #[test]
@@ -245,7 +259,13 @@ mod tests {
     fn the_layout_of_version_1_has_not_moved() {
         let hash = |bytes: Vec<u8>| blake3::hash(&bytes).to_hex().to_string();
         let past = PastVersion { version: version(), ending: Ending::Moved, ended: 8 };
-        let state = State { sequence: 1, generation: 2, segment: 3, offset: 4, lattice: version().location };
+        let state = State {
+            sequence: 1,
+            generation: 2,
+            segment: 3,
+            offset: 4,
+            lattice: version().location,
+        };
         let header = Header {
             id: [3; 16],
             base_name: "b".into(),

@@ -1,4 +1,5 @@
-//! What is asked of the catalogue's tables inside one committed state, and what a change writes into them.
+//! What is asked of the catalogue's tables inside one committed state, and what a change writes
+//! into them.
 
 use std::ops::Bound;
 use std::path::Path;
@@ -8,7 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{FrameProblem, PastVersion, RECORD_VERSION, State, Version, frame, unframe};
-use super::{CATALOGUE_FILE, CHILDREN, Failure, HISTORY, Header, META, Reading, Step, Writing, damaged};
+use super::{
+    CATALOGUE_FILE, CHILDREN, Failure, HISTORY, Header, META, Reading, Step, Writing, damaged,
+};
 use crate::Error;
 use crate::error::StoreDefect;
 use crate::store::segment::Location;
@@ -17,10 +20,15 @@ use crate::store::segment::Location;
 fn opened<T: DeserializeOwned>(path: &Path, key: &[u8], shown: &str, bytes: &[u8]) -> Step<T> {
     unframe(key, bytes).map_err(|problem| {
         Failure::Ours(match problem {
-            FrameProblem::Damaged(problem) => damaged(path, &format!("the record of {shown}"), problem),
+            FrameProblem::Damaged(problem) => {
+                damaged(path, &format!("the record of {shown}"), problem)
+            }
             FrameProblem::Version(found) => {
                 let part = "a record of the catalogue";
-                Error::store(path, StoreDefect::FormatVersion { part, expected: RECORD_VERSION, found })
+                Error::store(
+                    path,
+                    StoreDefect::FormatVersion { part, expected: RECORD_VERSION, found },
+                )
             }
         })
     })
@@ -37,7 +45,11 @@ fn history_key(name: &str, generation: u64) -> Vec<u8> {
     [&generation.to_le_bytes(), name.as_bytes()].concat()
 }
 
-fn node(path: &Path, table: &impl ReadableTable<&'static str, &'static [u8]>, name: &str) -> Step<Option<Version>> {
+fn node(
+    path: &Path,
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &str,
+) -> Step<Option<Version>> {
     let Some(bytes) = table.get(name)? else { return Ok(None) };
     opened(path, name.as_bytes(), name, bytes.value()).map(Some)
 }
@@ -61,7 +73,10 @@ fn children(
     limit: usize,
 ) -> Step<Vec<String>> {
     let mut names = Vec::new();
-    for entry in table.range::<(&str, &str)>((Bound::Excluded((parent, after)), Bound::Unbounded))?.take(limit) {
+    for entry in table
+        .range::<(&str, &str)>((Bound::Excluded((parent, after)), Bound::Unbounded))?
+        .take(limit)
+    {
         let entry = entry?.0;
         let (of, name) = entry.value();
         if of != parent {
@@ -125,7 +140,12 @@ impl Reading {
         Ok(self.transaction.open_table(HISTORY)?.len()?)
     }
 
-    pub(in crate::store) fn children(&self, parent: &str, after: &str, limit: usize) -> Step<Vec<String>> {
+    pub(in crate::store) fn children(
+        &self,
+        parent: &str,
+        after: &str,
+        limit: usize,
+    ) -> Step<Vec<String>> {
         children(&self.transaction.open_table(CHILDREN)?, parent, after, limit)
     }
 
@@ -134,7 +154,10 @@ impl Reading {
     }
 
     /// Links from parent to child in the catalogue.
-    pub(in crate::store) fn each_link(&self, mut each: impl FnMut(&str, &str) -> Step<()>) -> Step<()> {
+    pub(in crate::store) fn each_link(
+        &self,
+        mut each: impl FnMut(&str, &str) -> Step<()>,
+    ) -> Step<()> {
         for entry in self.transaction.open_table(CHILDREN)?.iter()? {
             let entry = entry?.0;
             let (parent, name) = entry.value();
@@ -148,11 +171,15 @@ impl Reading {
     }
 
     /// Past versions with their nodes' names, while `each` gives true.
-    pub(in crate::store) fn each_past(&self, mut each: impl FnMut(&str, Step<PastVersion>) -> Step<bool>) -> Step<()> {
+    pub(in crate::store) fn each_past(
+        &self,
+        mut each: impl FnMut(&str, Step<PastVersion>) -> Step<bool>,
+    ) -> Step<()> {
         for entry in self.transaction.open_table(HISTORY)?.iter()? {
             let (key, bytes) = entry?;
             let (name, generation) = key.value();
-            if !each(name, opened(&self.path, &history_key(name, generation), name, bytes.value()))? {
+            if !each(name, opened(&self.path, &history_key(name, generation), name, bytes.value()))?
+            {
                 break;
             }
         }
@@ -176,14 +203,19 @@ impl Reading {
         Ok(())
     }
 
-    /// Names in the order of the catalogue around where `name` would be: up to `count` before and after.
+    /// Names in the order of the catalogue around where `name` would be: up to `count` before and
+    /// after.
     pub(in crate::store) fn names_around(&self, name: &str, count: usize) -> Step<Vec<String>> {
         names_around(&self.nodes, name, count)
     }
 }
 
 impl Writing<'_> {
-    pub(in crate::store) fn put_meta(&mut self, key: &'static str, record: &impl Serialize) -> Step<()> {
+    pub(in crate::store) fn put_meta(
+        &mut self,
+        key: &'static str,
+        record: &impl Serialize,
+    ) -> Step<()> {
         let bytes = framed(self.path, key.as_bytes(), key, record)?;
         self.meta.insert(key, &bytes[..])?;
         Ok(())
@@ -222,13 +254,15 @@ impl Writing<'_> {
     pub(in crate::store) fn each_location(&self, mut each: impl FnMut(&Location)) -> Step<()> {
         for entry in self.nodes.iter()? {
             let (key, bytes) = entry?;
-            let version: Version = opened(self.path, key.value().as_bytes(), key.value(), bytes.value())?;
+            let version: Version =
+                opened(self.path, key.value().as_bytes(), key.value(), bytes.value())?;
             version.locations().for_each(&mut each);
         }
         for entry in self.history.iter()? {
             let (key, bytes) = entry?;
             let (name, generation) = key.value();
-            let past: PastVersion = opened(self.path, &history_key(name, generation), name, bytes.value())?;
+            let past: PastVersion =
+                opened(self.path, &history_key(name, generation), name, bytes.value())?;
             past.version.locations().for_each(&mut each);
         }
         Ok(())

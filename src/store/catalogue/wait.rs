@@ -1,4 +1,5 @@
-//! Waiting for the locks on the catalogue's file: what takes longer than a second is told, with who is waited for.
+//! Waiting for the locks on the catalogue's file: what takes longer than a second is told, with who
+//! is waited for.
 //!
 //! **Invariant:** a wait with a limit ends with it.
 
@@ -36,8 +37,14 @@ impl Waiting {
     /// Takes a lock, waiting for who has it.
     ///
     /// # Errors
-    /// Of kind `TimedOut` after the limit, with who has the lock as its text; and what locking returns.
-    pub(super) fn lock(&self, backend: &FileBackend, range: Range, shared: bool) -> Result<(), BackendError> {
+    /// Of kind `TimedOut` after the limit, with who has the lock as its text; and what locking
+    /// returns.
+    pub(super) fn lock(
+        &self,
+        backend: &FileBackend,
+        range: Range,
+        shared: bool,
+    ) -> Result<(), BackendError> {
         let (start, end) = range;
         let (begin, mut pause, mut told) = (Instant::now(), PAUSES.0, false);
         loop {
@@ -57,22 +64,35 @@ impl Waiting {
             if waited >= TOLD_AFTER && !std::mem::replace(&mut told, true) {
                 self.tell(range);
             }
-            std::thread::sleep(pause.min(self.limit.map_or(pause, |limit| limit.saturating_sub(waited))));
+            std::thread::sleep(
+                pause.min(self.limit.map_or(pause, |limit| limit.saturating_sub(waited))),
+            );
             pause = (pause * 2).min(PAUSES.1);
         }
     }
 
-    /// The system wakes who waits for a lock at once, but tells nobody meanwhile: another thread does.
-    fn lock_however_long(&self, backend: &FileBackend, range: Range, shared: bool) -> Result<(), BackendError> {
+    /// The system wakes who waits for a lock at once, but tells nobody meanwhile: another thread
+    /// does.
+    fn lock_however_long(
+        &self,
+        backend: &FileBackend,
+        range: Range,
+        shared: bool,
+    ) -> Result<(), BackendError> {
         let (start, end) = range;
         std::thread::scope(|scope| {
             let (done, waiting) = channel::<()>();
             // Without another thread one waits in silence.
-            let _ = std::thread::Builder::new().name("waiting".to_owned()).spawn_scoped(scope, move || {
-                if waiting.recv_timeout(TOLD_AFTER.saturating_sub(BRIEF)) == Err(RecvTimeoutError::Timeout) {
-                    self.tell(range);
-                }
-            });
+            let _ = std::thread::Builder::new().name("waiting".to_owned()).spawn_scoped(
+                scope,
+                move || {
+                    if waiting.recv_timeout(TOLD_AFTER.saturating_sub(BRIEF))
+                        == Err(RecvTimeoutError::Timeout)
+                    {
+                        self.tell(range);
+                    }
+                },
+            );
             let locked = match shared {
                 true => backend.lock_shared_range(start, end),
                 false => backend.lock_range(start, end),
@@ -83,7 +103,11 @@ impl Waiting {
     }
 
     fn tell(&self, range: Range) {
-        tracing::warn!("{}: waiting for {}, which has it locked", self.path.display(), self.holder(range));
+        tracing::warn!(
+            "{}: waiting for {}, which has it locked",
+            self.path.display(),
+            self.holder(range)
+        );
     }
 
     /// Who has a lock in the range, in words.
@@ -104,13 +128,19 @@ fn holder(file: FileId, range: Range) -> Option<String> {
     };
     // lock: 1: OFDLCK ADVISORY WRITE -1 08:01:1234 FIRST LAST, the last byte a number or EOF.
     let overlaps = |line: &str| {
-        let [.., first, last] = line.split_whitespace().collect::<Vec<_>>()[..] else { return false };
+        let [.., first, last] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+            return false;
+        };
         let last = last.parse().unwrap_or(u64::MAX);
-        line.starts_with("lock:") && first.parse().is_ok_and(|first: u64| first <= to) && last >= from
+        line.starts_with("lock:")
+            && first.parse().is_ok_and(|first: u64| first <= to)
+            && last >= from
     };
     for process in read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
-        let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         // Those of other users cannot be looked into.
         let Ok(files) = read_dir(process.path().join("fd")) else { continue };
         for open in files.flatten() {
@@ -122,7 +152,9 @@ fn holder(file: FileId, range: Range) -> Option<String> {
                 }
                 let command = read_to_string(process.path().join("comm")).unwrap_or_default();
                 let state = read_to_string(process.path().join("stat")).unwrap_or_default();
-                let stopped = state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't']));
+                let stopped = state
+                    .rsplit_once(')')
+                    .is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't']));
                 let stopped = if stopped { ", stopped" } else { "" };
                 return Some(format!("process {number} ({}{stopped})", command.trim()));
             }

@@ -25,9 +25,11 @@ pub(super) struct Remove {
 
 impl Remove {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
-        let generation = opening.open(&self.store)?.remove(&self.node, self.recursive, self.expect)?;
+        let generation =
+            opening.open(&self.store)?.remove(&self.node, self.recursive, self.expect)?;
         let answer = Changed::new(&self.node, generation);
-        console.answer(&answer, || format!("{} is removed in generation {generation}\n", answer.node))
+        console
+            .answer(&answer, || format!("{} is removed in generation {generation}\n", answer.node))
     }
 }
 
@@ -56,7 +58,9 @@ impl Move {
         let generation = store.apply(&changes)?[0];
         let answer = Changed::new(&self.target, generation);
         let from = self.node.trim_matches('/');
-        console.answer(&answer, || format!("{from} is now {} in generation {generation}\n", answer.node))
+        console.answer(&answer, || {
+            format!("{from} is now {} in generation {generation}\n", answer.node)
+        })
     }
 }
 
@@ -86,7 +90,10 @@ impl Rollback {
         let generation = store.apply(&changes)?[0];
         let answer = Changed::new(&self.node, generation);
         console.answer(&answer, || {
-            format!("{} has the content of generation {} in generation {generation}\n", answer.node, self.generation)
+            format!(
+                "{} has the content of generation {} in generation {generation}\n",
+                answer.node, self.generation
+            )
         })
     }
 }

@@ -60,24 +60,37 @@ impl Import {
         let base = open_base(&self.base)?;
         let bar = console.bar("reading the base");
         let mut on = moving(&bar);
-        let lattice = base_lattice(&base, self.headroom, |done, total| on(done as u64, total as u64))?;
+        let lattice =
+            base_lattice(&base, self.headroom, |done, total| on(done as u64, total as u64))?;
         bar.finish_and_clear();
         let bar = console.bar("compiling the adapters");
         let mut on = moving(&bar);
-        let options =
-            ImportOptions { keep_files: self.keep_files, skip_refused: self.skip_refused, limits: console.limits };
+        let options = ImportOptions {
+            keep_files: self.keep_files,
+            skip_refused: self.skip_refused,
+            limits: console.limits,
+        };
         let report = Store::import(&self.store, &tree, &base, &lattice, options, |done, total| {
             on(done as u64, total as u64);
         })?;
         bar.finish_and_clear();
-        let remarks = || report.remarks.iter().flat_map(|(node, remarks)| remarks.iter().map(move |text| (node, text)));
+        let remarks = || {
+            report
+                .remarks
+                .iter()
+                .flat_map(|(node, remarks)| remarks.iter().map(move |text| (node, text)))
+        };
         for (node, remark) in remarks().take(REMARKS_TOLD) {
             tracing::warn!("{node}: {remark}");
         }
         if let Some(more) = remarks().count().checked_sub(REMARKS_TOLD).filter(|more| *more > 0) {
             tracing::warn!("{more} more remarks on nodes; --json gives all");
         }
-        let answer = Answer { store: self.store.display().to_string(), report, seconds: start.elapsed().as_secs_f64() };
+        let answer = Answer {
+            store: self.store.display().to_string(),
+            report,
+            seconds: start.elapsed().as_secs_f64(),
+        };
         console.answer(&answer, || answer.text())
     }
 }
@@ -86,15 +99,19 @@ impl Answer {
     fn text(&self) -> String {
         let ImportReport { refused, passed_over, doubts, .. } = &self.report;
         let (nodes, bytes) = (HumanCount(self.report.nodes), DecimalBytes(self.report.bytes));
-        let mut text = format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", self.store, self.seconds);
+        let mut text =
+            format!("{}: {nodes} nodes, {bytes}, in {:.2} s\n", self.store, self.seconds);
         if let Some(least) = self.report.kept.values().copied().reduce(f64::min) {
-            text += &format!("of each adapter's change the lattice keeps {} or more\n", percent(least));
+            text +=
+                &format!("of each adapter's change the lattice keeps {} or more\n", percent(least));
         }
         for line in refused_lines(refused) {
             text += &format!("{line}\n");
         }
         if *passed_over > 0 {
-            text += &format!("passed over: adapters in {passed_over} folders; `pleach tree` names them\n");
+            text += &format!(
+                "passed over: adapters in {passed_over} folders; `pleach tree` names them\n"
+            );
         }
         for doubt in doubts {
             text += &format!("doubtful: {doubt}\n");

@@ -1,4 +1,5 @@
-//! `pleach store list` and `history`: nodes and the versions one can roll back to, printed page by page.
+//! `pleach store list` and `history`: nodes and the versions one can roll back to, printed page by
+//! page.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,8 +63,10 @@ impl List {
         let store = opening.open(&self.store)?;
         let mut left = if self.limit == 0 { usize::MAX } else { self.limit };
         let mut after = self.after.clone();
-        let mut before =
-            format!("{{\"store\":{},\"nodes\":[", serde_json::to_string(&self.store.display().to_string())?);
+        let mut before = format!(
+            "{{\"store\":{},\"nodes\":[",
+            serde_json::to_string(&self.store.display().to_string())?
+        );
         // With nothing left it only looks whether more follow.
         let more = loop {
             let (last, nodes) = self.page(&store, after.as_deref(), left.clamp(1, PAGE))?;
@@ -88,7 +91,9 @@ impl List {
             console.print(&format!("{before}],\"more\":{more}}}\n"))?;
         } else if more {
             let last = after.unwrap_or_default();
-            console.note(&format!("more follow: go on with --after {last}, or list all with --limit 0"));
+            console.note(&format!(
+                "more follow: go on with --after {last}, or list all with --limit 0"
+            ));
         }
         Ok(())
     }
@@ -121,7 +126,8 @@ pub(crate) fn present<T>(found: pleach::Result<T>) -> pleach::Result<Option<T>> 
     }
 }
 
-/// List the versions of a node, or of one that was removed, that it can be rolled back to, oldest first
+/// List the versions of a node, or of one that was removed, that it can be rolled back to, oldest
+/// first
 #[derive(Args)]
 pub(super) struct History {
     /// Folder of the store
@@ -203,7 +209,8 @@ impl Row {
             NodeKind::Mixed => "mixed",
         };
         let ranks: String = self.ranks.iter().map(|rank| format!(" {rank}")).collect();
-        let labels: String = self.labels.iter().map(|(key, value)| format!(", {key}={value:?}")).collect();
+        let labels: String =
+            self.labels.iter().map(|(key, value)| format!(", {key}={value:?}")).collect();
         format!("{kind}{ranks}, {}, {}{labels}", DecimalBytes(self.bytes), self.created)
     }
 }

@@ -83,7 +83,10 @@ enum Command {
 impl Store {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
         if let Some(threads) = console.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .context("--threads")?;
         }
         let opening = &self.opening;
         match self.command {
@@ -135,7 +138,8 @@ struct Checking {
     /// Make the change without looking whether the nodes below it, all of which are read, still fit
     #[arg(long)]
     accept_unreachable: bool,
-    /// The store's base: decides exactly what fits, and compares an adapter's copies of the embedding or head
+    /// The store's base: decides exactly what fits, and compares an adapter's copies of the
+    /// embedding or head
     #[arg(long)]
     base: Option<PathBuf>,
 }
@@ -181,9 +185,11 @@ pub(super) fn moving(bar: &ProgressBar) -> impl FnMut(u64, u64) + Send + '_ {
     }
 }
 
-/// Milliseconds since 1970 as RFC 3339 has them, to the second; beyond the year 9999, which it has not, as they are.
+/// Milliseconds since 1970 as RFC 3339 has them, to the second; beyond the year 9999, which it has
+/// not, as they are.
 fn date(ms: u64) -> String {
-    let seconds = i64::try_from(ms / 1000).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let seconds =
+        i64::try_from(ms / 1000).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     seconds.map_or_else(|| format!("{ms} ms after 1970"), |date| date.to_string())
 }
 

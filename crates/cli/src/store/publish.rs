@@ -28,7 +28,8 @@ pub(super) struct Publish {
     /// The node it hangs under [default: the one it has, or else the nearest above it by name]
     #[arg(long, value_name = "NODE")]
     parent: Option<String>,
-    /// The content generation of the parent that it was trained on, 0 for the base [default: the parent's now]
+    /// The content generation of the parent that it was trained on, 0 for the base [default: the
+    /// parent's now]
     #[arg(long, value_name = "CONTENT_GENERATION")]
     trained_on: Option<u64>,
     /// A label, may be given several times; without any a replaced node keeps its own
@@ -50,7 +51,8 @@ impl Publish {
     pub(super) fn run(self, console: &Console, opening: &Opening) -> anyhow::Result<()> {
         let store = opening.open(&self.store)?;
         let base = self.checking.base()?;
-        let compiled = store.compile_adapter(&self.adapter, base.as_ref(), &console.limits, self.keep_files);
+        let compiled =
+            store.compile_adapter(&self.adapter, base.as_ref(), &console.limits, self.keep_files);
         let content = compiled.map_err(|error| error.at_node(self.node.trim_matches('/')))?;
         let (bytes, share) = (content.bytes(), content.kept().and_then(Kept::share));
         let remarks = content.remarks().to_vec();
@@ -74,8 +76,14 @@ impl Publish {
             tracing::warn!("{}: {remark}", answer.node);
         }
         console.answer(&answer, || {
-            let kept = share.map(|share| format!(", {} of its change kept", percent(share))).unwrap_or_default();
-            format!("{} is published in generation {generation}: {}{kept}\n", answer.node, DecimalBytes(bytes))
+            let kept = share
+                .map(|share| format!(", {} of its change kept", percent(share)))
+                .unwrap_or_default();
+            format!(
+                "{} is published in generation {generation}: {}{kept}\n",
+                answer.node,
+                DecimalBytes(bytes)
+            )
         })
     }
 }

@@ -59,10 +59,16 @@ impl Summary {
             line("store", &self.path),
             line("name", self.name.as_deref().unwrap_or("none")),
             line("nodes", format!("{nodes}, and {past} past versions to roll back to")),
-            line("levels", if self.levels.is_empty() { "unnamed".to_owned() } else { self.levels.join(", ") }),
+            line(
+                "levels",
+                if self.levels.is_empty() { "unnamed".to_owned() } else { self.levels.join(", ") },
+            ),
             line("generation", stats.generation),
             line("commits", HumanCount(stats.commits)),
-            line("segments", format!("{}, {}", HumanCount(stats.segments), DecimalBytes(stats.segment_bytes))),
+            line(
+                "segments",
+                format!("{}, {}", HumanCount(stats.segments), DecimalBytes(stats.segment_bytes)),
+            ),
             line("catalogue", DecimalBytes(stats.catalogue_bytes)),
             line("headroom", self.headroom),
             line("made for", &self.base_name),

@@ -24,10 +24,12 @@ store that may only be read is checked, too, all but the catalogue's account of 
 pub(super) struct Verify {
     /// Folder of the store
     store: PathBuf,
-    /// Count anew, too, how far each row's integers reach, and check that a switch could reach every node
+    /// Count anew, too, how far each row's integers reach, and check that a switch could reach
+    /// every node
     #[arg(long)]
     deep: bool,
-    /// The store's base: checks that its lattice is the store's, and decides exactly whether every node fits it
+    /// The store's base: checks that its lattice is the store's, and decides exactly whether every
+    /// node fits it
     #[arg(long, requires = "deep")]
     base: Option<PathBuf>,
 }
@@ -50,7 +52,9 @@ impl Verify {
         let report = store.verify(self.deep, moving(&bar))?;
         bar.finish_and_clear();
         // A damaged store has no paths to follow.
-        let fit = (self.deep && report.is_clean()).then(|| check_fit(&store, base.as_ref(), console)).transpose()?;
+        let fit = (self.deep && report.is_clean())
+            .then(|| check_fit(&store, base.as_ref(), console))
+            .transpose()?;
         let clean = report.is_clean() && fit.as_ref().is_none_or(|fit| fit.unreachable_count == 0);
         let answer = Answer { clean, report, fit };
         console.answer(&answer, || answer.text())?;
@@ -59,12 +63,17 @@ impl Verify {
 }
 
 /// Checks that a switch could reach every node of a store, and warns of what only the base decides.
-pub(crate) fn check_fit(store: &Store, base: Option<&BaseModel>, console: &Console) -> anyhow::Result<FitReport> {
+pub(crate) fn check_fit(
+    store: &Store,
+    base: Option<&BaseModel>,
+    console: &Console,
+) -> anyhow::Result<FitReport> {
     if let Some(base) = base {
         store.check_base(base)?;
         let bar = console.bar("reading the base");
         let mut on = moving(&bar);
-        let lattice = base_lattice(base, store.headroom(), |done, total| on(done as u64, total as u64))?;
+        let lattice =
+            base_lattice(base, store.headroom(), |done, total| on(done as u64, total as u64))?;
         store.check_lattice(&lattice)?;
         bar.finish_and_clear();
     }
@@ -80,7 +89,11 @@ impl Answer {
         let report = &self.report;
         let mut text = format!(
             "nodes            {}\npast_versions    {}\nbytes            {}\nunused_segments  {}\nproblems         {}\n",
-            report.nodes, report.past_versions, report.bytes, report.unused_segments, report.problem_count
+            report.nodes,
+            report.past_versions,
+            report.bytes,
+            report.unused_segments,
+            report.problem_count
         );
         if !report.free_pages_checked {
             text += "free_pages       not checked: the store may only be read here\n";

@@ -16,7 +16,11 @@ pub(super) unsafe fn apply(block: &mut RowBlock, terms: &Terms) {
     for first in (0..panels).step_by(width) {
         for i in (0..rows).step_by(2) {
             for panel in first..(first + width).min(panels) {
-                if i + 2 <= rows { tile::<2>(block, terms, i, panel) } else { tile::<1>(block, terms, i, panel) }
+                if i + 2 <= rows {
+                    tile::<2>(block, terms, i, panel)
+                } else {
+                    tile::<1>(block, terms, i, panel)
+                }
             }
         }
     }
@@ -44,7 +48,8 @@ fn add(n: &mut [__m256i; 2], q: [__m256i; 2], sign: Sign) {
 #[target_feature(enable = "avx2")]
 fn tile<const R: usize>(block: &mut RowBlock, terms: &Terms, i: usize, panel: usize) {
     let (stride, row) = (block.lanes_per_row, block.first_row + i);
-    let mut n: [[__m256i; 2]; R] = std::array::from_fn(|r| load(&block.lanes[(i + r) * stride + panel]));
+    let mut n: [[__m256i; 2]; R] =
+        std::array::from_fn(|r| load(&block.lanes[(i + r) * stride + panel]));
     for &(factors, sign) in &terms.factors {
         let a = &factors.a[panel * factors.pairs * 2..][..factors.pairs * 2];
         let b: [&[i16]; R] = std::array::from_fn(|r| factors.b_row(row + r));
@@ -78,7 +83,8 @@ fn tile<const R: usize>(block: &mut RowBlock, terms: &Terms, i: usize, panel: us
         for &(dense, sign) in &terms.dense {
             add(&mut n[r], load(&dense[(row + r) * stride + panel]), sign);
         }
-        let at: *mut __m256i = std::ptr::from_mut(&mut block.lanes[(i + r) * stride + panel]).cast();
+        let at: *mut __m256i =
+            std::ptr::from_mut(&mut block.lanes[(i + r) * stride + panel]).cast();
         // SAFETY: a lane is two vectors of 32 bytes.
         unsafe {
             _mm256_store_si256(at, n[r][0]);

@@ -1,4 +1,5 @@
-//! The tile with AVX-512: 8 rows × 1 panel of 32 columns; `vpdpwssd` multiplies and adds two ranks at once.
+//! The tile with AVX-512: 8 rows × 1 panel of 32 columns; `vpdpwssd` multiplies and adds two ranks
+//! at once.
 #![allow(unsafe_code, reason = "vector loads and stores take pointers")]
 #![allow(clippy::needless_range_loop, reason = "several register arrays go by the same row")]
 
@@ -49,7 +50,8 @@ fn group<const R: usize>(
     let row = block.first_row + i;
     prepared.clear();
     let panels = block.lanes_per_row;
-    prepared.extend(terms.factors.iter().map(|&(factors, sign)| prepare(factors, sign, row, panels)));
+    prepared
+        .extend(terms.factors.iter().map(|&(factors, sign)| prepare(factors, sign, row, panels)));
     for panel in from..to {
         tile::<R>(block, prepared, terms, i, panel);
     }
@@ -71,7 +73,13 @@ fn prepare<const R: usize>(factors: &Factors, sign: Sign, row: usize, panels: us
 
 /// `R` rows × one panel: weights stay in registers while every term is added.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn tile<const R: usize>(block: &mut RowBlock, prepared: &[Term<R>], terms: &Terms, i: usize, panel: usize) {
+fn tile<const R: usize>(
+    block: &mut RowBlock,
+    prepared: &[Term<R>],
+    terms: &Terms,
+    i: usize,
+    panel: usize,
+) {
     let stride = block.lanes_per_row;
     let first = i * stride + panel;
     assert!(first + (R - 1) * stride < block.lanes.len());
@@ -85,11 +93,13 @@ fn tile<const R: usize>(block: &mut RowBlock, prepared: &[Term<R>], terms: &Term
         _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add(first + (R + r) * stride).cast());
     }
     for term in prepared {
-        let mut sums: [[__m512i; 2]; R] = std::array::from_fn(|r| [_mm512_set1_epi32(term.half[r]); 2]);
+        let mut sums: [[__m512i; 2]; R] =
+            std::array::from_fn(|r| [_mm512_set1_epi32(term.half[r]); 2]);
         let pairs = term.pairs;
         for pair in 0..pairs {
             let a: [__m512i; 2] = std::array::from_fn(|parity| {
-                // SAFETY: `prepare` asserted that `A'` holds `pairs` × 2 lanes for every panel of the matrix.
+                // SAFETY: `prepare` asserted that `A'` holds `pairs` × 2 lanes for every panel of
+                // the matrix.
                 unsafe { _mm512_load_si512(term.a.add((panel * pairs + pair) * 2 + parity).cast()) }
             });
             for r in 0..R {
@@ -105,14 +115,16 @@ fn tile<const R: usize>(block: &mut RowBlock, prepared: &[Term<R>], terms: &Term
             for r in 0..R {
                 let shift = _mm512_set1_epi32(term.shift[r]);
                 for parity in 0..2 {
-                    sums[r][parity] = _mm512_slli_epi32::<16>(_mm512_srav_epi32(sums[r][parity], shift));
+                    sums[r][parity] =
+                        _mm512_slli_epi32::<16>(_mm512_srav_epi32(sums[r][parity], shift));
                 }
             }
         }
         for r in 0..R {
             let even = _mm512_srli_epi32::<16>(sums[r][0]);
             let q = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, sums[r][1]);
-            n[r] = if term.subtract { _mm512_sub_epi16(n[r], q) } else { _mm512_add_epi16(n[r], q) };
+            n[r] =
+                if term.subtract { _mm512_sub_epi16(n[r], q) } else { _mm512_add_epi16(n[r], q) };
         }
     }
     for &(dense, sign) in &terms.dense {

@@ -1,15 +1,19 @@
-//! What share of a change the lattice keeps, counted over every entry while the rows' largest integers are.
+//! What share of a change the lattice keeps, counted over every entry while the rows' largest
+//! integers are.
 //!
-//! Every entry is computed in f32, in units of the row's own power of two, each component of `A` scaled by another: so
-//! nothing overflows or vanishes, and an entry is off by at most `rank · 2^−23` of `Σ_r |b_ir · a_rj|`. Squares are summed
-//! along a row in f32, over rows in f64. [`row_squares`], the definition, judges it.
+//! Every entry is computed in f32, in units of the row's own power of two, each component of `A`
+//! scaled by another: so nothing overflows or vanishes, and an entry is off by at most
+//! `rank · 2^−23` of `Σ_r |b_ir · a_rj|`. Squares are summed along a row in f32, over rows in f64.
+//! [`row_squares`], the definition, judges it.
 #![allow(clippy::needless_range_loop, reason = "several register arrays go by the same row")]
 
 use super::RowBlock;
 use crate::adapter::FloatDelta;
 use crate::device::cpu::SimdLevel;
 use crate::device::cpu::simd::{CHUNK, Kernel, Simd};
-use crate::lattice::{CompiledDelta, Grid, LANES, LIMIT, Squares, exponent, power_of_two, row_squares};
+use crate::lattice::{
+    CompiledDelta, Grid, LANES, LIMIT, Squares, exponent, power_of_two, row_squares,
+};
 
 /// Rows whose sums fit the registers.
 const ROWS: usize = 8;
@@ -45,10 +49,19 @@ impl<'a> Change<'a> {
         change
     }
 
-    /// The squares of a block of rows whose integers are `block`'s, where `row_max` says that they are not wrapped.
-    pub(super) fn squares(&self, simd: SimdLevel, block: &RowBlock, row_max: &[u32], delta: &CompiledDelta) -> Squares {
+    /// The squares of a block of rows whose integers are `block`'s, where `row_max` says that they
+    /// are not wrapped.
+    pub(super) fn squares(
+        &self,
+        simd: SimdLevel,
+        block: &RowBlock,
+        row_max: &[u32],
+        delta: &CompiledDelta,
+    ) -> Squares {
         let mut sum = Squares::default();
-        for (first, rows) in (0..block.rows()).step_by(ROWS).map(|first| (first, ROWS.min(block.rows() - first))) {
+        for (first, rows) in
+            (0..block.rows()).step_by(ROWS).map(|first| (first, ROWS.min(block.rows() - first)))
+        {
             let squares = self.eight(simd, block, first, rows);
             for (k, squares) in squares.into_iter().enumerate().take(rows) {
                 let row = block.first_row + first + k;
@@ -62,8 +75,16 @@ impl<'a> Change<'a> {
     }
 
     /// The squares of up to eight rows of a low-rank change.
-    fn eight(&self, simd: SimdLevel, block: &RowBlock, first: usize, rows: usize) -> [Option<Squares>; ROWS] {
-        let FloatDelta::LowRank { rank, lora_b, scaling, .. } = self.float else { return [None; ROWS] };
+    fn eight(
+        &self,
+        simd: SimdLevel,
+        block: &RowBlock,
+        first: usize,
+        rows: usize,
+    ) -> [Option<Squares>; ROWS] {
+        let FloatDelta::LowRank { rank, lora_b, scaling, .. } = self.float else {
+            return [None; ROWS];
+        };
         let stride = block.lanes_per_row * LANES;
         let integers: &[i16] = bytemuck::cast_slice(block.lanes);
         let mut coefficients = vec![[0_f32; ROWS]; *rank];
@@ -71,7 +92,9 @@ impl<'a> Change<'a> {
         let mut work = EightRows {
             coefficients: &[],
             panels: &self.panels,
-            integers: std::array::from_fn(|k| &integers[(first + k.min(rows - 1)) * stride..][..stride]),
+            integers: std::array::from_fn(|k| {
+                &integers[(first + k.min(rows - 1)) * stride..][..stride]
+            }),
             per_unit: [0.0; ROWS],
             change: &mut [0.0; ROWS],
             lost: &mut [0.0; ROWS],
@@ -93,11 +116,18 @@ impl<'a> Change<'a> {
             }
         }
         let (mut change, mut lost) = ([0.0; ROWS], [0.0; ROWS]);
-        simd.run(EightRows { coefficients: &coefficients, change: &mut change, lost: &mut lost, ..work });
+        simd.run(EightRows {
+            coefficients: &coefficients,
+            change: &mut change,
+            lost: &mut lost,
+            ..work
+        });
         std::array::from_fn(|k| {
             let row = block.first_row + first + k;
-            let unit = if k < rows { (units[k] * f64::from(self.grid.steps[row])).powi(2) } else { 0.0 };
-            let squares = Squares { change: f64::from(change[k]) * unit, lost: f64::from(lost[k]) * unit };
+            let unit =
+                if k < rows { (units[k] * f64::from(self.grid.steps[row])).powi(2) } else { 0.0 };
+            let squares =
+                Squares { change: f64::from(change[k]) * unit, lost: f64::from(lost[k]) * unit };
             (squares.change.is_finite() && squares.lost.is_finite()).then_some(squares)
         })
     }

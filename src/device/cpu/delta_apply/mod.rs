@@ -1,11 +1,11 @@
 //! The switch on the CPU: every segment of a plan in one read and one write of each touched matrix.
 //!
-//! Work is cut into blocks of rows over all matrices together; blocks are independent and integers commute, so neither
-//! threads nor tiles nor instruction sets can change a bit. The tile holds the weights in registers while the segments'
-//! products go by.
+//! Work is cut into blocks of rows over all matrices together; blocks are independent and integers
+//! commute, so neither threads nor tiles nor instruction sets can change a bit. The tile holds the
+//! weights in registers while the segments' products go by.
 //!
-//! **Invariant:** plain integers throughout; sums wrap modulo 2^16, and the bound check made beforehand guarantees that
-//! the final sum fits.
+//! **Invariant:** plain integers throughout; sums wrap modulo 2^16, and the bound check made
+//! beforehand guarantees that the final sum fits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -20,24 +20,27 @@ use rayon::prelude::*;
 use super::{Cpu, SimdLevel};
 use crate::adapter::FloatDelta;
 use crate::lattice::{
-    CompiledDelta, DeltaKind, Factors, Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign, SparseRows, Squares,
-    largest_magnitude,
+    CompiledDelta, DeltaKind, Factors, Grid, LANES, LIMIT, Lane, LatticeMatrix, Segment, Sign,
+    SparseRows, Squares, largest_magnitude,
 };
 use kept::Change;
 
-/// Weights in one block of rows: large enough to pay for its start, small enough to keep every core busy to the end.
+/// Weights in one block of rows: large enough to pay for its start, small enough to keep every core
+/// busy to the end.
 const BLOCK_WEIGHTS: usize = 1 << 18;
 
 /// Bytes of factors that stay in a core's second-level cache while row after row passes.
 const CACHED_FACTOR_BYTES: usize = 384 << 10;
 
-/// A pass that costs less, in integer products, is done by the thread that calls before another would wake.
+/// A pass that costs less, in integer products, is done by the thread that calls before another
+/// would wake.
 const ALONE: usize = 1 << 23;
 
 /// What to read and write a weight costs, in integer products.
 const TOUCH: usize = 16;
 
-/// Applies to each matrix its segments, in parallel over all of them; a small pass stays on the thread that calls.
+/// Applies to each matrix its segments, in parallel over all of them; a small pass stays on the
+/// thread that calls.
 ///
 /// # Panics
 /// When a delta has another shape than its matrix.
@@ -54,22 +57,25 @@ pub fn delta_apply(cpu: &Cpu, work: Vec<(&mut LatticeMatrix, Vec<Segment>)>) {
         .filter(|(_, segments)| !segments.is_empty())
         .map(|(matrix, segments)| (matrix, Terms::new(&segments)))
         .collect();
-    let cost: usize =
-        work.iter().map(|(matrix, terms)| matrix.rows() * matrix.cols() * (TOUCH + terms.products())).sum();
+    let cost: usize = work
+        .iter()
+        .map(|(matrix, terms)| matrix.rows() * matrix.cols() * (TOUCH + terms.products()))
+        .sum();
     let blocks: Vec<_> = work
         .into_iter()
         .flat_map(|(matrix, terms)| {
             let (cols, lanes_per_row) = (matrix.cols(), matrix.stride() / LANES);
-            let rows = (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(8);
+            let rows =
+                (BLOCK_WEIGHTS / cols.max(1)).clamp(1, matrix.rows().max(1)).next_multiple_of(8);
             let (lanes, _) = matrix.parts_mut();
             let terms = std::sync::Arc::new(terms);
-            lanes
-                .chunks_mut((rows * lanes_per_row).max(1))
-                .enumerate()
-                .map(move |(k, lanes)| (RowBlock { lanes, lanes_per_row, first_row: k * rows }, terms.clone()))
+            lanes.chunks_mut((rows * lanes_per_row).max(1)).enumerate().map(move |(k, lanes)| {
+                (RowBlock { lanes, lanes_per_row, first_row: k * rows }, terms.clone())
+            })
         })
         .collect();
-    let apply = |(mut block, terms): (RowBlock, std::sync::Arc<Terms>)| block.apply(cpu.simd, &terms);
+    let apply =
+        |(mut block, terms): (RowBlock, std::sync::Arc<Terms>)| block.apply(cpu.simd, &terms);
     if cost < ALONE {
         blocks.into_iter().for_each(apply);
     } else {
@@ -80,7 +86,8 @@ pub fn delta_apply(cpu: &Cpu, work: Vec<(&mut LatticeMatrix, Vec<Segment>)>) {
 /// Rows whose sums are counted at a time.
 const COUNTED_ROWS: usize = 16;
 
-/// Replaces each bound in `row_max` by the row's largest `|Q_ij|`, counted; call it inside the pool that shall do the work.
+/// Replaces each bound in `row_max` by the row's largest `|Q_ij|`, counted; call it inside the pool
+/// that shall do the work.
 ///
 /// # Panics
 /// When `simd` is beyond this machine.
@@ -88,12 +95,22 @@ pub fn tighten(simd: SimdLevel, delta: &mut CompiledDelta) {
     count(simd, delta, None);
 }
 
-/// The same, and counts what the lattice keeps of `float`, which `delta` was compiled from on `grid`.
+/// The same, and counts what the lattice keeps of `float`, which `delta` was compiled from on
+/// `grid`.
 ///
 /// # Panics
 /// As [`tighten`], and when the three are of different shapes.
-pub fn tighten_and_count(simd: SimdLevel, delta: &mut CompiledDelta, float: &FloatDelta, grid: &Grid) -> Squares {
-    assert_eq!((delta.rows, delta.cols), (grid.rows(), grid.cols), "the delta was compiled on another grid");
+pub fn tighten_and_count(
+    simd: SimdLevel,
+    delta: &mut CompiledDelta,
+    float: &FloatDelta,
+    grid: &Grid,
+) -> Squares {
+    assert_eq!(
+        (delta.rows, delta.cols),
+        (grid.rows(), grid.cols),
+        "the delta was compiled on another grid"
+    );
     count(simd, delta, Some(&Change::new(float, grid)))
 }
 
@@ -107,10 +124,17 @@ fn count(simd: SimdLevel, delta: &mut CompiledDelta, change: Option<&Change>) ->
         let mut lanes = vec![Lane::zeroed(); row_max.len() * lanes_per_row];
         let mut block = RowBlock { lanes: &mut lanes, lanes_per_row, first_row };
         block.apply(simd, &terms);
-        let squares = change.map(|change| change.squares(simd, &block, row_max, delta)).unwrap_or_default();
-        for (i, (largest, row)) in row_max.iter_mut().zip(lanes.chunks_exact(lanes_per_row.max(1))).enumerate() {
+        let squares =
+            change.map(|change| change.squares(simd, &block, row_max, delta)).unwrap_or_default();
+        for (i, (largest, row)) in
+            row_max.iter_mut().zip(lanes.chunks_exact(lanes_per_row.max(1))).enumerate()
+        {
             *largest = if *largest <= LIMIT {
-                row.iter().flat_map(|lane| lane.0).map(|q| u32::from(q.unsigned_abs())).max().unwrap_or(0)
+                row.iter()
+                    .flat_map(|lane| lane.0)
+                    .map(|q| u32::from(q.unsigned_abs()))
+                    .max()
+                    .unwrap_or(0)
             } else {
                 // A sum this large may have wrapped.
                 let mut sums = vec![0; delta.cols];
@@ -137,11 +161,13 @@ impl RowBlock<'_> {
     /// Adds and subtracts every term.
     fn apply(&mut self, simd: SimdLevel, terms: &Terms) {
         match simd {
-            // SAFETY: `SimdLevel::Avx512` is at most what this machine has: asserted where it comes in.
+            // SAFETY: `SimdLevel::Avx512` is at most what this machine has: asserted where it comes
+            // in.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a call into instructions found at run time")]
             SimdLevel::Avx512 => unsafe { avx512::apply(self, terms) },
-            // SAFETY: `SimdLevel::Avx2` is at most what this machine has: asserted where it comes in.
+            // SAFETY: `SimdLevel::Avx2` is at most what this machine has: asserted where it comes
+            // in.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a call into instructions found at run time")]
             SimdLevel::Avx2 => unsafe { avx2::apply(self, terms) },
@@ -172,7 +198,9 @@ impl<'a> Terms<'a> {
         let mut terms = Self { factors: Vec::new(), dense: Vec::new(), sparse: Vec::new() };
         for segment in segments {
             match &segment.delta.kind {
-                DeltaKind::LowRank(chunks) => terms.factors.extend(chunks.iter().map(|f| (f, segment.sign))),
+                DeltaKind::LowRank(chunks) => {
+                    terms.factors.extend(chunks.iter().map(|f| (f, segment.sign)))
+                }
                 DeltaKind::Dense(lanes) => terms.dense.push((lanes, segment.sign)),
                 DeltaKind::Sparse(sparse) => terms.sparse.push((sparse, segment.sign)),
             }
@@ -199,7 +227,8 @@ fn scatter(block: &mut RowBlock, sparse: &SparseRows, sign: Sign) {
     let rows = block.rows();
     let integers: &mut [i16] = bytemuck::cast_slice_mut(block.lanes);
     for i in 0..rows {
-        let range = sparse.row_start[first_row + i] as usize..sparse.row_start[first_row + i + 1] as usize;
+        let range =
+            sparse.row_start[first_row + i] as usize..sparse.row_start[first_row + i + 1] as usize;
         for (&j, &q) in sparse.cols[range.clone()].iter().zip(&sparse.values[range]) {
             let n = &mut integers[i * stride + j as usize];
             *n = match sign {

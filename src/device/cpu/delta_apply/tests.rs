@@ -10,17 +10,22 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::WeightName;
 use crate::adapter::FloatDelta;
-use crate::lattice::{CompiledDelta, DEFAULT_HEADROOM, Grid, compile, quantise, reach, reference, row_squares};
+use crate::lattice::{
+    CompiledDelta, DEFAULT_HEADROOM, Grid, compile, quantise, reach, reference, row_squares,
+};
 
 /// One for each instruction set, the widest last.
-static CPUS: LazyLock<Vec<Cpu>> =
-    LazyLock::new(|| SimdLevel::available().map(|simd| Cpu::with_simd(Some(2), simd).unwrap()).collect());
+static CPUS: LazyLock<Vec<Cpu>> = LazyLock::new(|| {
+    SimdLevel::available().map(|simd| Cpu::with_simd(Some(2), simd).unwrap()).collect()
+});
 
 fn made_base(rng: &mut StdRng, rows: usize, cols: usize, headroom: f32) -> (LatticeMatrix, Grid) {
     // A row of zeros now and then, and rows of very different size.
-    let sizes: Vec<f32> =
-        (0..rows).map(|_| if rng.random_bool(0.1) { 0.0 } else { rng.random_range(0.01..1.0) }).collect();
-    let values: Vec<f32> = (0..rows * cols).map(|k| sizes[k / cols] * rng.random_range(-1.0..1.0)).collect();
+    let sizes: Vec<f32> = (0..rows)
+        .map(|_| if rng.random_bool(0.1) { 0.0 } else { rng.random_range(0.01..1.0) })
+        .collect();
+    let values: Vec<f32> =
+        (0..rows * cols).map(|k| sizes[k / cols] * rng.random_range(-1.0..1.0)).collect();
     quantise(&WeightName::new("w"), rows, cols, headroom, |range, out| {
         out.copy_from_slice(&values[range.start * cols..range.end * cols]);
         Ok(())
@@ -28,8 +33,17 @@ fn made_base(rng: &mut StdRng, rows: usize, cols: usize, headroom: f32) -> (Latt
     .expect("finite")
 }
 
-fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, kind: u8, size: f32) -> FloatDelta {
-    let mut random = |n: usize, size: f32| -> Vec<f32> { (0..n).map(|_| size * rng.random_range(-1.0..1.0)).collect() };
+fn made_delta(
+    rng: &mut StdRng,
+    rows: usize,
+    cols: usize,
+    rank: usize,
+    kind: u8,
+    size: f32,
+) -> FloatDelta {
+    let mut random = |n: usize, size: f32| -> Vec<f32> {
+        (0..n).map(|_| size * rng.random_range(-1.0..1.0)).collect()
+    };
     match kind {
         0 => {
             let mut lora_a = random(rank * cols, 1.0);
@@ -46,7 +60,9 @@ fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, kind: u8,
         _ => {
             let values = random(rows * cols, size);
             let entries = values.iter().enumerate().filter(|(k, _)| k % 5 == 0);
-            FloatDelta::Sparse { entries: entries.map(|(k, &v)| ((k / cols) as u32, (k % cols) as u32, v)).collect() }
+            FloatDelta::Sparse {
+                entries: entries.map(|(k, &v)| ((k / cols) as u32, (k % cols) as u32, v)).collect(),
+            }
         }
     }
 }
@@ -154,7 +170,8 @@ proptest! {
     }
 }
 
-/// Five rank-1 deltas, each within its own bound, whose sum is 16 less than 2^32: as an i32 it would look like −16.
+/// Five rank-1 deltas, each within its own bound, whose sum is 16 less than 2^32: as an i32 it
+/// would look like −16.
 #[test]
 fn sums_beyond_an_i32_are_not_taken_for_small_ones() {
     let mut a = vec![Lane::zeroed(); 2];
@@ -182,7 +199,10 @@ fn many_matrices_in_one_pass_keep_to_themselves_large_or_small() {
             })
             .collect();
         let mut found: Vec<_> = bases.iter().map(|(matrix, _)| matrix.clone()).collect();
-        let work = found.iter_mut().zip(&deltas).map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
+        let work = found
+            .iter_mut()
+            .zip(&deltas)
+            .map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
         delta_apply(CPUS.last().unwrap(), work.collect());
         for ((found, (base, _)), delta) in found.iter().zip(&bases).zip(&deltas) {
             let mut expected = base.clone();

@@ -1,6 +1,7 @@
 //! The vector operations in AVX-512.
 //!
-//! **Invariant:** a value of [`Avx512`] proves that the machine has every feature named in [`Avx512::detect`].
+//! **Invariant:** a value of [`Avx512`] proves that the machine has every feature named in
+//! [`Avx512::detect`].
 
 #![allow(unsafe_code, reason = "vector intrinsics")]
 
@@ -56,7 +57,9 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load_i16(self, chunk: &[i16; CHUNK], _part: usize) -> __m512 {
         // SAFETY: `self` proves the features; the chunk is 16 values, 32 bytes.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(chunk.as_ptr().cast()))) }
+        unsafe {
+            _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(chunk.as_ptr().cast())))
+        }
     }
 
     #[inline(always)]
@@ -81,13 +84,26 @@ impl Simd for Avx512 {
     fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
         // SAFETY: `self` proves the features; the array is four values.
         unsafe {
-            // Quarters of two vectors are folded at once, until each quarter holds one vector's sums.
-            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
-            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
-            let all = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
+            // Quarters of two vectors are folded at once, until each quarter holds one vector's
+            // sums.
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(a, b),
+                _mm512_shuffle_f32x4::<0xEE>(a, b),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(c, d),
+                _mm512_shuffle_f32x4::<0xEE>(c, d),
+            );
+            let all = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(ab, cd),
+                _mm512_shuffle_f32x4::<0xDD>(ab, cd),
+            );
             let all = _mm512_add_ps(all, _mm512_permute_ps::<0b01_00_11_10>(all));
             let all = _mm512_add_ps(all, _mm512_permute_ps::<0b10_11_00_01>(all));
-            let picked = _mm512_permutexvar_ps(_mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0), all);
+            let picked = _mm512_permutexvar_ps(
+                _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0),
+                all,
+            );
             let mut sums = [0.0; 4];
             _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(picked));
             sums

@@ -53,7 +53,8 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn fma1(self, a: f32, b: f32, c: f32) -> f32 {
-        // Every aarch64 fuses; elsewhere a fused product without its instruction is a slow library call.
+        // Every aarch64 fuses; elsewhere a fused product without its instruction is a slow library
+        // call.
         if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
     }
 }

@@ -22,7 +22,10 @@ fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
 fn near(found: &[f32], expected: &[f32], limit: f32, what: impl std::fmt::Display) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!((found - expected).abs() <= limit * expected.abs().max(1.0), "{what} {i}: {found}, not {expected}");
+        assert!(
+            (found - expected).abs() <= limit * expected.abs().max(1.0),
+            "{what} {i}: {found}, not {expected}"
+        );
     }
 }
 
@@ -32,8 +35,15 @@ fn rows_are_normed_and_selected_as_on_the_cpu() {
     let mut rng = StdRng::seed_from_u64(1);
     for (rows, width) in [(1, 1), (3, 2), (7, 255), (2, 576), (5, 1000), (1, 4096), (40, 33)] {
         let (x, weight) = (random(&mut rng, rows * width), random(&mut rng, width));
-        let picked: Vec<usize> = (0..rows).filter(|row| row % 3 != 1).rev().chain(0..rows).collect();
-        fn run<D: Compute>(device: &D, x: &[f32], weight: &[f32], rows: usize, picked: &[usize]) -> Vec<f32> {
+        let picked: Vec<usize> =
+            (0..rows).filter(|row| row % 3 != 1).rev().chain(0..rows).collect();
+        fn run<D: Compute>(
+            device: &D,
+            x: &[f32],
+            weight: &[f32],
+            rows: usize,
+            picked: &[usize],
+        ) -> Vec<f32> {
             let (x, weight) = [x, weight].map(|v| device.upload_buffer(v.to_vec()).unwrap()).into();
             let width = device.len(&weight);
             let mut normed = device.alloc(rows * width + 5).unwrap();
@@ -42,7 +52,8 @@ fn rows_are_normed_and_selected_as_on_the_cpu() {
             device.select_rows(&normed, picked, width, &mut out);
             device.read(&out, 0..picked.len() * width).unwrap()
         }
-        let [found, expected] = [run(&gpu, &x, &weight, rows, &picked), run(&cpu, &x, &weight, rows, &picked)];
+        let [found, expected] =
+            [run(&gpu, &x, &weight, rows, &picked), run(&cpu, &x, &weight, rows, &picked)];
         near(&found, &expected, 2e-6, format_args!("{rows} × {width}"));
     }
 }
@@ -69,14 +80,23 @@ impl Tokens {
         parts[0].iter_mut().for_each(|x| *x *= 8.0);
         for angles in parts[3].chunks_exact_mut(head_dim) {
             let (cosines, sines) = angles.split_at_mut(head_dim / 2);
-            cosines.iter_mut().zip(sines).for_each(|(cosine, sine)| (*sine, *cosine) = (*cosine * 3.0).sin_cos());
+            cosines
+                .iter_mut()
+                .zip(sines)
+                .for_each(|(cosine, sine)| (*sine, *cosine) = (*cosine * 3.0).sin_cos());
         }
         Self { parts, widths }
     }
 }
 
 impl<'a, D: Compute> Layer<'a, D> {
-    fn new(device: &'a D, heads: Heads, window: Option<usize>, slots: usize, capacity: usize) -> Self {
+    fn new(
+        device: &'a D,
+        heads: Heads,
+        window: Option<usize>,
+        slots: usize,
+        capacity: usize,
+    ) -> Self {
         Self { device, heads, window, cache: device.alloc_kv(heads, slots, capacity).unwrap() }
     }
 
@@ -108,7 +128,12 @@ impl<'a, D: Compute> Layer<'a, D> {
             out: &mut out,
         };
         self.device.attention(attention, &places);
-        self.device.read(&out, 0..rows * width).unwrap().chunks_exact(width).map(<[f32]>::to_vec).collect()
+        self.device
+            .read(&out, 0..rows * width)
+            .unwrap()
+            .chunks_exact(width)
+            .map(<[f32]>::to_vec)
+            .collect()
     }
 }
 
@@ -123,11 +148,21 @@ fn attention_equals_the_cpu_for_ragged_batches() {
     // New tokens per slot, step by step: prefill and decode mixed, slots left out.
     let steps: [[usize; 4]; 6] =
         [[5, 0, 37, 0], [1, 0, 1, 70], [18, 3, 1, 1], [1, 1, 0, 1], [130, 0, 2, 1], [1, 200, 1, 1]];
-    let shapes = [(1, 1, 2), (6, 2, 6), (9, 3, 64), (14, 2, 20), (8, 8, 16), (11, 1, 80), (4, 2, 128), (2, 1, 256)];
+    let shapes = [
+        (1, 1, 2),
+        (6, 2, 6),
+        (9, 3, 64),
+        (14, 2, 20),
+        (8, 8, 16),
+        (11, 1, 80),
+        (4, 2, 128),
+        (2, 1, 256),
+    ];
     for (h, kv, dim) in shapes {
         let heads = heads(h, kv, dim);
         for window in [None, Some(1), Some(7), Some(133)] {
-            let tokens: Vec<Tokens> = (0..4).map(|_| Tokens::random(&mut rng, heads, 250)).collect();
+            let tokens: Vec<Tokens> =
+                (0..4).map(|_| Tokens::random(&mut rng, heads, 250)).collect();
             let mut there = Layer::new(&gpu, heads, window, 4, 250);
             let mut here = Layer::new(&cpu, heads, window, 4, 250);
             let mut fed = [0; 4];
@@ -137,8 +172,15 @@ fn attention_equals_the_cpu_for_ragged_batches() {
                     spans.push((slot, &tokens[slot], fed[slot]..fed[slot] + count));
                     fed[slot] += count;
                 }
-                for (row, (found, expected)) in there.feed(&spans).iter().zip(here.feed(&spans)).enumerate() {
-                    near(found, &expected, 2e-5, format_args!("{heads:?} {window:?} {step:?} row {row}"));
+                for (row, (found, expected)) in
+                    there.feed(&spans).iter().zip(here.feed(&spans)).enumerate()
+                {
+                    near(
+                        found,
+                        &expected,
+                        2e-5,
+                        format_args!("{heads:?} {window:?} {step:?} row {row}"),
+                    );
                 }
             }
         }
@@ -149,7 +191,9 @@ fn attention_equals_the_cpu_for_ragged_batches() {
 fn attention_of_a_token_does_not_depend_on_what_is_computed_beside_it() {
     let Some(gpu) = minimal() else { return };
     let mut rng = StdRng::seed_from_u64(4);
-    for (heads, window) in [(heads(9, 3, 20), None), (heads(9, 3, 20), Some(150)), (heads(8, 8, 6), None)] {
+    for (heads, window) in
+        [(heads(9, 3, 20), None), (heads(9, 3, 20), Some(150)), (heads(8, 8, 6), None)]
+    {
         let [tokens, others] = [400, 400].map(|count| Tokens::random(&mut rng, heads, count));
         // One prefill: so many queries that each workgroup goes over all its positions.
         let whole = Layer::new(&gpu, heads, window, 1, 400).feed(&[(0, &tokens, 0..400)]);
@@ -161,7 +205,11 @@ fn attention_of_a_token_does_not_depend_on_what_is_computed_beside_it() {
             let beside = 330 + at.start % 5;
             layer.feed(&[(2, &others, beside..beside + 1)]);
             let count = at.len();
-            parts.extend(layer.feed(&[(1, &tokens, at), (2, &others, beside + 1..beside + 3)]).drain(..count));
+            parts.extend(
+                layer
+                    .feed(&[(1, &tokens, at), (2, &others, beside + 1..beside + 3)])
+                    .drain(..count),
+            );
         }
         for at in 390..400 {
             parts.extend(layer.feed(&[(1, &tokens, at..at + 1)]));
@@ -187,7 +235,8 @@ fn upload(gpu: &Gpu, rows: &[&[f32]]) -> GpuBuffer {
     gpu.upload_buffer(rows.concat()).unwrap()
 }
 
-const GREEDY: Choice = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.5 };
+const GREEDY: Choice =
+    Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.5 };
 
 #[test]
 fn likeliest_token_is_the_cpus_with_ties_and_both_zeros() {
@@ -197,7 +246,9 @@ fn likeliest_token_is_the_cpus_with_ties_and_both_zeros() {
     // Many equals; all below zero; zeros of both signs on top; the largest last and first.
     rows[1].iter_mut().for_each(|x| *x = (*x * 4.0).round());
     rows[2].iter_mut().for_each(|x| *x -= 2.0);
-    rows[3].iter_mut().for_each(|x| *x = if *x > 0.0 { [0.0, -0.0][usize::from(*x < 0.9)] } else { *x });
+    rows[3]
+        .iter_mut()
+        .for_each(|x| *x = if *x > 0.0 { [0.0, -0.0][usize::from(*x < 0.9)] } else { *x });
     rows[4][9999] = 3.0;
     rows[5][0] = f32::MAX;
     rows[6].iter_mut().for_each(|x| *x = f32::MIN);
@@ -214,10 +265,14 @@ fn non_finite_logits_are_refused_with_their_place() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut logits = vec![0.5; 1000];
         [999, 700, 301].into_iter().for_each(|at| logits[at] = bad);
-        for choice in [GREEDY, Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 }]
-        {
+        for choice in [
+            GREEDY,
+            Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 },
+        ] {
             let result = gpu.choose(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
-            let Err(Error::NonFiniteLogits { index: 301, value }) = result else { panic!("{bad}: {result:?}") };
+            let Err(Error::NonFiniteLogits { index: 301, value }) = result else {
+                panic!("{bad}: {result:?}")
+            };
             assert_eq!(value.to_bits(), bad.to_bits());
         }
     }
@@ -229,7 +284,8 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
     let mut rng = StdRng::seed_from_u64(6);
     let (mut compared, mut all) = (0, 0);
     for round in 0..60 {
-        let vocab_size = if round % 4 == 0 { rng.random_range(1..40) } else { rng.random_range(40..6000) };
+        let vocab_size =
+            if round % 4 == 0 { rng.random_range(1..40) } else { rng.random_range(40..6000) };
         let rows: Vec<Vec<f32>> = (0..8)
             .map(|row| {
                 let coarse = row % 2 == 0;
@@ -242,7 +298,8 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
                 temperature: [0.3, 1.0, 2.5, 1e-30][(row + round) % 4],
                 top_k: [None, Some(1), Some(5), Some(50), Some(10_000)][rng.random_range(0..5)],
                 top_p: [None, Some(0.05), Some(0.5), Some(0.9), Some(1.0)][rng.random_range(0..5)],
-                min_p: [None, None, Some(0.0), Some(0.05), Some(0.4), Some(1.0)][rng.random_range(0..6)],
+                min_p: [None, None, Some(0.0), Some(0.05), Some(0.4), Some(1.0)]
+                    [rng.random_range(0..6)],
                 random: rng.random(),
             })
             .collect();
@@ -255,7 +312,8 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
                 min_p: choice.min_p.map(|p| (p * (1.0 + side as f32 * 1e-5)).min(1.0)),
                 ..*choice
             });
-            let expected = around.map(|choice| cpu.choose(&(&logits[..]).into(), vocab_size, &[choice]).unwrap()[0]);
+            let expected = around
+                .map(|choice| cpu.choose(&(&logits[..]).into(), vocab_size, &[choice]).unwrap()[0]);
             all += 1;
             if expected == [expected[0]; 3] {
                 compared += 1;
@@ -282,13 +340,20 @@ fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
         (1.0, Some(3), Some(0.5), None, [0.0, 1.0, 0.0, 0.0]),
         (1.0, None, Some(0.8), None, [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
         (1.0, Some(1), None, None, [0.0, 1.0, 0.0, 0.0]),
-        // A half and a quarter of the likeliest; the quarter is a sixteenth at half the temperature.
+        // A half and a quarter of the likeliest; the quarter is a sixteenth at half the
+        // temperature.
         (1.0, None, None, Some(0.45), [1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0]),
         (0.5, None, None, Some(0.2), [0.2, 0.8, 0.0, 0.0]),
         (1.0, None, None, Some(1.0), [0.0, 1.0, 0.0, 0.0]),
         (1.0, Some(3), Some(0.9), Some(0.2), [2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0, 0.0]),
     ] {
-        let choice = |i: usize| Choice { temperature, top_k, top_p, min_p, random: (i as f64 + 0.5) / draws as f64 };
+        let choice = |i: usize| Choice {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            random: (i as f64 + 0.5) / draws as f64,
+        };
         let choices: Vec<Choice> = (0..draws).map(choice).collect();
         let mut counts = [0; 4];
         for token in gpu.choose(&there, 4, &choices).unwrap() {
@@ -312,7 +377,10 @@ fn two_threads_on_one_gpu_do_not_disturb_each_other() {
         let mut rng = StdRng::seed_from_u64(seed);
         let tokens = Tokens::random(&mut rng, heads, 180);
         let mut layer = Layer::new(&gpu, heads, None, 1, 180);
-        (0..180).step_by(6).flat_map(|at| gpu.submit(|| layer.feed(&[(0, &tokens, at..at + 6)]))).collect::<Vec<_>>()
+        (0..180)
+            .step_by(6)
+            .flat_map(|at| gpu.submit(|| layer.feed(&[(0, &tokens, at..at + 6)])))
+            .collect::<Vec<_>>()
     };
     let alone = [1, 2].map(run);
     std::thread::scope(|scope| {

@@ -15,7 +15,12 @@ fn tokens(count: usize, seed: usize) -> Vec<u32> {
 }
 
 /// Logits of every token of two ragged sequences, by prefill and then token by token.
-fn logits<D: Compute>(device: &D, model: &TinyModel, inputs: [&[u32]; 2], ahead: [usize; 2]) -> [Vec<Vec<f32>>; 2] {
+fn logits<D: Compute>(
+    device: &D,
+    model: &TinyModel,
+    inputs: [&[u32]; 2],
+    ahead: [usize; 2],
+) -> [Vec<Vec<f32>>; 2] {
     let weights = model.weights(device);
     let llama = Llama::bind(device, &model.config, &weights).unwrap();
     let mut cache = KvCache::new(device, &model.config, 3, 200, [7; 32]).unwrap();
@@ -24,7 +29,11 @@ fn logits<D: Compute>(device: &D, model: &TinyModel, inputs: [&[u32]; 2], ahead:
     let mut next = ahead;
     while fed != next {
         let picked: Vec<usize> = [0, 1].into_iter().filter(|&i| next[i] > fed[i]).collect();
-        let sequence = |&i: &usize| Sequence { slot: 2 * i, tokens: &inputs[i][fed[i]..next[i]], want: Want::All };
+        let sequence = |&i: &usize| Sequence {
+            slot: 2 * i,
+            tokens: &inputs[i][fed[i]..next[i]],
+            want: Want::All,
+        };
         let sequences: Vec<Sequence<'_>> = picked.iter().map(sequence).collect();
         let batch = Batch { sequences: &sequences, owner: [7; 32] };
         let logits = llama.forward(device, &weights, &mut cache, &batch).unwrap();
@@ -45,13 +54,22 @@ fn logits_equal_the_textbook_and_the_cpu_for_every_family() {
         ("llama", base.clone(), &[]),
         ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
         ("mistral", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
-        ("qwen2", ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() }, &qwen),
-        ("all biases", ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base }, &["proj"]),
+        (
+            "qwen2",
+            ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() },
+            &qwen,
+        ),
+        (
+            "all biases",
+            ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base },
+            &["proj"],
+        ),
     ];
     // A device of the smallest limits whose matrices must be split, and one as it is.
-    for options in
-        [GpuOptions { minimal: true, max_binding_bytes: Some(1024), ..GpuOptions::default() }, GpuOptions::default()]
-    {
+    for options in [
+        GpuOptions { minimal: true, max_binding_bytes: Some(1024), ..GpuOptions::default() },
+        GpuOptions::default(),
+    ] {
         let (Some(gpu), cpu) = (gpu(&options), Cpu::new(Some(1)).unwrap()) else { return };
         for (name, config, biased) in &cases {
             let model = TinyModel::random(config.clone(), biased, 3);
@@ -65,9 +83,13 @@ fn logits_equal_the_textbook_and_the_cpu_for_every_family() {
                 assert_eq!([found[i].len(), on_cpu[i].len()], [input.len(); 2]);
                 for (position, expected) in expected.iter().enumerate() {
                     for (token, expected) in expected.iter().enumerate() {
-                        let [found, on_cpu] = [&found, &on_cpu].map(|logits| f64::from(logits[i][position][token]));
+                        let [found, on_cpu] =
+                            [&found, &on_cpu].map(|logits| f64::from(logits[i][position][token]));
                         let error = (found - expected).abs().max((found - on_cpu).abs()) / size;
-                        assert!(error < 2e-5, "{name} {i} position {position}: {found}, not {expected} or {on_cpu}");
+                        assert!(
+                            error < 2e-5,
+                            "{name} {i} position {position}: {found}, not {expected} or {on_cpu}"
+                        );
                     }
                 }
             }
@@ -90,10 +112,15 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
         assert_eq!(llama.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(), 0);
         let mut fed = [5, 0];
         for turn in 0..20 {
-            let sequence = |slot: usize| Sequence { slot, tokens: &texts[slot][fed[slot]..], want: Want::Last };
+            let sequence = |slot: usize| Sequence {
+                slot,
+                tokens: &texts[slot][fed[slot]..],
+                want: Want::Last,
+            };
             let sequences = [sequence(0), sequence(1)];
             let batch = Batch { sequences: &sequences, owner: [7; 32] };
-            let greedy = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
+            let greedy =
+                Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
             let sampled = Choice {
                 temperature: 1.0,
                 top_k: Some(20),
@@ -101,7 +128,9 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
                 min_p: None,
                 random: f64::from(turn) / 20.3,
             };
-            let next = llama.next_tokens(device, &weights, &mut cache, &batch, &[greedy, sampled]).unwrap();
+            let next = llama
+                .next_tokens(device, &weights, &mut cache, &batch, &[greedy, sampled])
+                .unwrap();
             for (slot, token) in next.into_iter().enumerate() {
                 fed[slot] = texts[slot].len();
                 texts[slot].push(token);

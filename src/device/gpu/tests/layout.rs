@@ -1,5 +1,5 @@
-//! A shader that no driver has seen yet must not fail first at a user's: every one is parsed and checked here, and Rust's
-//! structures are compared with WGSL's, without a GPU.
+//! A shader that no driver has seen yet must not fail first at a user's: every one is parsed and
+//! checked here, and Rust's structures are compared with WGSL's, without a GPU.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,8 @@ fn every_shader_is_valid_without_any_optional_capability() {
         match naga::front::wgsl::parse_str(source) {
             Err(error) => writeln!(problems, "{name}: {}", error.emit_to_string(source)).unwrap(),
             Ok(module) => {
-                let checked = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+                let checked =
+                    Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
                 if let Err(error) = checked {
                     writeln!(problems, "{name}: {}", error.emit_to_string(source)).unwrap();
                 }
@@ -77,7 +78,10 @@ fn parameters_lie_the_same_in_rust_and_in_wgsl() {
     let expected: BTreeMap<_, _> = LAYOUTS
         .iter()
         .map(|(name, size, members)| {
-            let members = members.iter().map(|(name, kind, at)| (name.to_string(), kind.to_string(), *at)).collect();
+            let members = members
+                .iter()
+                .map(|(name, kind, at)| (name.to_string(), kind.to_string(), *at))
+                .collect();
             (name.to_string(), (*size, members))
         })
         .collect();

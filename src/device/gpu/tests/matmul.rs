@@ -43,7 +43,12 @@ impl Case {
     fn random(rng: &mut StdRng, outputs: usize, inputs: usize, tokens: usize) -> Self {
         let bias = rng.random_bool(0.5).then(|| random(rng, outputs));
         let weight = random_matrix(rng, outputs, inputs);
-        Self { weight, bias, before: random(rng, tokens * outputs), accumulate: rng.random_bool(0.5) }
+        Self {
+            weight,
+            bias,
+            before: random(rng, tokens * outputs),
+            accumulate: rng.random_bool(0.5),
+        }
     }
 }
 
@@ -56,7 +61,9 @@ fn multiply<D: Compute, const N: usize>(
 ) -> Vec<Vec<f32>> {
     let x = device.upload_buffer(x.to_vec()).unwrap();
     let weights = cases.each_ref().map(|case| device.upload_matrix(case.weight.clone()).unwrap());
-    let biases = cases.each_ref().map(|case| case.bias.clone().map(|bias| device.upload_buffer(bias).unwrap()));
+    let biases = cases
+        .each_ref()
+        .map(|case| case.bias.clone().map(|bias| device.upload_buffer(bias).unwrap()));
     let mut outs = cases.each_ref().map(|case| device.upload_buffer(case.before.clone()).unwrap());
     let mut out = outs.iter_mut();
     run(
@@ -73,17 +80,30 @@ fn multiply<D: Compute, const N: usize>(
     outs.iter().zip(cases).map(read).collect()
 }
 
-/// Compares with the CPU. Each rounding errs by a part of the sum of the terms' sizes, and some `inputs` of them wander like
-/// a random walk: √inputs, but at least 8, units in the last place of that sum.
-fn check<const N: usize>(gpu: &Gpu, rng: &mut StdRng, outputs: [usize; N], inputs: usize, tokens: usize, by: Kernels) {
+/// Compares with the CPU. Each rounding errs by a part of the sum of the terms' sizes, and some
+/// `inputs` of them wander like a random walk: √inputs, but at least 8, units in the last place of
+/// that sum.
+fn check<const N: usize>(
+    gpu: &Gpu,
+    rng: &mut StdRng,
+    outputs: [usize; N],
+    inputs: usize,
+    tokens: usize,
+    by: Kernels,
+) {
     let x = random(rng, tokens * inputs);
     let cases = outputs.map(|outputs| Case::random(rng, outputs, inputs, tokens));
-    let expected =
-        multiply(&Cpu::new(Some(2)).unwrap(), &x, &cases, |cpu, x, products| cpu.matmul(x, tokens, products));
+    let expected = multiply(&Cpu::new(Some(2)).unwrap(), &x, &cases, |cpu, x, products| {
+        cpu.matmul(x, tokens, products)
+    });
     let found = multiply(gpu, &x, &cases, |gpu, x, products| match by {
         Kernels::Chosen => gpu.matmul(x, tokens, products),
-        Kernels::PlainMatvec => products.into_iter().for_each(|product| naive::matvec(gpu, x, tokens, product)),
-        Kernels::PlainMatmul => products.into_iter().for_each(|product| naive::matmul(gpu, x, tokens, product)),
+        Kernels::PlainMatvec => {
+            products.into_iter().for_each(|product| naive::matvec(gpu, x, tokens, product))
+        }
+        Kernels::PlainMatmul => {
+            products.into_iter().for_each(|product| naive::matmul(gpu, x, tokens, product))
+        }
     });
     for (case, (found, expected)) in cases.iter().zip(found.iter().zip(&expected)) {
         let width = case.weight.rows();
@@ -91,7 +111,8 @@ fn check<const N: usize>(gpu: &Gpu, rng: &mut StdRng, outputs: [usize; N], input
             let (t, i) = (at / width, at % width);
             let step = f64::from(case.weight.steps()[i]);
             let terms = case.weight.row(i).iter().zip(&x[t * inputs..]);
-            let size: f64 = terms.map(|(&n, &x)| (f64::from(n) * f64::from(x) * step).abs()).sum::<f64>() + 2.0;
+            let size: f64 =
+                terms.map(|(&n, &x)| (f64::from(n) * f64::from(x) * step).abs()).sum::<f64>() + 2.0;
             let bound = (inputs as f64).sqrt().max(8.0) * f64::from(f32::EPSILON) * size;
             assert!(
                 (f64::from(*found) - f64::from(*expected)).abs() <= bound,
@@ -174,10 +195,13 @@ fn a_token_does_not_depend_on_the_others_that_its_kernel_multiplies() {
             (case.bias, case.accumulate) = (None, false);
             let cases = [case];
             let own = random(&mut rng, inputs);
-            // Of the kernel for `tokens` rows, with this token alone and at every place among others.
+            // Of the kernel for `tokens` rows, with this token alone and at every place among
+            // others.
             let tiling = Tiling::of(tokens, inputs);
             let run = |x: &[f32], rows| {
-                multiply(&gpu, x, &cases, |gpu, x, products| matmul(gpu, &tiling, x, rows, &products))
+                multiply(&gpu, x, &cases, |gpu, x, products| {
+                    matmul(gpu, &tiling, x, rows, &products)
+                })
             };
             let alone = run(&own, 1)[0][..outputs].to_vec();
             for place in [0, tokens / 2, tokens - 1] {

@@ -1,5 +1,6 @@
-//! A weight that is off by one on the GPU stays off by one for ever: switches only add and subtract. So every mix of
-//! deltas on random shapes is compared with the obvious loops, bit for bit, and the device's own hash with the CPU's.
+//! A weight that is off by one on the GPU stays off by one for ever: switches only add and
+//! subtract. So every mix of deltas on random shapes is compared with the obvious loops, bit for
+//! bit, and the device's own hash with the CPU's.
 
 use std::sync::{Arc, LazyLock};
 
@@ -12,8 +13,8 @@ use crate::device::Device;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::{Gpu, GpuMatrix, GpuOptions};
 use crate::lattice::{
-    CHUNK_RANK, CompiledDelta, DeltaKind, Factors, LANES, Lane, LatticeMatrix, MatrixId, NodeDeltas, Segment, Sign,
-    SparseRows, reference,
+    CHUNK_RANK, CompiledDelta, DeltaKind, Factors, LANES, Lane, LatticeMatrix, MatrixId,
+    NodeDeltas, Segment, Sign, SparseRows, reference,
 };
 use crate::testing::gpu;
 use crate::{Error, Result};
@@ -22,8 +23,9 @@ use crate::{Error, Result};
 static GPU: LazyLock<Option<Gpu>> = LazyLock::new(|| gpu(&GpuOptions::default()));
 
 /// As small as a GPU may be, and matrices in parts: 118 rows of 200 columns, 832 rows of 3.
-static SMALL: LazyLock<Option<Gpu>> =
-    LazyLock::new(|| gpu(&GpuOptions { minimal: true, max_binding_bytes: Some(52 << 10), ..GpuOptions::default() }));
+static SMALL: LazyLock<Option<Gpu>> = LazyLock::new(|| {
+    gpu(&GpuOptions { minimal: true, max_binding_bytes: Some(52 << 10), ..GpuOptions::default() })
+});
 
 static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(Some(2)).unwrap());
 
@@ -40,7 +42,8 @@ fn made_matrix(rng: &mut StdRng, rows: usize, cols: usize) -> LatticeMatrix {
     matrix
 }
 
-/// Factors with rows of very different shift, up to the ends of i16, whose `Q` stays within `largest`.
+/// Factors with rows of very different shift, up to the ends of i16, whose `Q` stays within
+/// `largest`.
 fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest: i32) -> Factors {
     let pairs = rank.div_ceil(2);
     let used = |r: usize| r < rank;
@@ -49,19 +52,27 @@ fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest
         pairs,
         a: vec![Lane([0; LANES]); cols.div_ceil(LANES) * pairs * 2],
         b: vec![0; rows * pairs * 2],
-        shift: (0..rows).map(|_| if rng.random_bool(0.5) { 16 } else { rng.random_range(0..=16) }).collect(),
+        shift: (0..rows)
+            .map(|_| if rng.random_bool(0.5) { 16 } else { rng.random_range(0..=16) })
+            .collect(),
     };
     for j in 0..cols {
         for r in (0..pairs * 2).filter(|&r| used(r)) {
             let lane = (j / LANES * pairs + r / 2) * 2 + j % 2;
-            factors.a[lane].0[(j % LANES) / 2 * 2 + r % 2] = rng.random_range(-a_largest..=a_largest) as i16;
+            factors.a[lane].0[(j % LANES) / 2 * 2 + r % 2] =
+                rng.random_range(-a_largest..=a_largest) as i16;
         }
     }
     for (row, &shift) in factors.b.chunks_exact_mut(pairs * 2).zip(&factors.shift) {
-        let room = (i64::from(largest - 1) << shift).min(1 << 30) / (pairs as i64 * 2 * i64::from(a_largest));
+        let room = (i64::from(largest - 1) << shift).min(1 << 30)
+            / (pairs as i64 * 2 * i64::from(a_largest));
         let b_largest = room.min(32767) as i16;
         for (r, b) in row.iter_mut().enumerate().filter(|(r, _)| used(*r)) {
-            *b = if (r + rows).is_multiple_of(5) { b_largest } else { rng.random_range(-b_largest..=b_largest) };
+            *b = if (r + rows).is_multiple_of(5) {
+                b_largest
+            } else {
+                rng.random_range(-b_largest..=b_largest)
+            };
         }
     }
     factors
@@ -76,13 +87,21 @@ enum Made {
     Sparse,
 }
 
-fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, made: &Made, largest: i32) -> Option<CompiledDelta> {
+fn made_delta(
+    rng: &mut StdRng,
+    rows: usize,
+    cols: usize,
+    made: &Made,
+    largest: i32,
+) -> Option<CompiledDelta> {
     let kind = match *made {
         Made::Untouched => return None,
         Made::LowRank(rank) => {
             let largest = largest / rank.div_ceil(CHUNK_RANK) as i32;
             let ranks = (0..rank).step_by(CHUNK_RANK).map(|first| CHUNK_RANK.min(rank - first));
-            DeltaKind::LowRank(ranks.map(|rank| made_factors(rng, rows, cols, rank, largest)).collect())
+            DeltaKind::LowRank(
+                ranks.map(|rank| made_factors(rng, rows, cols, rank, largest)).collect(),
+            )
         }
         Made::Dense => {
             let mut matrix = LatticeMatrix::zeros(rows, cols);
@@ -93,7 +112,8 @@ fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, made: &Made, largest: 
             DeltaKind::Dense(matrix.into_lanes())
         }
         Made::Sparse => {
-            let mut sparse = SparseRows { row_start: vec![0], cols: Vec::new(), values: Vec::new() };
+            let mut sparse =
+                SparseRows { row_start: vec![0], cols: Vec::new(), values: Vec::new() };
             for _ in 0..rows {
                 for j in (0..cols).filter(|_| rng.random_bool(0.3)).collect::<Vec<_>>() {
                     sparse.cols.push(j as u32);
@@ -107,7 +127,8 @@ fn made_delta(rng: &mut StdRng, rows: usize, cols: usize, made: &Made, largest: 
     Some(CompiledDelta { rows, cols, row_max: vec![largest as u32; rows], kind })
 }
 
-/// A term: what its node does to each matrix, whether it is added, whether it is on the device before the switch.
+/// A term: what its node does to each matrix, whether it is added, whether it is on the device
+/// before the switch.
 type Term = (Vec<Made>, bool, bool);
 
 fn made(ranks: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = Made> {
@@ -119,8 +140,13 @@ fn made(ranks: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = 
     ]
 }
 
-fn terms(ranks: impl Strategy<Value = usize> + Clone + 'static) -> impl Strategy<Value = Vec<Term>> {
-    prop::collection::vec((prop::collection::vec(made(ranks), 3), any::<bool>(), any::<bool>()), 0..=10)
+fn terms(
+    ranks: impl Strategy<Value = usize> + Clone + 'static,
+) -> impl Strategy<Value = Vec<Term>> {
+    prop::collection::vec(
+        (prop::collection::vec(made(ranks), 3), any::<bool>(), any::<bool>()),
+        0..=10,
+    )
 }
 
 fn sign(add: bool) -> Sign {
@@ -132,39 +158,52 @@ fn same(gpu: &Gpu, there: &[GpuMatrix], expected: &[LatticeMatrix], what: &str) 
         prop_assert_eq!(&gpu.read_matrix(there).unwrap(), expected, "{}", what);
     }
     let found = gpu.fingerprint(&there.iter().collect::<Vec<_>>()).unwrap();
-    prop_assert_eq!(found, CPU.fingerprint(&expected.iter().collect::<Vec<_>>()).unwrap(), "hash, {}", what);
+    prop_assert_eq!(
+        found,
+        CPU.fingerprint(&expected.iter().collect::<Vec<_>>()).unwrap(),
+        "hash, {}",
+        what
+    );
     Ok(())
 }
 
 /// Switches there and back by every way, and compares with the obvious loops.
 fn check(gpu: &Gpu, shapes: &[(usize, usize)], terms: &[Term], seed: u64) -> TestCaseResult {
     let mut rng = StdRng::seed_from_u64(seed);
-    let base: Vec<_> = shapes.iter().map(|&(rows, cols)| made_matrix(&mut rng, rows, cols)).collect();
+    let base: Vec<_> =
+        shapes.iter().map(|&(rows, cols)| made_matrix(&mut rng, rows, cols)).collect();
     let largest = (i32::from(i16::MAX) - i32::from(BASE)) / terms.len().max(1) as i32;
     let nodes: Vec<_> = terms
         .iter()
         .map(|(made, ..)| {
-            let deltas = made.iter().zip(shapes).enumerate().filter_map(|(id, (made, &(rows, cols)))| {
-                Some((MatrixId(id), made_delta(&mut rng, rows, cols, made, largest)?))
-            });
+            let deltas =
+                made.iter().zip(shapes).enumerate().filter_map(|(id, (made, &(rows, cols)))| {
+                    Some((MatrixId(id), made_delta(&mut rng, rows, cols, made, largest)?))
+                });
             Arc::new(NodeDeltas::new(deltas))
         })
         .collect();
     let mut expected = base.clone();
     for (id, matrix) in expected.iter_mut().enumerate() {
-        let of_term =
-            |(node, (_, add, _)): (&'_ Arc<NodeDeltas>, &Term)| Some((node.delta(MatrixId(id))?.clone(), *add));
+        let of_term = |(node, (_, add, _)): (&'_ Arc<NodeDeltas>, &Term)| {
+            Some((node.delta(MatrixId(id))?.clone(), *add))
+        };
         let deltas: Vec<_> = nodes.iter().zip(terms).filter_map(of_term).collect();
-        let segments: Vec<_> = deltas.iter().map(|(delta, add)| Segment { delta, sign: sign(*add) }).collect();
+        let segments: Vec<_> =
+            deltas.iter().map(|(delta, add)| Segment { delta, sign: sign(*add) }).collect();
         reference::apply(matrix, &segments);
     }
 
-    let mut there: Vec<_> = base.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).unwrap()).collect();
+    let mut there: Vec<_> =
+        base.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).unwrap()).collect();
     let deltas: Vec<_> = nodes.iter().map(|node| gpu.upload_deltas(node).unwrap()).collect();
-    let early = deltas.iter().zip(terms).filter_map(|(deltas, (.., early))| early.then_some(deltas));
+    let early =
+        deltas.iter().zip(terms).filter_map(|(deltas, (.., early))| early.then_some(deltas));
     gpu.finish_uploads(&early.collect::<Vec<_>>()).unwrap();
-    let forth: Vec<_> = deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(*add))).collect();
-    let back: Vec<_> = deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(!add))).rev().collect();
+    let forth: Vec<_> =
+        deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(*add))).collect();
+    let back: Vec<_> =
+        deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(!add))).rev().collect();
     gpu.prepare_and_apply(&mut there, &forth).unwrap();
     same(gpu, &there, &expected, "forth")?;
     gpu.prepare_and_apply(&mut there, &back).unwrap();
@@ -242,7 +281,8 @@ fn sums_beyond_i16_wrap_on_the_way_and_come_back() {
     let deltas = [delta(), delta(), delta()].map(|delta| gpu.upload_deltas(&node(delta)).unwrap());
     let mut there = [gpu.upload_matrix(base.clone()).unwrap()];
     for round in [Sign::Add, Sign::Subtract] {
-        gpu.prepare_and_apply(&mut there, &deltas.each_ref().map(|deltas| (deltas, round))).unwrap();
+        gpu.prepare_and_apply(&mut there, &deltas.each_ref().map(|deltas| (deltas, round)))
+            .unwrap();
     }
     assert_eq!(gpu.read_matrix(&there[0]).unwrap(), base);
 }
@@ -263,7 +303,8 @@ fn staging_memory_goes_when_the_upload_is_done() {
 #[test]
 fn a_chunk_beyond_the_binding_limit_is_refused() {
     let Some(gpu) = &*SMALL else { return };
-    let delta = made_delta(&mut StdRng::seed_from_u64(5), 400, 200, &Made::LowRank(64), 1000).unwrap();
+    let delta =
+        made_delta(&mut StdRng::seed_from_u64(5), 400, 200, &Made::LowRank(64), 1000).unwrap();
     let refused: Result<_> = gpu.upload_deltas(&Arc::new(NodeDeltas::new([(MatrixId(0), delta)])));
     assert!(matches!(refused, Err(Error::DeviceLimit { limit: 53_248, .. })));
 }
@@ -271,15 +312,38 @@ fn a_chunk_beyond_the_binding_limit_is_refused() {
 #[test]
 fn hashes_are_the_cpus_at_every_edge_of_chunks_trees_and_parts() {
     let mut rng = StdRng::seed_from_u64(6);
-    let one_chunk = [(0, 0), (0, 5), (4, 0), (1, 1), (3, 5), (1, 8), (1, 502), (1, 503), (2, 250), (1, 24), (63, 1)];
-    let some = [(1, 504), (31, 33), (65, 1000), (64, 512), (129, 255), (513, 64), (1, 32_758), (1, 32_759)];
+    let one_chunk = [
+        (0, 0),
+        (0, 5),
+        (4, 0),
+        (1, 1),
+        (3, 5),
+        (1, 8),
+        (1, 502),
+        (1, 503),
+        (2, 250),
+        (1, 24),
+        (63, 1),
+    ];
+    let some = [
+        (1, 504),
+        (31, 33),
+        (65, 1000),
+        (64, 512),
+        (129, 255),
+        (513, 64),
+        (1, 32_758),
+        (1, 32_759),
+    ];
     let parts = [(400, 200), (355, 199), (3000, 3), (13_000, 1), (300, 192)];
     for (gpu, large) in [(&*GPU, Some((2100, 1024))), (&*SMALL, None)] {
         let Some(gpu) = gpu else { return };
         let shapes = one_chunk.into_iter().chain(some).chain(parts).chain(large);
         let of_small = |&(_, cols): &(usize, usize)| large.is_some() || cols * 2 <= 52 << 10;
-        let matrices: Vec<_> = shapes.filter(of_small).map(|(rows, cols)| made_matrix(&mut rng, rows, cols)).collect();
-        let there: Vec<_> = matrices.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).unwrap()).collect();
+        let matrices: Vec<_> =
+            shapes.filter(of_small).map(|(rows, cols)| made_matrix(&mut rng, rows, cols)).collect();
+        let there: Vec<_> =
+            matrices.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).unwrap()).collect();
         let found = gpu.fingerprint(&there.iter().collect::<Vec<_>>()).unwrap();
         let expected = CPU.fingerprint(&matrices.iter().collect::<Vec<_>>()).unwrap();
         for ((matrix, found), expected) in matrices.iter().zip(found).zip(expected) {

@@ -22,7 +22,7 @@ use pleach::device::cpu::Cpu;
 use pleach::device::gpu::{Gpu, GpuBuffer, GpuDeltas, GpuMatrix, GpuOptions, naive};
 use pleach::device::{Ceilings, Compute, Device, PassTimes, Product};
 use pleach::lattice::{
-    DEFAULT_HEADROOM, Grid, LatticeMatrix, MatrixId, NodeDeltas, Sign, compile, quantise,
+    DEFAULT_HEADROOM, Grid, LatticeMatrix, MatrixId, NodeDeltas, SignedDelta, compile, quantise,
 };
 use pleach::testing::measures;
 use rand::rngs::StdRng;
@@ -114,7 +114,7 @@ fn milliseconds(run: impl FnOnce() -> Option<f64>) -> f64 {
     run().unwrap_or_else(|| start.elapsed().as_secs_f64() * 1e3)
 }
 
-type Apply = fn(&Gpu, &mut [GpuMatrix], &[(&GpuDeltas, Sign)]) -> pleach::Result<PassTimes>;
+type Apply = fn(&Gpu, &mut [GpuMatrix], &[SignedDelta<&GpuDeltas>]) -> pleach::Result<PassTimes>;
 
 /// From leaf to leaf, all matrices.
 fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers) {
@@ -141,10 +141,10 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
         gpu.finish_uploads(&uploaded.iter().collect::<Vec<_>>()).expect("the GPU works");
         let mut hosts = deltas.iter().collect::<Vec<_>>();
         time(&mut group, &format!("cpu/r{rank}"), || {
-            let terms = [(hosts[0], Sign::Subtract), (hosts[1], Sign::Add)];
+            let deltas = [SignedDelta::subtracted(hosts[0]), SignedDelta::added(hosts[1])];
             hosts.swap(0, 1);
             milliseconds(|| {
-                cpu.prepare_and_apply(&mut layers.host, &terms).expect("the CPU works").pass_ms
+                cpu.prepare_and_apply(&mut layers.host, &deltas).expect("the CPU works").pass_ms
             })
         });
         let ways: [(&str, Apply); 2] =
@@ -154,9 +154,10 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
         for (name, apply) in ways.into_iter().take(1 + naive) {
             let mut uploaded = uploaded.iter().collect::<Vec<_>>();
             let mut switch = |there: &mut [GpuMatrix]| {
-                let terms = [(uploaded[0], Sign::Subtract), (uploaded[1], Sign::Add)];
+                let deltas =
+                    [SignedDelta::subtracted(uploaded[0]), SignedDelta::added(uploaded[1])];
                 uploaded.swap(0, 1);
-                milliseconds(|| apply(gpu, there, &terms).expect("the GPU works").pass_ms)
+                milliseconds(|| apply(gpu, there, &deltas).expect("the GPU works").pass_ms)
             };
             check_switch(gpu, cpu, layers, &deltas, &mut switch);
             time(&mut group, &format!("{name}/r{rank}"), || switch(&mut layers.there));
@@ -176,8 +177,8 @@ fn check_switch(
     layers.upload(gpu);
     for (left, entered) in [(a, b), (b, a)] {
         switch(&mut layers.there);
-        cpu.prepare_and_apply(&mut layers.host, &[(left, Sign::Subtract), (entered, Sign::Add)])
-            .expect("the CPU works");
+        let deltas = [SignedDelta::subtracted(left), SignedDelta::added(entered)];
+        cpu.prepare_and_apply(&mut layers.host, &deltas).expect("the CPU works");
         check_bits(gpu, cpu, layers);
     }
 }

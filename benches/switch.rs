@@ -12,7 +12,7 @@ use pleach::adapter::FloatDelta;
 use pleach::base::BaseModel;
 use pleach::device::cpu::{Cpu, ceiling, delta_apply};
 use pleach::lattice::{
-    CompiledDelta, DEFAULT_HEADROOM, Grid, Lane, LatticeMatrix, Segment, Sign, compile, quantise,
+    CompiledDelta, DEFAULT_HEADROOM, Grid, Lane, LatticeMatrix, SignedDelta, compile, quantise,
 };
 use pleach::testing::measures;
 use rand::rngs::StdRng;
@@ -58,10 +58,9 @@ fn adapter(layers: &[Layer], rank: usize, seed: u64) -> Vec<CompiledDelta> {
 
 /// From the node of `a` to that of `b`.
 fn switch(cpu: &Cpu, layers: &mut [Layer], a: &[CompiledDelta], b: &[CompiledDelta]) {
-    let segments = a.iter().zip(b).map(|(a, b)| {
-        vec![Segment { delta: a, sign: Sign::Subtract }, Segment { delta: b, sign: Sign::Add }]
-    });
-    let work = layers.iter_mut().map(|layer| &mut layer.matrix).zip(segments).collect();
+    let deltas =
+        a.iter().zip(b).map(|(a, b)| vec![SignedDelta::subtracted(a), SignedDelta::added(b)]);
+    let work = layers.iter_mut().map(|layer| &mut layer.matrix).zip(deltas).collect();
     delta_apply(cpu, work);
 }
 

@@ -1,16 +1,18 @@
-// What the device could do at best: memory passes and multiply-adds with nothing else in them. No
-// twin: the CPU's ceilings are in device/cpu/ceiling.rs. Every entry point writes what it made, or
+// What the device could do at best: memory passes and multiply-adds with nothing else in them.
+// Twin: device/cpu/ceiling.rs. Every entry point writes what it made, or
 // seems to, so that nothing is left out.
 
 @group(0) @binding(0) var<storage, read_write> words_of: array<vec4<u32>>;
 @group(1) @binding(0) var<uniform> params: CeilingParams;
 
+override THREADS: u32;
+
 fn index(id: vec3<u32>, groups: vec3<u32>) -> u32 {
-    return id.y * groups.x * 256u + id.x;
+    return id.y * groups.x * THREADS + id.x;
 }
 
 // Changes one bit of every word; a second run changes it back.
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn read_modify_write(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = index(id, groups);
     if i < params.count {
@@ -19,16 +21,16 @@ fn read_modify_write(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_
 }
 
 // Every invocation reads `per_invocation` vectors, a workgroup's side by side.
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn read(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
-    let first = (group.y * groups.x + group.x) * 256u * params.per_invocation + local;
+    let first = (group.y * groups.x + group.x) * THREADS * params.per_invocation + local;
     var sum = vec4<u32>();
     for (var k = 0u; k < params.per_invocation; k++) {
-        let i = first + k * 256u;
+        let i = first + k * THREADS;
         if i < params.count {
             sum += words_of[i];
         }
@@ -39,7 +41,7 @@ fn read(
 }
 
 // 16 products a step.
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn integers(@builtin(global_invocation_id) id: vec3<u32>) {
     let x = bitcast<i32>(id.x | 1u);
     var a = vec4<i32>(x, x + 1, x + 2, x + 3);
@@ -58,7 +60,7 @@ fn integers(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 // 16 products a step.
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn floats(@builtin(global_invocation_id) id: vec3<u32>) {
     let x = 1.0 / f32(id.x + 2u);
     var a = vec4<f32>(x, x + 1.0, x + 2.0, x + 3.0);

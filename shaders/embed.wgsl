@@ -1,7 +1,7 @@
 // out[t] = step · N[token], for the tokens whose rows lie in this part of the table. Twin:
-// device/cpu/elementwise.rs.
+// device/cpu/embed.rs.
 
-// Two i16 in each u32; a row takes a multiple of 32 columns.
+// Two i16 in each u32; a row takes `row_words`.
 @group(0) @binding(0) var<storage, read> table: array<u32>;
 // One for each row of the whole table.
 @group(0) @binding(1) var<storage, read> steps: array<f32>;
@@ -10,9 +10,11 @@
 @group(1) @binding(0) var<uniform> params: EmbedParams;
 @group(1) @binding(1) var<storage, read> words: array<u32>;
 
-@compute @workgroup_size(64)
+override THREADS: u32;
+
+@compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = id.y * groups.x * 64u + id.x;
+    let i = id.y * groups.x * THREADS + id.x;
     if i >= params.len {
         return;
     }
@@ -20,7 +22,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let row = token - params.first_row;
     if row < params.part_rows {
         let j = i % params.width;
-        let pair = table[row * ((params.width + 31u) / 32u * 16u) + j / 2u];
+        let pair = table[row * row_words(params.width) + j / 2u];
         out[i] = f32(column(pair, j)) * steps[token];
     }
 }

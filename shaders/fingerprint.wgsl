@@ -1,11 +1,12 @@
 // BLAKE3 of one matrix: rows and columns as u64, the integers row by row without padding (i16), the
-// steps (f32), all little-endian. Twin: device/cpu/fingerprint.rs. Source: the BLAKE3 paper,
-// section 2.
+// steps (f32), all little-endian. Twin: device/cpu/fingerprint.rs. Source: O'Connor,
+// Aumasson, Neves and Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", section 2.
 //
-// `chunks` hashes one chunk of 1024 bytes a thread and joins the values of a workgroup's chunks,
-// `merge` joins GROUP values of any level; the last dispatch of a matrix leaves one value, made
-// with the flag ROOT: the hash. Workgroups hold a power of two, so pairing values within one (an
-// odd last one moves up as it is) makes BLAKE3's tree.
+// `chunks` hashes one chunk a thread and joins the values of a workgroup's chunks, `merge` joins
+// GROUP values of any level; the last dispatch of a matrix leaves one value, made with the flag
+// ROOT: the hash. BLAKE3's tree puts into each left subtree the largest power of two of chunks that
+// leaves one for the right (section 2.1); with workgroups of a power of two that is what pairing
+// neighbours makes, level by level, if an odd last one moves up as it is.
 
 @group(0) @binding(0) var<storage, read> first: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> second: array<vec4<u32>>;
@@ -13,8 +14,10 @@
 @group(0) @binding(3) var<storage, read_write> values: array<Value>;
 @group(1) @binding(0) var<uniform> params: FingerprintParams;
 
-// Chunks, or values, that one workgroup takes.
-override GROUP: u32 = 64u;
+// Chunks, or values, that one workgroup takes: a power of two.
+override GROUP: u32;
+// Bytes of a chunk.
+override CHUNK_BYTES: u32;
 
 const CHUNK_START = 1u;
 const CHUNK_END = 2u;
@@ -168,12 +171,12 @@ fn chunks(
     let chunk = group * GROUP + thread;
     if thread < count {
         // Vectors of sixteen bytes are at most 2^32 - 1, bytes are not.
-        let bytes_left = 16u + 2u * (params.rows * params.cols) + 4u * params.rows - 1024u * chunk;
-        let len = select(1024u, bytes_left, chunk == params.count - 1u);
+        let bytes_left = 16u + 2u * (params.rows * params.cols) + 4u * params.rows - CHUNK_BYTES * chunk;
+        let len = select(CHUNK_BYTES, bytes_left, chunk == params.count - 1u);
         let blocks = (len + 63u) / 64u;
         var value = Value(IV_LOW, IV_HIGH);
         for (var block = 0u; block < blocks; block++) {
-            let at = 64u * chunk + 4u * block;
+            let at = CHUNK_BYTES / 16u * chunk + 4u * block;
             let words = Sixteen(fetched(at), fetched(at + 1u), fetched(at + 2u), fetched(at + 3u));
             let last = block == blocks - 1u;
             let flags = select(0u, CHUNK_START, block == 0u) | select(0u, CHUNK_END, last)

@@ -1,12 +1,12 @@
 // out[t][i] = step_i · Σ_j N_ij x[t][j], plus bias_i, plus the old out[t][i], for up to TOKENS
-// tokens: decode. Twin: device/cpu/matmul.rs.
+// tokens: decode. Twin: device/cpu/matvec.rs.
 //
 // TEAM threads read ROWS rows of weights side by side, eight columns of each at a time: every
 // weight is read once, and every x serves all the rows. The team's sums meet in workgroup memory
 // behind the one barrier. A token's sum is taken in the same order whichever place it has among the
 // tokens.
 
-// Two i16 in each u32; a row takes a multiple of 32 columns.
+// Two i16 in each u32; a row takes `row_words`.
 @group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
 // One for each row of the whole matrix.
 @group(0) @binding(1) var<storage, read> steps: array<f32>;
@@ -18,14 +18,16 @@
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: MatmulParams;
 
-// Whether the inputs are a multiple of sixteen.
-override ALIGNED: bool = true;
-// At most 8, as are the rows.
-override TOKENS: u32 = 1u;
-override ROWS: u32 = 8u;
-// 16 or 32.
-override TEAM: u32 = 16u;
-const THREADS: u32 = 64u;
+// Whether x can be read by fours, eight inputs at a time.
+override ALIGNED: bool;
+// At most MOST, as are the rows.
+override TOKENS: u32;
+override ROWS: u32;
+// Divides THREADS.
+override TEAM: u32;
+override THREADS: u32;
+// Arrays of a thread are sized by constants alone.
+const MOST = 8u;
 
 // Sums over a thread's columns, by token, row of its team, and thread; one value between two rows
 // turns the banks.
@@ -50,15 +52,15 @@ fn main(
     let outputs = THREADS / TEAM * ROWS;
     let first_output = (group.z * groups.y + group.y) * outputs;
     // Past the end the last row is read; its sums are not used.
-    var starts: array<u32, 8>;
+    var starts: array<u32, MOST>;
     for (var r = 0u; r < ROWS; r++) {
         let row = min(first_output + thread / TEAM * ROWS + r, params.part_outputs - 1u);
-        starts[r] = row * ((params.inputs + 31u) / 32u * 4u);
+        starts[r] = row * (row_words(params.inputs) / 4u);
     }
 
-    var sums: array<array<f32, 8>, 8>;
+    var sums: array<array<f32, MOST>, MOST>;
     for (var chunk = thread % TEAM; chunk * 8u < params.inputs; chunk += TEAM) {
-        var w: array<vec4<u32>, 8>;
+        var w: array<vec4<u32>, MOST>;
         for (var r = 0u; r < ROWS; r++) {
             w[r] = weights[starts[r] + chunk];
         }

@@ -1,16 +1,17 @@
-// out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight, one workgroup a row. Twin:
-// device/cpu/elementwise.rs.
+// out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight, one workgroup a row, its sum by halves. Twin:
+// device/cpu/rms_norm.rs. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> weight: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: RmsNormParams;
 
+// Each takes a few of the hundreds or thousands of values of a row.
 const THREADS = 256u;
 
-var<workgroup> sums: array<f32, 256>;
+var<workgroup> sums: array<f32, THREADS>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,

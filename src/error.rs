@@ -1,8 +1,9 @@
 //! One error type for the library: which file, node or weight; what was expected and found; what to
 //! do next.
 //!
-//! **Invariant:** an error is returned before anything changed: weights, current node and cache are
-//! as they were.
+//! **Invariant:** an error leaves weights and current node as they were, or else the copy of the
+//! weights unusable ([`Error::Unusable`]) until it is restored; a store is as before or after the
+//! change. What was read, compiled or uploaded on the way may stay in the caches.
 
 use std::path::PathBuf;
 

@@ -2,7 +2,7 @@
 //! state.
 //!
 //! **Invariant:** `N = base + Σ Q_v` over the nodes of the ledger, or the copy is marked unusable
-//! until it is loaded anew.
+//! until it is loaded again.
 //! **Invariant:** every check that can fail is made before the first weight moves.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,8 @@ use crate::device::{Device, PassTimes};
 use crate::error::all_or_worst;
 pub use crate::lattice::MatrixId;
 use crate::lattice::{
-    BaseLattice, Grid, LANES, NodeDeltas, Segment, Sign, check_rows, check_shape, close_rows,
+    BaseLattice, CompiledDelta, Grid, LANES, NodeDeltas, SignedDelta, check_rows, check_shape,
+    close_rows,
 };
 pub(crate) use crate::name::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
@@ -86,13 +87,12 @@ impl MatrixGrids {
     }
 }
 
-/// What moves in one switch: the compiled deltas of the nodes left and entered, each with its sign.
-pub(crate) type Movement<'a> = [(&'a NodeDeltas, Sign)];
-
 /// What moves on one matrix.
-fn segments<'a>(movement: &Movement<'a>, id: MatrixId) -> Vec<Segment<'a>> {
-    let touching = movement.iter().filter_map(|(deltas, sign)| Some((deltas.delta(id)?, *sign)));
-    touching.map(|(delta, sign)| Segment { delta, sign }).collect()
+fn moving_on<'a>(
+    moving: &[SignedDelta<&'a NodeDeltas>],
+    id: MatrixId,
+) -> Vec<SignedDelta<&'a CompiledDelta>> {
+    moving.iter().filter_map(|node| node.on(id)).collect()
 }
 
 /// The cost of one pass over the weights.
@@ -279,7 +279,7 @@ impl<D: Device> Weights<D> {
     /// does while an adapter is trained. The copy must be made before either is touched.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     pub(crate) fn untie(&mut self, device: &D) -> Result<()> {
         let Some(MatrixId(source)) = self.shared else { return Ok(()) };
         let copy = device.copy_matrix(&self.matrices[source])?;
@@ -291,7 +291,8 @@ impl<D: Device> Weights<D> {
         Ok(())
     }
 
-    /// Checks that no weight leaves the lattice where `movement` leads. `path` holds the deltas
+    /// Checks that no weight leaves the lattice where `moving` leads, the deltas of the nodes that
+    /// are left and entered. `path` holds the deltas
     /// applied there: where the sum of their largest entries leaves room nothing else is looked at,
     /// and the other rows are counted exactly. What was found to fit is not looked at again while
     /// its deltas stay in memory.
@@ -304,7 +305,7 @@ impl<D: Device> Weights<D> {
         host: &Cpu,
         node: &str,
         path: &[&NodeDeltas],
-        movement: &Movement<'_>,
+        moving: &[SignedDelta<&NodeDeltas>],
     ) -> Result<()> {
         let Some(last) = path.last() else { return Ok(()) };
         if last.known_to_fit(path) {
@@ -322,7 +323,7 @@ impl<D: Device> Weights<D> {
         }
         let check =
             |((name, id, rows), integers): (&(&WeightName, MatrixId, Vec<usize>), &Vec<i16>)| {
-                check_rows(name, self.grid(*id), rows, integers, &segments(movement, *id))
+                check_rows(name, self.grid(*id), rows, integers, &moving_on(moving, *id))
             };
         // To wake the threads costs more than all that came before.
         if !close.is_empty() {
@@ -342,7 +343,7 @@ impl<D: Device> Weights<D> {
         self.usable
     }
 
-    /// Moves the weights: one fused pass over every touched matrix. `resident` is what `movement`
+    /// Moves the weights: one fused pass over every touched matrix. `resident` is what `moving`
     /// is on the device.
     ///
     /// # Errors
@@ -351,8 +352,8 @@ impl<D: Device> Weights<D> {
     pub(crate) fn apply(
         &mut self,
         device: &D,
-        movement: &Movement<'_>,
-        resident: &[(&D::Deltas, Sign)],
+        moving: &[SignedDelta<&NodeDeltas>],
+        resident: &[SignedDelta<&D::Deltas>],
     ) -> Result<Touched> {
         if !self.usable {
             return Err(Error::Unusable);
@@ -360,7 +361,7 @@ impl<D: Device> Weights<D> {
         let mut touched = Touched::default();
         let hashes = self.hashes.get_mut().expect("no thread panics holding the hashes");
         let ids: BTreeSet<MatrixId> =
-            movement.iter().flat_map(|(deltas, _)| deltas.iter().map(|(id, _)| id)).collect();
+            moving.iter().flat_map(|node| node.delta.iter().map(|(id, _)| id)).collect();
         for id in ids {
             let grid = self.grids.grid(id);
             touched.matrices += 1;
@@ -373,7 +374,7 @@ impl<D: Device> Weights<D> {
     }
 
     /// The fingerprint of the resident bits: BLAKE3 over every matrix's name and hash, in name
-    /// order, and the vectors' hash. Only matrices touched since the last call are hashed anew. A
+    /// order, and the vectors' hash. Only matrices touched since the last call are hashed again. A
     /// tied head counts as a matrix of its own.
     ///
     /// # Errors

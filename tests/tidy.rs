@@ -22,7 +22,7 @@ const UPWARD_USES: [(&str, &str, &str); 1] =
     [("error", "device", "`SimdLevel`, named by the error about a missing instruction set")];
 
 /// Where `unsafe` may stand, and why.
-const UNSAFE_FILES: [(&str, &str); 11] = [
+const UNSAFE_FILES: [(&str, &str); 7] = [
     ("crates/cli/src/main.rs", "sets a variable of the environment before anything else runs"),
     ("crates/cli/src/signals.rs", "asks which signals are ignored"),
     (
@@ -31,15 +31,14 @@ const UNSAFE_FILES: [(&str, &str); 11] = [
     ),
     ("src/file/mmap.rs", "maps a file"),
     ("src/device/cpu/parallel.rs", "hands tiles of one buffer to several threads"),
-    ("src/device/cpu/ceiling.rs", "calls code compiled for an instruction set found at run time"),
-    (
-        "src/device/cpu/delta_apply/mod.rs",
-        "calls code compiled for an instruction set found at run time",
-    ),
-    ("src/device/cpu/delta_apply/avx2.rs", "vector loads and stores take pointers"),
-    ("src/device/cpu/delta_apply/avx512.rs", "vector loads and stores take pointers"),
-    ("src/device/cpu/simd/avx2.rs", "vector intrinsics"),
-    ("src/device/cpu/simd/avx512.rs", "vector intrinsics"),
+    ("src/device/cpu/simd/avx2.rs", "vector intrinsics, and calls to what is compiled for them"),
+    ("src/device/cpu/simd/avx512.rs", "vector intrinsics, and calls to what is compiled for them"),
+];
+
+/// Shaders that lack a file or a test of their name, and where what they lack is.
+const UNNAMED_PARTS: [(&str, &str, &str); 2] = [
+    ("rotate_append", "src/device/gpu/rotate_append.rs", "dispatched in attention.rs"),
+    ("rotate_append", "a test", "tested with the attention it prepares"),
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
@@ -271,7 +270,8 @@ fn every_shader_opens_with_what_it_is_and_names_its_twin() {
             count += 1;
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
             let text = std::fs::read_to_string(&path).unwrap();
-            let head: String = text.lines().take_while(|line| line.starts_with("//")).collect();
+            let head = text.lines().take_while(|line| line.starts_with("//"));
+            let head = head.map(|line| line.trim_matches(['/', ' '])).collect::<Vec<_>>().join(" ");
             let twin = head
                 .split_once("Twin: ")
                 .map(|(_, twin)| twin.split(['.', ' ', ',']).next().unwrap_or(""));
@@ -279,7 +279,7 @@ fn every_shader_opens_with_what_it_is_and_names_its_twin() {
                 let twin = root.join("src").join(twin);
                 twin.is_dir() || twin.with_extension("rs").is_file()
             });
-            let alone = ["shaders/shared/", "shaders/naive/", "shaders/ceiling.wgsl"];
+            let alone = ["shaders/shared/", "shaders/naive/"];
             if head.is_empty() {
                 findings.push(format!("{name} does not open with what it is"));
             } else if !twin_is_there && !alone.iter().any(|start| name.starts_with(start)) {
@@ -292,6 +292,53 @@ fn every_shader_opens_with_what_it_is_and_names_its_twin() {
     }
     assert!(count > 2, "only {count} shaders found");
     none(&findings, "shaders");
+}
+
+/// One kernel, one name: its shader, its twin on the CPU, the file that dispatches it and the test
+/// that compares them are found by it.
+#[test]
+fn a_kernel_has_one_name_everywhere() {
+    let sources = sources();
+    let is_file = |folder: &str, name: &str| {
+        let here = |source: &&Source| source.path.starts_with(folder);
+        let named = |source: &Source| {
+            let inner = &source.path[folder.len()..];
+            inner == format!("{name}.rs")
+                || inner.ends_with(&format!("/{name}.rs"))
+                || inner.contains(&format!("{name}/"))
+        };
+        sources.iter().filter(here).any(named)
+    };
+    let tests: Vec<&str> = sources
+        .iter()
+        .filter(|source| source.path.starts_with("src/device/gpu/tests"))
+        .flat_map(|source| source.text.split("    fn ").chain(source.text.split("\nfn ")))
+        .filter_map(|rest| rest.split('(').next())
+        .collect();
+    let names = |folder: &str| {
+        let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+        let files = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        files.filter_map(|name| Some(name.strip_suffix(".wgsl")?.to_owned())).collect::<Vec<_>>()
+    };
+    let shaders = names("shaders");
+    assert!(shaders.len() > 10, "only {} shaders found", shaders.len());
+    let mut lacking = BTreeSet::new();
+    for name in &shaders {
+        for folder in ["src/device/cpu/", "src/device/gpu/"] {
+            if !is_file(folder, name) {
+                lacking.insert((name.clone(), format!("{folder}{name}.rs")));
+            }
+        }
+        if !tests.iter().any(|test| test.contains(name.as_str())) {
+            lacking.insert((name.clone(), "a test".to_owned()));
+        }
+    }
+    let known: BTreeSet<_> =
+        UNNAMED_PARTS.iter().map(|(name, what, _)| (name.to_string(), what.to_string())).collect();
+    assert_eq!(lacking, known, "shaders without a file or test of their name, and the list");
+    let alone: Vec<_> =
+        names("shaders/naive").into_iter().filter(|name| !shaders.contains(name)).collect();
+    none(&alone, "naive shaders of no kernel");
 }
 
 #[test]

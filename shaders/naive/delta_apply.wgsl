@@ -1,33 +1,37 @@
 // N ← N ± Q for one chunk, two weights a thread, every factor read from memory where it is needed:
-// what delta_apply.wgsl is measured against. Same bindings, parameters and slots.
+// what delta_apply.wgsl is measured against. Same bindings, parameters and pairs.
 
 @group(0) @binding(0) var<storage, read_write> weights: array<u32>;
 @group(0) @binding(1) var<storage, read> factors: array<u32>;
 @group(1) @binding(0) var<uniform> params: DeltaApplyParams;
-@group(1) @binding(1) var<storage, read> words: array<u32>;
+@group(1) @binding(1) var<storage, read> pairs: array<RankPair>;
 
-@compute @workgroup_size(64)
+override THREADS: u32;
+
+@compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = id.y * groups.x * 64u + id.x;
+    let i = id.y * groups.x * THREADS + id.x;
     let row = i / (4u * params.row_vecs);
     let column = i % (4u * params.row_vecs);
     if row >= params.rows {
         return;
     }
-    let slot = params.first_slot;
-    let pairs = words[slot + 2u] & 0xffu;
-    let end = words[slot + 4u * (params.slots - 1u) + 2u] >> 8u;
+    // The pairs are those of one chunk.
+    let chunk = pairs[params.first_pair];
+    let ends = pairs[params.first_pair + params.pairs - 1u].ends;
     let byte = params.first_row + row;
-    let shift = (factors[words[slot + 3u] + byte / 4u] >> (8u * (byte % 4u))) & 0xffu;
+    let shift = (factors[chunk.shifts + byte / 4u] >> (8u * (byte % 4u))) & 0xffu;
+    let half_panel = ROW_ALIGNMENT / 2u;
     let half = i32((1u << shift) >> 1u);
     var even = half;
     var odd = half;
-    for (var p = 0u; p < params.slots; p++) {
-        let a = words[slot] + ((column / 16u) * pairs + p) * 32u + column % 16u;
-        let b = factors[words[slot + 1u] + byte * pairs + p];
+    for (var p = 0u; p < params.pairs; p++) {
+        let panel = chunk.a + ((column / half_panel) * chunk.chunk_pairs + p) * ROW_ALIGNMENT;
+        let a = panel + column % half_panel;
+        let b = factors[chunk.b + byte * chunk.chunk_pairs + p];
         even += low(factors[a]) * low(b) + high(factors[a]) * high(b);
-        odd += low(factors[a + 16u]) * low(b) + high(factors[a + 16u]) * high(b);
+        odd += low(factors[a + half_panel]) * low(b) + high(factors[a + half_panel]) * high(b);
     }
     let q = pack(even >> shift, odd >> shift);
-    weights[i] = select(subtract_pairs(weights[i], q), add_pairs(weights[i], q), end == 1u);
+    weights[i] = select(subtract_pairs(weights[i], q), add_pairs(weights[i], q), ends == 1);
 }

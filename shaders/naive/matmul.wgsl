@@ -1,4 +1,4 @@
-// The plain version of matmul.wgsl, to compare with: one thread an element of the output, nothing
+// The naive version of matmul.wgsl, to compare with: one thread an element of the output, nothing
 // shared.
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
@@ -9,18 +9,21 @@
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: MatmulParams;
 
-@compute @workgroup_size(16, 16)
+// Outputs, and tokens, of a workgroup.
+override SIDE: u32;
+
+@compute @workgroup_size(SIDE, SIDE)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_id) thread: vec3<u32>,
 ) {
-    let i = (group.z * groups.y + group.y) * 16u + thread.x;
-    let token = group.x * 16u + thread.y;
+    let i = (group.z * groups.y + group.y) * SIDE + thread.x;
+    let token = group.x * SIDE + thread.y;
     if i >= params.part_outputs || token >= params.rows {
         return;
     }
-    let start = i * ((params.inputs + 31u) / 32u * 16u);
+    let start = i * row_words(params.inputs);
     var sum = 0.0;
     for (var j = 0u; j < params.inputs; j++) {
         let pair = weights[start + j / 2u];

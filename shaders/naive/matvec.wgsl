@@ -1,4 +1,4 @@
-// The plain version of matvec.wgsl, to compare with: one thread an output and token, one word of
+// The naive version of matvec.wgsl, to compare with: one thread an output and token, one word of
 // the row after another.
 
 @group(0) @binding(0) var<storage, read> weights: array<u32>;
@@ -9,17 +9,19 @@
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: MatmulParams;
 
-@compute @workgroup_size(64)
+override THREADS: u32;
+
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let i = (group.z * groups.y + group.y) * 64u + thread;
+    let i = (group.z * groups.y + group.y) * THREADS + thread;
     if i >= params.part_outputs {
         return;
     }
-    let start = i * ((params.inputs + 31u) / 32u * 16u);
+    let start = i * row_words(params.inputs);
     var sum = 0.0;
     for (var j = 0u; j < params.inputs; j++) {
         let pair = weights[start + j / 2u];

@@ -1,5 +1,13 @@
 // Two i16 in a u32: the even column in the lower half, the odd one in the upper.
 
+// Columns that every row is padded with zeros to a multiple of: `LANES` of src/lattice/matrix.rs.
+override ROW_ALIGNMENT: u32;
+
+// Words that a row of so many columns takes.
+fn row_words(columns: u32) -> u32 {
+    return (columns + ROW_ALIGNMENT - 1u) / ROW_ALIGNMENT * (ROW_ALIGNMENT / 2u);
+}
+
 fn low(pair: u32) -> i32 {
     return bitcast<i32>(pair << 16u) >> 16u;
 }

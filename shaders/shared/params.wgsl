@@ -1,5 +1,5 @@
-// Parameters of the shaders. Each structure has one of the same name and members in
-// src/device/gpu/params.rs.
+// Parameters of the shaders, and records that they read and write. Each structure has one of the
+// same name and members in src/device/gpu/params.rs.
 
 struct CeilingParams {
     // Vectors of four words in the buffer.
@@ -49,15 +49,38 @@ struct AttentionParams {
     scale: f32,
 }
 
-// Of likeliest and choose.
-struct ChooseParams {
-    // Place of the rows' choices.
-    words: u32,
+// Of argmax and sampling.
+struct SamplingParams {
+    // The first row's RowSampling.
+    first: u32,
     rows: u32,
     vocab_size: u32,
 }
 
-// Of matvec, matmul and their plain versions, for one part of a matrix.
+// How the token of one row is drawn.
+struct RowSampling {
+    // 0: the likeliest.
+    temperature: f32,
+    // 0: all.
+    top_k: u32,
+    // 1: all.
+    top_p: f32,
+    // 0: all.
+    min_p: f32,
+    // Evenly distributed in 0..1.
+    random: f32,
+}
+
+// What comes back for one row.
+struct RowToken {
+    token: u32,
+    // The lowest id whose logit is not finite, or 0xffffffff.
+    non_finite: u32,
+    // The bits of that logit: as a float a NaN might lose some.
+    logit_bits: u32,
+}
+
+// Of matvec, matmul and their naive versions, for one part of a matrix.
 struct MatmulParams {
     // Tokens.
     rows: u32,
@@ -97,10 +120,25 @@ struct DeltaApplyParams {
     row_vecs: u32,
     // Tiles beside each other.
     column_tiles: u32,
-    // Where the slots start in the words.
-    first_slot: u32,
-    // Slots: pairs of ranks.
-    slots: u32,
+    // The first RankPair.
+    first_pair: u32,
+    // Pairs of ranks, of all deltas together.
+    pairs: u32,
+}
+
+// A pair of ranks of one chunk; places are in words of the factors.
+struct RankPair {
+    // Its A' in panel 0.
+    a: u32,
+    // Its B' in row 0.
+    b: u32,
+    // The shifts of its chunk.
+    shifts: u32,
+    // Pairs of its chunk.
+    chunk_pairs: u32,
+    // What is done with the chunk's sums after it: 1 they are added, −1 subtracted, 0 nothing, since
+    // the chunk goes on.
+    ends: i32,
 }
 
 struct DeltaDenseParams {
@@ -115,6 +153,14 @@ struct DeltaSparseParams {
     entries: u32,
     // 0 to add, 1 to subtract.
     subtract: u32,
+}
+
+// A word of the weights and what both its columns change by.
+struct SparseWord {
+    // Its place in the part.
+    place: u32,
+    // The even column's integer in the lower half, the odd one's in the upper.
+    change: u32,
 }
 
 struct FingerprintParams {

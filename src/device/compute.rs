@@ -104,13 +104,13 @@ pub trait Compute: Device {
     /// A buffer of `len` zeros.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;
 
     /// Room for `slots` sequences of `capacity` tokens each.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<Self::KvLayer>;
 
     /// Overwrites the start of `out`.
@@ -157,13 +157,13 @@ pub trait Compute: Device {
     /// `out[i] = x[rows[i]]`, rows of `width` values.
     fn select_rows(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
 
-    /// Chooses a token from each of the first rows of `logits (rows, vocab_size)`, one row a
+    /// Samples a token from each of the first rows of `logits (rows, vocab_size)`, one row a
     /// choice.
     ///
     /// # Errors
     /// [`NonFiniteLogits`](crate::Error::NonFiniteLogits), or when the device failed since the last
     /// read.
-    fn choose(
+    fn sample(
         &self,
         logits: &Self::Buffer,
         vocab_size: usize,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub use compute::{Attention, Choice, Compute, Heads, Product, Span};
 
 use crate::Result;
-use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
+use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
 
 /// Times of one switch by the device's own clock, in milliseconds, where it has one.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -32,7 +32,7 @@ pub trait Device: Send + Sync {
     /// A resident array of f32: activations, norms, biases.
     type Buffer: Send + Sync;
 
-    /// Whether deltas on the device are those in the host's memory and take no room beside them.
+    /// Whether deltas on the device are those in the host's memory and take no memory beside them.
     const HOST_MEMORY: bool;
 
     /// What the device is, for people.
@@ -44,7 +44,7 @@ pub trait Device: Send + Sync {
     /// [`DeviceFailed`](crate::Error::DeviceFailed) if it does not: what is on it is lost.
     fn check(&self) -> Result<()>;
 
-    /// Connects to the device anew after it failed; nothing that was on it is there any more.
+    /// Connects to the device again after it failed; nothing that was on it is there any more.
     ///
     /// # Errors
     /// When the device does not come back.
@@ -53,20 +53,20 @@ pub trait Device: Send + Sync {
     /// Moves a quantised matrix to the device.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     fn upload_matrix(&self, matrix: LatticeMatrix) -> Result<Self::Matrix>;
 
     /// Moves f32 values to the device.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     fn upload_buffer(&self, values: Vec<f32>) -> Result<Self::Buffer>;
 
-    /// Makes room for a node's deltas and starts to move them. They may arrive with the pass that
+    /// Allocates memory for a node's deltas and starts to move them. They may arrive with the pass that
     /// first uses them.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     fn upload_deltas(&self, deltas: &Arc<NodeDeltas>) -> Result<Self::Deltas>;
 
     /// Bytes a node's deltas take on the device.
@@ -81,7 +81,7 @@ pub trait Device: Send + Sync {
     /// Makes a second matrix of the same bits.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device has no memory left.
     fn copy_matrix(&self, matrix: &Self::Matrix) -> Result<Self::Matrix>;
 
     /// Copies a matrix, as it now is, to the host.
@@ -97,26 +97,26 @@ pub trait Device: Send + Sync {
     /// When the device fails.
     fn read_rows(&self, wanted: &[(&Self::Matrix, &[usize])]) -> Result<Vec<Vec<i16>>>;
 
-    /// Makes ready what [`Self::delta_apply`] needs for these terms.
+    /// Makes ready what [`Self::delta_apply`] needs for these deltas.
     ///
     /// # Errors
-    /// When the device has no room; the matrices are as before.
+    /// When the device has no memory left; the matrices are as before.
     fn prepare_pass(
         &self,
         matrices: &[Self::Matrix],
-        terms: &[(&Self::Deltas, Sign)],
+        deltas: &[SignedDelta<&Self::Deltas>],
     ) -> Result<Self::Pass>;
 
-    /// Adds and subtracts every delta of every term in one read and write of each matrix it
+    /// Adds and subtracts every delta of every node in one read and write of each matrix it
     /// touches; a [`MatrixId`](crate::lattice::MatrixId) counts in `matrices`. Returns when the
-    /// pass is over. `pass` was prepared for the same matrices and terms.
+    /// pass is over. `pass` was prepared for the same matrices and deltas.
     ///
     /// # Errors
     /// When the device fails; the matrices are then in no known state.
     fn delta_apply(
         &self,
         matrices: &mut [Self::Matrix],
-        terms: &[(&Self::Deltas, Sign)],
+        deltas: &[SignedDelta<&Self::Deltas>],
         pass: Self::Pass,
     ) -> Result<PassTimes>;
 
@@ -127,10 +127,10 @@ pub trait Device: Send + Sync {
     fn prepare_and_apply(
         &self,
         matrices: &mut [Self::Matrix],
-        terms: &[(&Self::Deltas, Sign)],
+        deltas: &[SignedDelta<&Self::Deltas>],
     ) -> Result<PassTimes> {
-        let pass = self.prepare_pass(matrices, terms)?;
-        self.delta_apply(matrices, terms, pass)
+        let pass = self.prepare_pass(matrices, deltas)?;
+        self.delta_apply(matrices, deltas, pass)
     }
 
     /// BLAKE3 of each matrix: rows, columns (u64), integers row by row without padding (i16), steps

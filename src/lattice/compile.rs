@@ -10,7 +10,8 @@ use super::{Grid, LIMIT, LatticeMatrix};
 use crate::adapter::FloatDelta;
 use crate::{Error, Result, WeightName};
 
-/// Ranks above this are split into chunks, each rounded on its own.
+/// Ranks above this are split into chunks, each rounded on its own: with more components the bound
+/// on their norms would leave each of them fewer bits.
 pub const CHUNK_RANK: usize = 64;
 
 /// The largest shift. Sixteen leaves `Q` in the upper half of the sum, where a kernel finds it

@@ -12,25 +12,7 @@
 
 use bytemuck::Zeroable;
 
-use super::{LANES, Lane};
-
-/// Whether a segment is added or subtracted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
-    /// On the way down.
-    Add,
-    /// On the way up.
-    Subtract,
-}
-
-/// One compiled delta with its sign: a term of the fused pass over a matrix.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
-    /// The delta.
-    pub delta: &'a CompiledDelta,
-    /// Added or subtracted.
-    pub sign: Sign,
-}
+use super::{LANES, Lane, Sign, SignedDelta};
 
 /// The integer delta `Q` of one node on one `rows × cols` matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,18 +22,18 @@ pub struct CompiledDelta {
     /// Columns (inputs).
     pub cols: usize,
     /// An upper bound of `max_j |Q_ij|` for every row: what the bound check adds up.
-    /// [`compile`](super::compile) gives Cauchy–Schwarz's; [`tighten`](crate::device::cpu::tighten)
+    /// [`compile`](super::compile) sets Cauchy–Schwarz's; [`tighten`](crate::device::cpu::tighten)
     /// counts.
     pub row_max: Vec<u32>,
     /// The integers.
     pub kind: DeltaKind,
 }
 
-/// The largest `|N ± Q|` in row `row`, whose integers are `integers`, if the segments were applied.
-pub fn reach(integers: &[i16], row: usize, segments: &[Segment]) -> u32 {
+/// The largest `|N ± Q|` in row `row`, whose integers are `integers`, if the deltas were applied.
+pub fn reach(integers: &[i16], row: usize, deltas: &[SignedDelta<&CompiledDelta>]) -> u32 {
     let mut sums: Vec<i64> = integers.iter().map(|&n| n.into()).collect();
-    for segment in segments {
-        segment.delta.add_row(row, segment.sign, &mut sums);
+    for SignedDelta { delta, sign } in deltas {
+        delta.add_row(row, *sign, &mut sums);
     }
     largest_magnitude(&sums)
 }

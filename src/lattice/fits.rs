@@ -8,7 +8,9 @@
 use rayon::prelude::*;
 
 use super::quantise::round_values;
-use super::{CompiledDelta, Grid, LIMIT, Segment, Sign, headroom_for, largest_magnitude, reach};
+use super::{
+    CompiledDelta, Grid, LIMIT, Sign, SignedDelta, headroom_for, largest_magnitude, reach,
+};
 use crate::base::BaseModel;
 use crate::name::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
@@ -35,7 +37,7 @@ pub(crate) fn close_rows(grid: &Grid, deltas: &[&CompiledDelta]) -> Vec<usize> {
     (0..grid.rows()).filter(|&row| bound(row) > LIMIT).collect()
 }
 
-/// Counts those rows with their integers, `cols` each one after the other, to which `segments` are
+/// Counts those rows with their integers, `cols` each one after the other, to which `deltas` are
 /// applied.
 ///
 /// # Errors
@@ -45,18 +47,18 @@ pub(crate) fn check_rows(
     grid: &Grid,
     rows: &[usize],
     integers: &[i16],
-    segments: &[Segment],
+    deltas: &[SignedDelta<&CompiledDelta>],
 ) -> Result<()> {
     let integers = integers.par_chunks_exact(grid.cols.max(1));
     let reaches =
-        rows.par_iter().zip(integers).map(|(&row, integers)| (row, reach(integers, row, segments)));
+        rows.par_iter().zip(integers).map(|(&row, integers)| (row, reach(integers, row, deltas)));
     match reaches.max_by_key(|&(row, reach)| (reach, std::cmp::Reverse(row))) {
         Some((row, reach)) if reach > LIMIT => Err(overflow(weight, grid, row, reach)),
         _ => Ok(()),
     }
 }
 
-/// Counts those rows without their integers, of which only the largest magnitude is known: gives a
+/// Counts those rows without their integers, of which only the largest magnitude is known: returns a
 /// row that may leave the lattice, and the headroom at which it surely does not, if there is one.
 ///
 /// # Errors
@@ -100,7 +102,7 @@ fn overflow(weight: &WeightName, grid: &Grid, row: usize, reach: u32) -> Error {
 }
 
 /// Integers of some rows of a base matrix, one after the other, as [`quantise`](super::quantise())
-/// gives them.
+/// makes them.
 ///
 /// # Errors
 /// What reading the base returns.

@@ -26,10 +26,10 @@ fn a_row_is_clear_up_to_the_last_integer_and_counted_beyond() {
     }
     // The largest entries lie in different columns: it fits, and only the integers tell.
     let (grid, delta) = made([30000, 0, -5], [0, 20000, 0]);
-    let segments = [Segment { delta: &delta, sign: Sign::Add }];
-    assert!(check_rows(&name(), &grid, &[0], &[30000, 0, -5], &segments).is_ok());
+    let deltas = [SignedDelta::added(&delta)];
+    assert!(check_rows(&name(), &grid, &[0], &[30000, 0, -5], &deltas).is_ok());
     let Err(Error::Overflow { needed, row: 0, .. }) =
-        check_rows(&name(), &grid, &[0], &[0, 30000, -5], &segments)
+        check_rows(&name(), &grid, &[0], &[0, 30000, -5], &deltas)
     else {
         panic!("30000 + 20000 is beyond 32767")
     };

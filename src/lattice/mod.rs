@@ -15,18 +15,20 @@ mod matrix;
 mod node_deltas;
 mod quantise;
 pub mod reference;
+mod signed_delta;
 
 pub use base_lattice::BaseLattice;
 pub use compile::{CHUNK_RANK, compile};
 pub(crate) use compile::{exponent, headroom_for, power_of_two};
 pub use decompile::decompile;
 pub(crate) use delta::largest_magnitude;
-pub use delta::{CompiledDelta, DeltaKind, Factors, Segment, Sign, SparseRows, reach};
+pub use delta::{CompiledDelta, DeltaKind, Factors, SparseRows, reach};
 pub(crate) use fits::{base_rows, check_rows, check_shape, close_rows, guess_rows};
 pub use kept::{KEPT_ENOUGH, Kept, Squares, change_row, percent, row_squares};
 pub use matrix::{LANES, Lane, LatticeMatrix};
 pub use node_deltas::{MatrixId, NodeDeltas};
 pub use quantise::{DEFAULT_HEADROOM, Grid, quantise};
+pub use signed_delta::{Sign, SignedDelta};
 
 /// The largest magnitude an integer weight may reach.
 pub const LIMIT: u32 = i16::MAX as u32;

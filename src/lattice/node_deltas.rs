@@ -1,4 +1,5 @@
-//! The compiled deltas of one node, in memory: plain data, whatever device they go to.
+//! The compiled deltas of one node, in memory, for whatever device: the integers never change; what
+//! is found out about them meanwhile, the path they fit with, is kept behind a lock.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

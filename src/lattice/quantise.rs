@@ -133,7 +133,7 @@ pub(super) fn round_values(row: &[f32], step: f32, integers: &mut [i16]) -> u16 
 }
 
 /// Raises every step below a sixteenth of the median, rows of zeros left out, to that, and rounds
-/// those rows anew from the source.
+/// those rows again from the source.
 fn raise_small_steps(
     matrix: &mut LatticeMatrix,
     row_max: &mut [u16],

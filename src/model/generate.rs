@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Batch, KvCache, Llama, Sampler, Sampling, Sequence, Want};
-use crate::device::cpu::choose;
+use crate::device::cpu::sample;
 use crate::device::{Choice, Compute};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -130,7 +130,7 @@ impl Decoding {
             true => {
                 let mut logits = forward.logits(rest)?;
                 self.sampler.penalise(&mut logits, &self.seen);
-                choose(&logits, &self.sampler.draw())?
+                sample(&logits, &self.sampler.draw())?
             }
         };
         self.run_tokens += self.tokens.len() - self.run;

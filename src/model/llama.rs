@@ -287,7 +287,7 @@ impl Llama {
                 choices.len(),
                 "one choice a row of logits"
             );
-            device.choose(logits, self.config.vocab_size, choices)
+            device.sample(logits, self.config.vocab_size, choices)
         })
     }
 

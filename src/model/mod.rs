@@ -15,7 +15,7 @@ pub(crate) mod testing;
 mod tests;
 pub mod tokenizer;
 
-pub use crate::device::cpu::greedy;
+pub use crate::device::cpu::argmax;
 pub use batch::{Batch, Logits, Sequence, Want};
 pub use generate::{Decoding, Forward, GenerateOptions, Slot, StopReason, prefill};
 pub use kv_cache::KvCache;

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::device::Choice;
-use crate::device::cpu::{greedy, likeliest};
+use crate::device::cpu::{argmax, top_k_tokens};
 use crate::{Error, Result};
 
 /// How tokens are chosen. The default is greedy.
@@ -106,19 +106,19 @@ impl Sampler {
 /// # Errors
 /// When a logit is not finite, or there are none.
 pub fn log_softmax_top(logits: &[f32], k: usize) -> Result<Vec<(u32, f32)>> {
-    let best = f64::from(logits[greedy(logits)? as usize]);
+    let best = f64::from(logits[argmax(logits)? as usize]);
     let log_sum =
         best + logits.iter().map(|&logit| (f64::from(logit) - best).exp()).sum::<f64>().ln();
     #[allow(clippy::cast_possible_truncation, reason = "rounded to the logits' precision")]
     let log_probability = |(token, logit)| (token, (f64::from(logit) - log_sum) as f32);
-    Ok(likeliest(logits, k).into_iter().map(log_probability).collect())
+    Ok(top_k_tokens(logits, k).into_iter().map(log_probability).collect())
 }
 
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test code")]
 mod tests {
     use super::*;
-    use crate::device::cpu::choose;
+    use crate::device::cpu::sample;
 
     fn sampler(temperature: f32, top_k: Option<usize>, top_p: Option<f32>, seed: u64) -> Sampler {
         Sampler::new(&Sampling { temperature, top_k, top_p, seed, ..Sampling::default() })
@@ -127,8 +127,8 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_of_equals() {
-        assert_eq!(greedy(&[1.0, 3.0, -2.0, 3.0]).unwrap(), 1);
-        assert_eq!(greedy(&[-0.0, 0.0]).unwrap(), 0);
+        assert_eq!(argmax(&[1.0, 3.0, -2.0, 3.0]).unwrap(), 1);
+        assert_eq!(argmax(&[-0.0, 0.0]).unwrap(), 0);
         assert_eq!(
             log_softmax_top(&[0.0, -0.0, 0.0], 2).unwrap().iter().map(|t| t.0).collect::<Vec<_>>(),
             [0, 1]
@@ -139,17 +139,17 @@ mod tests {
     fn non_finite_logits_are_refused() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let logits = [0.0, 1.0, bad];
-            assert!(matches!(greedy(&logits), Err(Error::NonFiniteLogits { index: 2, .. })));
+            assert!(matches!(argmax(&logits), Err(Error::NonFiniteLogits { index: 2, .. })));
             assert!(matches!(
                 log_softmax_top(&logits, 1),
                 Err(Error::NonFiniteLogits { index: 2, .. })
             ));
             assert!(matches!(
-                choose(&logits, &sampler(1.0, None, None, 0).draw()),
+                sample(&logits, &sampler(1.0, None, None, 0).draw()),
                 Err(Error::NonFiniteLogits { .. })
             ));
         }
-        assert!(greedy(&[]).is_err());
+        assert!(argmax(&[]).is_err());
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
         let count = |mut sampler: Sampler| {
             let mut counts = [0u32; 4];
             for _ in 0..8000 {
-                counts[choose(&logits, &sampler.draw()).unwrap() as usize] += 1;
+                counts[sample(&logits, &sampler.draw()).unwrap() as usize] += 1;
             }
             counts.map(|count| f64::from(count) / 8000.0)
         };
@@ -259,7 +259,7 @@ mod tests {
         let logits: Vec<f32> = (0..100).map(|i| (i * 37 % 11) as f32).collect();
         let tokens = |seed| -> Vec<u32> {
             let mut sampler = sampler(1.0, None, Some(0.95), seed);
-            (0..50).map(|_| choose(&logits, &sampler.draw()).unwrap()).collect()
+            (0..50).map(|_| sample(&logits, &sampler.draw()).unwrap()).collect()
         };
         assert_eq!(tokens(7), tokens(7));
         assert_ne!(tokens(7), tokens(8));
@@ -267,6 +267,6 @@ mod tests {
 
     #[test]
     fn tiny_temperature_is_greedy() {
-        assert_eq!(choose(&[0.0, 1.0, 0.5], &sampler(1e-30, None, None, 0).draw()).unwrap(), 1);
+        assert_eq!(sample(&[0.0, 1.0, 0.5], &sampler(1e-30, None, None, 0).draw()).unwrap(), 1);
     }
 }

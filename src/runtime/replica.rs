@@ -14,7 +14,7 @@ use super::engine::Engine;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::device::{Ceilings, Compute};
-use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
+use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
 use crate::model::{Forward, KvCache, Llama, Slot};
 use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
@@ -265,23 +265,21 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
             self.applied[..common].iter().chain(&entered).map(|resident| &*resident.compiled);
         let left = || self.applied[common..].iter().rev();
         let moved =
-            || left().map(|r| (r, Sign::Subtract)).chain(entered.iter().map(|r| (r, Sign::Add)));
-        let movement: Vec<_> =
-            moved().map(|(resident, sign)| (&*resident.compiled, sign)).collect();
+            || left().map(SignedDelta::subtracted).chain(entered.iter().map(SignedDelta::added));
+        let compiled: Vec<_> = moved().map(|node| node.with(&*node.delta.compiled)).collect();
         let engine = &self.engine;
         let checked = self.weights.check_bounds(
             &self.device,
             &engine.host,
             target.name(),
             &path.collect::<Vec<_>>(),
-            &movement,
+            &compiled,
         );
         checked.map_err(|error| engine.nodes.advised(error))?;
         report.prepare_ms += milliseconds(start);
         let start = Instant::now();
-        let on_device: Vec<_> =
-            moved().map(|(resident, sign)| (&*resident.on_device, sign)).collect();
-        let touched = self.weights.apply(&self.device, &movement, &on_device)?;
+        let on_device: Vec<_> = moved().map(|node| node.with(&*node.delta.on_device)).collect();
+        let touched = self.weights.apply(&self.device, &compiled, &on_device)?;
         report.pass_ms = milliseconds(start);
         Ok((touched, entered))
     }

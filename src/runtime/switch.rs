@@ -19,7 +19,8 @@ pub struct SwitchReport {
     pub subtracted: Vec<String>,
     /// Nodes added, downwards.
     pub added: Vec<String>,
-    /// Nodes whose deltas were not in memory: read, and compiled unless they came from a store.
+    /// Nodes whose deltas were not in memory: compiled from an adapter's floats or, of a store, only
+    /// read. `kept` names those that were compiled.
     pub compiled: Vec<String>,
     /// What share of its change the lattice keeps, 0 to 1 ([`Kept`](crate::lattice::Kept)), for
     /// every node that was compiled from floats and changes anything.

@@ -16,7 +16,7 @@ use super::{NodeVersion, Runtime};
 use crate::device::Device;
 use crate::device::cpu::delta_apply;
 use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
-use crate::lattice::{CompiledDelta, Segment, Sign, compile};
+use crate::lattice::{CompiledDelta, SignedDelta, compile};
 use crate::nodes::Deltas;
 use crate::weights::{HEAD, MatrixId};
 use crate::{Error, Result, WeightName};
@@ -208,16 +208,11 @@ impl Runtime {
         for (name, key) in &keys {
             if !expected.hashes.contains_key(key) {
                 let (mut matrix, _) = engine.fresh_matrix(name)?;
-                let segments: Vec<_> = path
+                let deltas = path
                     .iter()
-                    .filter_map(|version| {
-                        Some(Segment {
-                            delta: expected.compiled[version].get(&key.0)?,
-                            sign: Sign::Add,
-                        })
-                    })
-                    .collect();
-                delta_apply(&engine.host, vec![(&mut matrix, segments)]);
+                    .filter_map(|version| expected.compiled[version].get(&key.0))
+                    .map(SignedDelta::added);
+                delta_apply(&engine.host, vec![(&mut matrix, deltas.collect())]);
                 let hash = engine.host.fingerprint(&[&matrix])?[0];
                 expected.hashes.insert(key.clone(), hash);
             }

@@ -17,7 +17,7 @@ use crate::base::BaseModel;
 use crate::compile::CompiledNode;
 use crate::error::{StoreDefect, all_or_worst};
 use crate::lattice::{
-    BaseLattice, CompiledDelta, Segment, Sign, base_rows, check_rows, check_shape, close_rows,
+    BaseLattice, CompiledDelta, SignedDelta, base_rows, check_rows, check_shape, close_rows,
     guess_rows,
 };
 use crate::{Error, Result, WeightName};
@@ -68,9 +68,8 @@ pub fn check_path(
         match base {
             _ if rows.is_empty() => Ok(None),
             Some(base) => {
-                let segments: Vec<_> =
-                    deltas.iter().map(|delta| Segment { delta, sign: Sign::Add }).collect();
-                check_rows(weight, grid, &rows, &base_rows(base, weight, grid, &rows)?, &segments)
+                let added: Vec<_> = deltas.iter().copied().map(SignedDelta::added).collect();
+                check_rows(weight, grid, &rows, &base_rows(base, weight, grid, &rows)?, &added)
                     .map(|()| None)
             }
             None => Ok(guess_rows(weight, grid, &rows, &deltas)?

@@ -90,10 +90,10 @@ impl Op {
     fn add_to(&self, changes: &mut Changes) {
         match self {
             Self::Publish(name, seed) => {
-                drop(changes.publish(name, content(*seed), labelled(*seed)))
+                changes.publish(name, content(*seed), labelled(*seed));
             }
             Self::Replace(name, seed) => {
-                drop(changes.replace(name, content(*seed), labelled(*seed), None))
+                changes.replace(name, content(*seed), labelled(*seed), None);
             }
             Self::Remove(name) => drop(changes.remove(name, true, None)),
             Self::Move(name, target) => drop(changes.move_to(name, target, None)),

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use super::Cpu;
 use super::buffer::FloatBuffer;
-use super::elementwise::exp;
+use super::exp::exp;
 use super::parallel::{Plane, RowBlocks};
 use super::simd::{CHUNK, Kernel, Simd};
 use crate::Result;

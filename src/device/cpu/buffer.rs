@@ -19,14 +19,14 @@ impl FloatBuffer {
     /// `len` zeros; memory is taken from the system when it is first written.
     ///
     /// # Panics
-    /// When there is no room; see [`FloatBuffer::try_zeros`].
+    /// When there is not enough memory; see [`FloatBuffer::try_zeros`].
     pub fn zeros(len: usize) -> Self {
         let values = vec![0.0; len + LINE - 1];
         let start = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE - 1);
         Self { values, start, len }
     }
 
-    /// The same, asking first whether there is room.
+    /// The same, asking first whether there is enough memory.
     ///
     /// # Errors
     /// When the system refuses so much memory.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Cpu, CpuKvLayer, FloatBuffer};
+use super::{Cpu, CpuKvLayer, FloatBuffer, sample};
 use crate::Result;
 use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
 use crate::lattice::LatticeMatrix;
@@ -71,16 +71,18 @@ impl Compute for Cpu {
     }
 
     fn select_rows(&self, x: &FloatBuffer, rows: &[usize], width: usize, out: &mut FloatBuffer) {
-        self.copy_rows(x, rows, width, out);
+        self.for_rows(out, rows.len(), width, |row, out| {
+            out.copy_from_slice(&x[rows[row] * width..][..width])
+        });
     }
 
-    fn choose(
+    fn sample(
         &self,
         logits: &FloatBuffer,
         vocab_size: usize,
         choices: &[Choice],
     ) -> Result<Vec<u32>> {
         let rows = logits.chunks_exact(vocab_size);
-        rows.zip(choices).map(|(logits, choice)| super::choose(logits, choice)).collect()
+        rows.zip(choices).map(|(logits, choice)| sample(logits, choice)).collect()
     }
 }

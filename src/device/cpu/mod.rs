@@ -3,31 +3,39 @@
 //!
 //! **Invariant:** a result does not depend on the number of threads.
 
+mod argmax;
 mod attention;
 mod buffer;
 pub mod ceiling;
-mod choose;
 mod compute;
 mod delta_apply;
-mod elementwise;
+mod embed;
+mod exp;
 mod fingerprint;
 mod matmul;
+mod matvec;
 mod parallel;
+mod product;
+mod rms_norm;
+mod rotate_append;
+mod sampling;
+mod silu_mul;
 pub mod simd;
 #[cfg(test)]
 mod tests;
 
+pub use argmax::argmax;
 pub use attention::CpuKvLayer;
 pub use buffer::FloatBuffer;
-pub use choose::{choose, greedy, likeliest};
 pub use delta_apply::{delta_apply, tighten, tighten_and_count};
+pub use sampling::{sample, top_k_tokens};
 pub use simd::SimdLevel;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::device::{Ceilings, Device, PassTimes};
-use crate::lattice::{LatticeMatrix, MatrixId, NodeDeltas, Segment, Sign};
+use crate::lattice::{LatticeMatrix, MatrixId, NodeDeltas, SignedDelta};
 use crate::{Error, Result};
 
 /// The CPU and its thread pool, which copies share.
@@ -144,21 +152,19 @@ impl Device for Cpu {
         Ok(wanted.iter().map(rows).collect())
     }
 
-    fn prepare_pass(&self, _: &[LatticeMatrix], _: &[(&Arc<NodeDeltas>, Sign)]) -> Result<()> {
+    fn prepare_pass(&self, _: &[LatticeMatrix], _: &[SignedDelta<&Arc<NodeDeltas>>]) -> Result<()> {
         Ok(())
     }
 
     fn delta_apply(
         &self,
         matrices: &mut [LatticeMatrix],
-        terms: &[(&Arc<NodeDeltas>, Sign)],
+        deltas: &[SignedDelta<&Arc<NodeDeltas>>],
         (): (),
     ) -> Result<PassTimes> {
-        let segments =
-            |id| terms.iter().filter_map(move |(deltas, sign)| Some((deltas.delta(id)?, *sign)));
-        let segments = |id| segments(id).map(|(delta, sign)| Segment { delta, sign }).collect();
-        let work =
-            matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, segments(MatrixId(k))));
+        let nodes: Vec<_> = deltas.iter().map(|node| node.with(&**node.delta)).collect();
+        let on = |id| nodes.iter().filter_map(|node| node.on(id)).collect();
+        let work = matrices.iter_mut().enumerate().map(|(k, matrix)| (matrix, on(MatrixId(k))));
         delta_apply(self, work.collect());
         Ok(PassTimes::default())
     }

@@ -17,6 +17,8 @@ use super::Cpu;
 
 /// Below this many multiply-adds (or values touched) a call stays on one thread.
 const SERIAL: usize = 1 << 15;
+/// Rows in one task of [`Cpu::for_rows`].
+const ROWS_A_TASK: usize = 8;
 /// Most threads one call is spread over.
 const MAX_WORKERS: usize = 64;
 
@@ -110,6 +112,27 @@ struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Cpu {
+    /// Calls `task` with every row of `out (rows, width)` and its index.
+    pub(crate) fn for_rows(
+        &self,
+        out: &mut [f32],
+        rows: usize,
+        width: usize,
+        task: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let plane = Plane { data: out, width, block: width.max(1) };
+        self.for_tiles(
+            [plane],
+            RowBlocks::Every { rows, block: ROWS_A_TASK },
+            rows * width,
+            |mut tile| {
+                for row in tile.rows.clone() {
+                    task(row, tile.row(row));
+                }
+            },
+        );
+    }
+
     /// Runs `task` once for every tile of every plane, all tiles of one row block before the next.
     /// `work` is the multiply-adds of the whole call; a small call is not spread over threads.
     pub(crate) fn for_tiles<const N: usize>(

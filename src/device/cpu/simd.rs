@@ -1,8 +1,9 @@
-//! The instruction sets the kernels are written for, and the few vector operations a float kernel
-//! is made of. A kernel is written once over the trait `Simd`; `SimdLevel::run` compiles it for
-//! each instruction set.
+//! The instruction sets the kernels are written for, and the few operations a kernel is made of. A
+//! kernel is written once over the trait `Simd`; `SimdLevel::run` compiles it for each instruction
+//! set, and is the only way to instructions found at run time. Another instruction set is another
+//! file here, and a line in `detect` and `run`.
 //!
-//! **Invariant:** every level gives the same integers; floats agree to rounding, and are a function
+//! **Invariant:** every level makes the same integers; floats agree to rounding, and are a function
 //! of the level alone.
 
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +11,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+
+use super::delta_apply::{ByKind, RowBlock, delta_tiles};
 
 /// An instruction set, ordered by width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,22 +49,20 @@ impl SimdLevel {
         Self::ALL.into_iter().filter(move |&level| level <= widest)
     }
 
-    /// Runs `kernel` compiled for this level, or for the widest one below it that the machine has.
+    /// Runs `kernel` compiled for this level.
+    ///
+    /// # Panics
+    /// When this machine lacks it.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if self == Self::Avx512
-                && let Some(simd) = avx512::Avx512::detect()
-            {
-                return simd.run(kernel);
-            }
-            if self >= Self::Avx2
-                && let Some(simd) = avx2::Avx2::detect()
-            {
-                return simd.run(kernel);
-            }
+        match self {
+            Self::Scalar => kernel.run(scalar::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::Avx2::detect().expect("this machine has AVX2").run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::Avx512::detect().expect("this machine has AVX-512").run(kernel),
+            #[cfg(not(target_arch = "x86_64"))]
+            other => panic!("this machine has no {other:?}"),
         }
-        kernel.run(scalar::Scalar);
     }
 }
 
@@ -79,8 +80,12 @@ pub(crate) trait Kernel {
 pub(crate) trait Simd: Copy {
     /// A vector of f32.
     type V: Copy;
-    /// Vectors in one chunk.
+    /// A vector of pairs of i16, or of as many i32.
+    type I: Copy;
+    /// Vectors of f32 in one chunk.
     const PARTS: usize;
+    /// Pairs in a vector.
+    const PAIRS: usize;
     /// Tokens for which 4 rows of sums fit the registers; at most 6.
     const TOKENS: usize;
 
@@ -102,6 +107,18 @@ pub(crate) trait Simd: Copy {
     fn prefetch(self, chunk: &[i16; CHUNK], ahead: usize);
     /// `a · b + c` for single values, rounded as [`Simd::fma`] rounds.
     fn fma1(self, a: f32, b: f32, c: f32) -> f32;
+    /// All pairs `pair`.
+    fn splat_pair(self, pair: [i16; 2]) -> Self::I;
+    /// `sum + a₀ · b₀ + a₁ · b₁` in i32 for every pair, modulo 2^32.
+    fn dot_pairs(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
+
+    /// Adds and subtracts the factored and dense deltas of a block of rows: the switch's tiles, in
+    /// plain Rust where an instruction set has none of its own. The tile's shape and the order of
+    /// its registers are an instruction set's own, so it is no generic kernel.
+    #[inline(always)]
+    fn delta_tiles(self, block: &mut RowBlock, deltas: &ByKind) {
+        delta_tiles(block, deltas);
+    }
 
     /// The sum of the lanes.
     #[inline(always)]

@@ -120,7 +120,7 @@ impl Gpu {
         let buffers =
             [queries.slice(), keys.slice(), values.slice(), angles.slice(), k.clone(), v.clone()];
         let items = rows * (query_heads * head_dim / 2 + 2 * kv_heads * head_dim.div_ceil(4));
-        let grid = context.grid(items.div_ceil(64));
+        let grid = context.workgroups(items.div_ceil(64));
         pending.dispatch(context, &Kernel::new("rotate_append"), buffers, &rotate_append, grid);
 
         #[allow(clippy::cast_precision_loss, reason = "a head has at most 256 values")]
@@ -143,7 +143,7 @@ impl Gpu {
             &kernel,
             buffers.clone(),
             &attend,
-            context.grid(workgroups * parts),
+            context.workgroups(workgroups * parts),
         );
         if parts > 1 {
             pending.dispatch(
@@ -151,7 +151,7 @@ impl Gpu {
                 &kernel.entry("combine"),
                 buffers,
                 &attend,
-                context.grid(workgroups),
+                context.workgroups(workgroups),
             );
         }
     }

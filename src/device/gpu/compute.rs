@@ -4,9 +4,7 @@ use std::ops::Range;
 
 use super::attention::GpuKvLayer;
 use super::context::Slice;
-use super::params::{RmsNormParams, SiluMulParams};
-use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer, GpuMatrix, embed, lock, matmul, word};
+use super::{Gpu, GpuBuffer, GpuMatrix, embed, lock, matmul, rms_norm, sampling, silu_mul};
 use crate::Result;
 use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
 
@@ -66,15 +64,7 @@ impl Compute for Gpu {
         rows: usize,
         out: &mut GpuBuffer,
     ) {
-        let params = RmsNormParams { rows: word(rows), width: word(weight.len), eps };
-        let buffers = [x.slice(), weight.slice(), out.slice()];
-        self.pending().dispatch(
-            &self.context,
-            &Kernel::new("rms_norm"),
-            buffers,
-            &params,
-            self.context.grid(rows),
-        );
+        rms_norm::rms_norm(self, x, weight, eps, rows, out);
     }
 
     fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
@@ -86,15 +76,7 @@ impl Compute for Gpu {
     }
 
     fn silu_mul(&self, gate: &mut GpuBuffer, up: &GpuBuffer, len: usize) {
-        let params = SiluMulParams { len: word(len) };
-        let buffers = [gate.slice(), up.slice()];
-        self.pending().dispatch(
-            &self.context,
-            &Kernel::new("silu_mul"),
-            buffers,
-            &params,
-            self.context.grid(len.div_ceil(64)),
-        );
+        silu_mul::silu_mul(self, gate, up, len);
     }
 
     fn select_rows(&self, x: &GpuBuffer, rows: &[usize], width: usize, out: &mut GpuBuffer) {
@@ -109,12 +91,12 @@ impl Compute for Gpu {
         }
     }
 
-    fn choose(
+    fn sample(
         &self,
         logits: &GpuBuffer,
         vocab_size: usize,
         choices: &[Choice],
     ) -> Result<Vec<u32>> {
-        self.choose_tokens(logits, vocab_size, choices)
+        sampling::sample(self, logits, vocab_size, choices)
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use wgpu::{BufferDescriptor, BufferUsages, ErrorFilter, Features, Limits};
 
 use super::adapter::{GpuChoice, GpuInfo};
-use super::pipeline::Pipelines;
+use super::pipeline::{FLAT_THREADS, Pipelines};
 use crate::{Error, Result};
 
 /// Bytes handed to the queue at a time: about the staging memory that uploads take.
@@ -160,7 +160,7 @@ impl Context {
         Error::DeviceFailed { device: self.info.to_string(), problem }
     }
 
-    /// Keeps a problem, as the device's error from now on, and gives it.
+    /// Keeps a problem, as the device's error from now on, and returns it.
     pub(super) fn fault(&self, problem: impl std::fmt::Display) -> Error {
         let mut fault = self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.failed(fault.get_or_insert(problem.to_string()).clone())
@@ -185,7 +185,7 @@ impl Context {
     /// A buffer of `bytes` zeros (rounded up to 4).
     ///
     /// # Errors
-    /// When the device has no room, or cannot hold so much in one piece.
+    /// When the device has no memory left, or cannot hold so much in one piece.
     pub(super) fn buffer(
         &self,
         label: &str,
@@ -312,9 +312,14 @@ impl Context {
         }
     }
 
+    /// Workgroups of a shader that takes one of `items` a thread.
+    pub(super) fn flat(&self, items: usize) -> [u32; 3] {
+        self.workgroups(items.div_ceil(FLAT_THREADS))
+    }
+
     /// Workgroups in two dimensions, at least `count`: one dimension holds 65,535. A shader counts
     /// them as `y · X + x`.
-    pub(super) fn grid(&self, count: usize) -> [u32; 3] {
+    pub(super) fn workgroups(&self, count: usize) -> [u32; 3] {
         let most = self.device.limits().max_compute_workgroups_per_dimension as usize;
         let x = count.min(most);
         let y = count.div_ceil(x.max(1));

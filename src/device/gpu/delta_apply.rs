@@ -1,4 +1,4 @@
-//! The switch on the GPU: every low-rank segment of a matrix in one read and one write of it. Twin:
+//! The switch on the GPU: every low-rank delta of a matrix in one read and one write of it. Twin:
 //! `device/cpu/delta_apply/`.
 //!
 //! A shader binds a fixed number of buffers, a switch moves any number of nodes: so the factors
@@ -13,22 +13,22 @@
 use super::context::{Context, Slice};
 use super::deltas::{Chunk, GpuDeltas, Kind, Store};
 use super::matrix::GpuMatrix;
-use super::params::{DeltaApplyParams, DeltaDenseParams, DeltaSparseParams};
+use super::params::{DeltaApplyParams, RankPair};
 use super::pipeline::Kernel;
-use super::steps::{Prepared, Steps};
-use super::word;
+use super::recording::{Prepared, Recording};
+use super::{delta_dense, delta_sparse, word};
 use crate::Result;
-use crate::lattice::{MatrixId, Sign};
+use crate::lattice::{LANES, MatrixId, Sign, SignedDelta};
 
 /// Bytes of factors in one scratch buffer: small beside an upload that shall overlap with passes,
 /// large beside a start.
 const SCRATCH_BYTES: u64 = 8 << 20;
 
-/// Rows and vectors of eight weights in a workgroup's tile: `ROWS` and half of `QUADS` of the
-/// shader.
+/// Rows of a workgroup's tile, and vectors of eight weights beside each other in it: 256 threads of
+/// 4 × 8 weights, whose sums and changes fit the registers of every GPU.
 const TILE: (usize, usize) = (64, 16);
 
-/// How the low-rank segments are applied.
+/// How the low-rank deltas are applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pass {
     /// All of a matrix at once.
@@ -37,11 +37,10 @@ pub(super) enum Pass {
     Naive,
 }
 
-/// One chunk of one term, and where its factors lie in the scratch buffer, in words.
-struct Item<'a> {
-    term: usize,
-    sign: Sign,
-    chunk: &'a Chunk,
+/// One chunk of one of the nodes, and where its factors lie in the scratch buffer, in words.
+struct PlacedChunk<'a> {
+    node: usize,
+    chunk: SignedDelta<&'a Chunk>,
     store: &'a Store,
     at: usize,
 }
@@ -49,7 +48,7 @@ struct Item<'a> {
 /// The chunks that one pass over a matrix takes.
 struct Job<'a> {
     matrix: &'a GpuMatrix,
-    items: Vec<Item<'a>>,
+    chunks: Vec<PlacedChunk<'a>>,
 }
 
 /// Jobs whose factors lie in a scratch buffer together.
@@ -59,20 +58,20 @@ struct Group<'a> {
     bytes: u64,
 }
 
-/// Everything that applies every term, after `steps`, ready to be handed over.
+/// Everything that applies every delta, after `recording`, ready to be handed over.
 ///
 /// # Errors
-/// When there is no room for what that needs.
+/// When there is no memory for what that needs.
 pub(super) fn prepare(
     context: &Context,
-    mut steps: Steps,
+    mut recording: Recording,
     matrices: &[GpuMatrix],
-    terms: &[(&GpuDeltas, Sign)],
+    deltas: &[SignedDelta<&GpuDeltas>],
     pass: Pass,
 ) -> Result<Prepared> {
-    steps.timed = true;
-    for (deltas, _) in terms {
-        for (id, entry) in &deltas.entries {
+    recording.timed = true;
+    for node in deltas {
+        for (id, entry) in &node.delta.entries {
             let matrix = &matrices[id.0];
             assert_eq!(
                 entry.shape,
@@ -81,68 +80,60 @@ pub(super) fn prepare(
             );
         }
     }
-    let mut groups = groups(matrices, terms, SCRATCH_BYTES.min(context.max_binding));
-    let room = groups.iter().map(|group| group.bytes).max().unwrap_or(0);
+    let mut groups = groups(matrices, deltas, SCRATCH_BYTES.min(context.max_binding));
+    let largest = groups.iter().map(|group| group.bytes).max().unwrap_or(0);
     let scratch = (0..groups.len().min(2))
-        .map(|which| context.scratch(which, room))
+        .map(|which| context.scratch(which, largest))
         .collect::<Result<Vec<_>>>()?;
     for next in 0..=groups.len() {
         if let Some(group) = groups.get_mut(next) {
-            gather(&mut steps, group, &scratch[next % 2]);
+            gather(&mut recording, group, &scratch[next % 2]);
         }
         if let Some(last) = next.checked_sub(1) {
             for job in &groups[last].jobs {
-                job.dispatch(context, &mut steps, &scratch[last % 2], pass);
+                job.dispatch(context, &mut recording, &scratch[last % 2], pass);
             }
         }
         // Said after the last pass, so that it need not wait for these copies.
         if next < groups.len() {
-            steps.ready(&scratch[next % 2]);
+            recording.ready(&scratch[next % 2]);
         }
     }
-    others(context, &mut steps, matrices, terms);
-    context.prepare(steps, &[])
+    arrive(&mut recording, deltas);
+    for node in deltas {
+        delta_dense::dispatch(context, &mut recording, matrices, node);
+        delta_sparse::dispatch(context, &mut recording, matrices, node);
+    }
+    context.prepare(recording, &[])
 }
 
-/// The low-rank segments by matrix, in groups of at most `room` bytes of factors (a single chunk
-/// may take more). A matrix whose segments do not fit one group is passed over several times.
+/// The low-rank deltas by matrix, in groups of at most `most_bytes` of factors (a single chunk
+/// may take more). A matrix whose deltas do not fit one group is passed over several times.
 fn groups<'a>(
     matrices: &'a [GpuMatrix],
-    terms: &[(&'a GpuDeltas, Sign)],
-    room: u64,
+    deltas: &[SignedDelta<&'a GpuDeltas>],
+    most_bytes: u64,
 ) -> Vec<Group<'a>> {
     let mut groups = vec![Group::default()];
     for (id, matrix) in matrices.iter().enumerate() {
-        let items_of = |(term, (deltas, sign)): (usize, &(&'a GpuDeltas, Sign))| {
-            let chunks = match deltas.entries.get(&MatrixId(id)).map(|entry| &entry.kind) {
-                Some(Kind::LowRank(chunks)) => &chunks[..],
-                _ => &[],
-            };
-            let (stores, sign) = (&deltas.stores, *sign);
-            chunks.iter().map(move |chunk| Item {
-                term,
-                sign,
-                chunk,
-                store: &stores[chunk.store],
-                at: 0,
-            })
-        };
-        let items: Vec<_> = terms.iter().enumerate().flat_map(items_of).collect();
-        let bytes = |item: &Item| item.chunk.bytes.end - item.chunk.bytes.start;
-        let needed = items.iter().map(bytes).sum::<u64>();
-        if needed > 0 && groups.last().is_some_and(|group| group.bytes + needed > room) {
+        let nodes = deltas.iter().enumerate();
+        let chunks: Vec<_> =
+            nodes.flat_map(|(node, term)| chunks_on(MatrixId(id), node, *term)).collect();
+        let bytes = |placed: &PlacedChunk| placed.chunk.delta.len();
+        let needed = chunks.iter().map(bytes).sum::<u64>();
+        if needed > 0 && groups.last().is_some_and(|group| group.bytes + needed > most_bytes) {
             groups.push(Group::default());
         }
         let mut job: Option<Job> = None;
-        for item in items {
+        for chunk in chunks {
             let mut group = groups.last_mut().expect("there is one");
-            if group.bytes > 0 && group.bytes + bytes(&item) > room {
+            if group.bytes > 0 && group.bytes + bytes(&chunk) > most_bytes {
                 group.jobs.extend(job.take());
                 groups.push(Group::default());
                 group = groups.last_mut().expect("there is one");
             }
-            group.bytes += bytes(&item);
-            job.get_or_insert_with(|| Job { matrix, items: Vec::new() }).items.push(item);
+            group.bytes += bytes(&chunk);
+            job.get_or_insert_with(|| Job { matrix, chunks: Vec::new() }).chunks.push(chunk);
         }
         groups.last_mut().expect("there is one").jobs.extend(job);
     }
@@ -150,145 +141,129 @@ fn groups<'a>(
     groups
 }
 
-/// Copies the factors of a group into a scratch buffer, those of each term side by side.
-fn gather(steps: &mut Steps, group: &mut Group, scratch: &wgpu::Buffer) {
-    let mut items: Vec<_> = group.jobs.iter_mut().flat_map(|job| &mut job.items).collect();
-    items.sort_by_key(|item| item.term);
-    let together = |a: &&mut Item, b: &&mut Item| {
-        a.term == b.term
+/// The chunks of a node's low-rank delta on one matrix, if it has one.
+fn chunks_on<'a>(
+    id: MatrixId,
+    node: usize,
+    term: SignedDelta<&'a GpuDeltas>,
+) -> impl Iterator<Item = PlacedChunk<'a>> {
+    let chunks = match term.delta.entries.get(&id).map(|entry| &entry.kind) {
+        Some(Kind::LowRank(chunks)) => &chunks[..],
+        _ => &[],
+    };
+    chunks.iter().map(move |chunk| PlacedChunk {
+        node,
+        chunk: term.with(chunk),
+        store: &term.delta.stores[chunk.store],
+        at: 0,
+    })
+}
+
+/// Copies the factors of a group into a scratch buffer, those of each node side by side.
+fn gather(recording: &mut Recording, group: &mut Group, scratch: &wgpu::Buffer) {
+    let mut chunks: Vec<_> = group.jobs.iter_mut().flat_map(|job| &mut job.chunks).collect();
+    chunks.sort_by_key(|placed| placed.node);
+    let together = |a: &&mut PlacedChunk, b: &&mut PlacedChunk| {
+        a.node == b.node
             && std::ptr::eq(a.store, b.store)
-            && a.chunk.bytes.end == b.chunk.bytes.start
+            && a.chunk.delta.bytes.end == b.chunk.delta.bytes.start
     };
     let mut at = 0;
-    for run in items.chunk_by_mut(together) {
-        let (store, bytes) =
-            (run[0].store, run[0].chunk.bytes.start..run[run.len() - 1].chunk.bytes.end);
-        store.arrive(steps, bytes.clone());
+    for run in chunks.chunk_by_mut(together) {
+        let bytes = run[0].chunk.delta.bytes.start..run[run.len() - 1].chunk.delta.bytes.end;
+        let store = run[0].store;
+        store.arrive(recording, bytes.clone());
         let to = at..at + (bytes.end - bytes.start);
-        steps.copy(Slice::of(&store.buffer, bytes.clone()), Slice::of(scratch, to.clone()));
-        for item in run {
-            item.at = index((at + item.chunk.bytes.start - bytes.start) / 4);
+        recording.copy(Slice::of(&store.buffer, bytes.clone()), Slice::of(scratch, to.clone()));
+        for placed in run {
+            placed.at = index((at + placed.chunk.delta.bytes.start - bytes.start) / 4);
         }
         at = to.end;
     }
 }
 
 impl Job<'_> {
-    fn dispatch(&self, context: &Context, steps: &mut Steps, scratch: &wgpu::Buffer, pass: Pass) {
-        let mut dispatch =
-            |items: &[Item], kernel: &Kernel, groups: &dyn Fn(usize, usize) -> usize| {
-                let slots: Vec<_> = items.iter().flat_map(Item::slots).collect();
-                let first_slot = steps.words(slots.as_flattened());
-                let row_vecs = self.matrix.row_words() / 4;
-                for part in &self.matrix.parts {
-                    let params = DeltaApplyParams {
-                        rows: word(part.rows),
-                        first_row: word(part.first_row),
-                        row_vecs: word(row_vecs),
-                        column_tiles: word(row_vecs.div_ceil(TILE.1)),
-                        first_slot,
-                        slots: word(slots.len()),
-                    };
-                    let buffers = [Slice::whole(&part.integers), Slice::whole(scratch)];
-                    steps.dispatch(
-                        context,
-                        kernel,
-                        buffers,
-                        &params,
-                        context.grid(groups(part.rows, row_vecs)),
-                    );
-                }
-            };
+    fn dispatch(
+        &self,
+        context: &Context,
+        recording: &mut Recording,
+        scratch: &wgpu::Buffer,
+        pass: Pass,
+    ) {
         match pass {
             Pass::Fused => {
-                let tiles =
-                    |rows: usize, vecs: usize| rows.div_ceil(TILE.0) * vecs.div_ceil(TILE.1);
-                dispatch(&self.items, &Kernel::new("delta_apply"), &tiles);
+                let kernel = Kernel::new("delta_apply")
+                    .constant("ROWS", word(TILE.0))
+                    .constant("VECS", word(TILE.1));
+                let tiles = |rows: usize, vecs: usize| {
+                    context.workgroups(rows.div_ceil(TILE.0) * vecs.div_ceil(TILE.1))
+                };
+                self.dispatch_chunks(context, recording, scratch, &self.chunks, &kernel, tiles);
             }
             Pass::Naive => {
-                for item in &self.items {
-                    let kernel = Kernel::new("naive/delta_apply");
-                    dispatch(std::slice::from_ref(item), &kernel, &|rows, vecs| {
-                        (rows * vecs * 4).div_ceil(64)
-                    });
+                let kernel = Kernel::flat("naive/delta_apply");
+                let words = |rows: usize, vecs: usize| context.flat(rows * vecs * 4);
+                for chunk in self.chunks.chunks(1) {
+                    self.dispatch_chunks(context, recording, scratch, chunk, &kernel, words);
                 }
             }
         }
     }
-}
 
-impl Item<'_> {
-    /// What the shader reads for each pair of ranks.
-    fn slots(&self) -> impl Iterator<Item = [u32; 4]> {
-        let Chunk { pairs, a_words, b_words, .. } = *self.chunk;
-        let (a, b) = (self.at, self.at + a_words);
-        let end = match self.sign {
-            Sign::Add => 1,
-            Sign::Subtract => 2,
-        };
-        let step = move |p| if p + 1 == pairs { pairs | end << 8 } else { pairs };
-        (0..pairs).map(move |p| [a + 32 * p, b + p, step(p), b + b_words].map(word))
-    }
-}
-
-/// Dense and sparse deltas, one pass each.
-fn others(
-    context: &Context,
-    steps: &mut Steps,
-    matrices: &[GpuMatrix],
-    terms: &[(&GpuDeltas, Sign)],
-) {
-    let stores = |kind: &Kind| match kind {
-        Kind::LowRank(_) => Vec::new(),
-        Kind::Dense(stores) => stores.clone(),
-        Kind::Sparse(pieces) => pieces.iter().map(|piece| piece.store).collect(),
-    };
-    for (deltas, _) in terms {
-        for store in deltas.entries.values().flat_map(|entry| stores(&entry.kind)) {
-            let store = &deltas.stores[store];
-            store.arrive(steps, 0..store.buffer.size());
-        }
-    }
-    for (deltas, sign) in terms {
-        let subtract = u32::from(*sign == Sign::Subtract);
-        for (id, entry) in &deltas.entries {
-            let matrix = &matrices[id.0];
-            let buffers = |part: usize, store: usize| {
-                [&matrix.parts[part].integers, &deltas.stores[store].buffer].map(Slice::whole)
+    /// A dispatch for each part of the matrix, of as many workgroups as its rows and vectors of
+    /// eight weights ask for.
+    fn dispatch_chunks(
+        &self,
+        context: &Context,
+        recording: &mut Recording,
+        scratch: &wgpu::Buffer,
+        chunks: &[PlacedChunk],
+        kernel: &Kernel,
+        workgroups: impl Fn(usize, usize) -> [u32; 3],
+    ) {
+        let pairs: Vec<_> = chunks.iter().flat_map(PlacedChunk::pairs).collect();
+        let first_pair = recording.records(&pairs);
+        let row_vecs = self.matrix.row_words() / 4;
+        for part in &self.matrix.parts {
+            let params = DeltaApplyParams {
+                rows: word(part.rows),
+                first_row: word(part.first_row),
+                row_vecs: word(row_vecs),
+                column_tiles: word(row_vecs.div_ceil(TILE.1)),
+                first_pair,
+                pairs: word(pairs.len()),
             };
-            match &entry.kind {
-                Kind::LowRank(_) => {}
-                Kind::Dense(stores) => {
-                    for (part, &store) in stores.iter().enumerate() {
-                        let vecs = matrix.parts[part].rows * matrix.row_words() / 4;
-                        let params = DeltaDenseParams { vecs: word(vecs), subtract };
-                        let grid = context.grid(vecs.div_ceil(64));
-                        steps.dispatch(
-                            context,
-                            &Kernel::new("delta_dense"),
-                            buffers(part, store),
-                            &params,
-                            grid,
-                        );
-                    }
-                }
-                Kind::Sparse(pieces) => {
-                    for piece in pieces {
-                        let params = DeltaSparseParams { entries: word(piece.entries), subtract };
-                        let (buffers, grid) = (
-                            buffers(piece.part, piece.store),
-                            context.grid(piece.entries.div_ceil(64)),
-                        );
-                        steps.dispatch(
-                            context,
-                            &Kernel::new("delta_sparse"),
-                            buffers,
-                            &params,
-                            grid,
-                        );
-                    }
-                }
-            }
+            let buffers = [Slice::whole(&part.integers), Slice::whole(scratch)];
+            recording.dispatch(context, kernel, buffers, &params, workgroups(part.rows, row_vecs));
+        }
+    }
+}
+
+impl PlacedChunk<'_> {
+    /// What the shader reads for each pair of ranks.
+    fn pairs(&self) -> impl Iterator<Item = RankPair> {
+        let SignedDelta { delta: &Chunk { pairs, a_words, b_words, .. }, sign } = self.chunk;
+        let (a, b) = (self.at, self.at + a_words);
+        let ends = match sign {
+            Sign::Add => 1,
+            Sign::Subtract => -1,
+        };
+        (0..pairs).map(move |p| RankPair {
+            a: word(a + LANES * p),
+            b: word(b + p),
+            shifts: word(b + b_words),
+            chunk_pairs: word(pairs),
+            ends: if p + 1 == pairs { ends } else { 0 },
+        })
+    }
+}
+
+/// Copies what dense and sparse deltas still have in staging memory.
+fn arrive(recording: &mut Recording, deltas: &[SignedDelta<&GpuDeltas>]) {
+    for node in deltas {
+        for store in node.delta.entries.values().flat_map(|entry| entry.kind.own_stores()) {
+            let store = &node.delta.stores[store];
+            store.arrive(recording, 0..store.buffer.size());
         }
     }
 }

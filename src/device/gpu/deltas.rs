@@ -16,7 +16,8 @@ use wgpu::BufferUsages;
 
 use super::context::{Context, Slice};
 use super::matrix::rows_a_part;
-use super::steps::Steps;
+use super::params::SparseWord;
+use super::recording::Recording;
 use crate::lattice::{CompiledDelta, DeltaKind, Factors, LANES, MatrixId, NodeDeltas, SparseRows};
 use crate::{Error, Result};
 
@@ -40,6 +41,17 @@ pub(super) enum Kind {
     Sparse(Vec<SparsePiece>),
 }
 
+impl Kind {
+    /// The stores that hold nothing but this delta.
+    pub(super) fn own_stores(&self) -> Vec<usize> {
+        match self {
+            Self::LowRank(_) => Vec::new(),
+            Self::Dense(stores) => stores.clone(),
+            Self::Sparse(pieces) => pieces.iter().map(|piece| piece.store).collect(),
+        }
+    }
+}
+
 /// Where the factors of one chunk lie.
 pub(super) struct Chunk {
     pub(super) store: usize,
@@ -47,6 +59,13 @@ pub(super) struct Chunk {
     pub(super) pairs: usize,
     pub(super) a_words: usize,
     pub(super) b_words: usize,
+}
+
+impl Chunk {
+    /// Bytes of its factors.
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
 }
 
 /// Entries of a sparse delta in one part of a matrix: for each the place of a word there, and what
@@ -90,9 +109,9 @@ impl Store {
     }
 
     /// Copies bytes that are still on their way. To be told by [`Self::arrived`] when that is done.
-    pub(super) fn arrive(&self, steps: &mut Steps, bytes: Range<u64>) {
+    pub(super) fn arrive(&self, recording: &mut Recording, bytes: Range<u64>) {
         if let Some(staged) = &*self.staged() {
-            steps.copy(Slice::of(staged, bytes.clone()), Slice::of(&self.buffer, bytes));
+            recording.copy(Slice::of(staged, bytes.clone()), Slice::of(&self.buffer, bytes));
         }
     }
 
@@ -108,8 +127,7 @@ fn whole_words(bytes: usize) -> usize {
 
 impl GpuDeltas {
     /// # Panics
-    /// When a chunk has more than 255 pairs of ranks, or entries of a sparse row do not ascend:
-    /// compiling makes neither.
+    /// When entries of a sparse row do not ascend: compiling makes none.
     pub(super) fn upload(context: &Context, deltas: &NodeDeltas) -> Result<Self> {
         let mut contents =
             Contents { limit: context.max_binding, stores: Vec::new(), factors: None };
@@ -155,12 +173,12 @@ impl GpuDeltas {
 
 /// Copies what is still in staging memory, in one submit.
 pub(super) fn finish_uploads(context: &Context, deltas: &[&GpuDeltas]) -> Result<()> {
-    let mut steps = Steps::default();
+    let mut recording = Recording::default();
     for store in deltas.iter().flat_map(|deltas| &deltas.stores) {
-        store.arrive(&mut steps, 0..store.buffer.size());
+        store.arrive(&mut recording, 0..store.buffer.size());
     }
-    if !steps.is_empty() {
-        context.run(steps, &[])?;
+    if !recording.is_empty() {
+        context.run(recording, &[])?;
         deltas.iter().for_each(|deltas| deltas.arrived());
     }
     Ok(())
@@ -183,7 +201,6 @@ impl<'a> Contents<'a> {
     }
 
     fn chunk(&mut self, factors: &'a Factors) -> Result<Chunk> {
-        assert!(factors.pairs <= 255, "a chunk of {} pairs", factors.pairs);
         let pieces = [
             bytemuck::cast_slice(&factors.a),
             bytemuck::cast_slice(&factors.b),
@@ -217,7 +234,7 @@ impl<'a> Contents<'a> {
         let mut pieces = Vec::new();
         for part in 0..delta.rows.div_ceil(part_rows) {
             let first = part * part_rows;
-            let mut words: Vec<[u32; 2]> = Vec::new();
+            let mut words: Vec<SparseWord> = Vec::new();
             for row in first..delta.rows.min(first + part_rows) {
                 let range = sparse.row_start[row] as usize..sparse.row_start[row + 1] as usize;
                 assert!(
@@ -229,14 +246,15 @@ impl<'a> Contents<'a> {
                 {
                     let place = u32::try_from((row - first) * row_words + column as usize / 2)
                         .expect("a part's words");
-                    let moved = u32::from(value.cast_unsigned()) << (16 * (column % 2));
+                    let change = u32::from(value.cast_unsigned()) << (16 * (column % 2));
                     match words.last_mut() {
-                        Some([last, both]) if *last == place => *both |= moved,
-                        _ => words.push([place, moved]),
+                        Some(last) if last.place == place => last.change |= change,
+                        _ => words.push(SparseWord { place, change }),
                     }
                 }
             }
-            let most = usize::try_from(self.limit / 8).unwrap_or(usize::MAX).max(1);
+            let most = self.limit / size_of::<SparseWord>() as u64;
+            let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
             for words in words.chunks(most) {
                 let store = self.own(Cow::Owned(bytemuck::cast_slice(words).to_vec()));
                 pieces.push(SparsePiece { part, store, entries: words.len() });

@@ -1,4 +1,4 @@
-//! Rows of the embedding by token.
+//! Rows of the embedding by token. Twin: `device/cpu/embed.rs`.
 
 use super::params::EmbedParams;
 use super::pipeline::Kernel;
@@ -13,7 +13,7 @@ pub(super) fn embed(gpu: &Gpu, table: &GpuMatrix, tokens: &[u32], out: &GpuBuffe
         tokens.iter().all(|&token| (token as usize) < table.rows),
         "a token that the table does not have"
     );
-    let kernel = Kernel::new("embed");
+    let kernel = Kernel::flat("embed");
     let mut pending = gpu.pending();
     let at = pending.words(tokens);
     for part in &table.parts {
@@ -25,12 +25,6 @@ pub(super) fn embed(gpu: &Gpu, table: &GpuMatrix, tokens: &[u32], out: &GpuBuffe
             part_rows: word(part.rows),
         };
         let buffers = [Slice::whole(&part.integers), Slice::whole(&table.steps), out.slice()];
-        pending.dispatch(
-            &gpu.context,
-            &kernel,
-            buffers,
-            &params,
-            gpu.context.grid(len.div_ceil(64)),
-        );
+        pending.dispatch(&gpu.context, &kernel, buffers, &params, gpu.context.flat(len));
     }
 }

@@ -7,39 +7,45 @@ use super::context::{Context, Slice};
 use super::matrix::GpuMatrix;
 use super::params::FingerprintParams;
 use super::pipeline::Kernel;
-use super::steps::Steps;
+use super::recording::Recording;
 use super::word;
 use crate::{Error, Result};
 
 /// Bytes that BLAKE3 hashes on their own.
 const CHUNK: u64 = 1024;
-/// Chunks, or values, that one workgroup joins: `GROUP` of the shader.
+/// Most chunks, or values, that one workgroup joins.
 const GROUP: u32 = 64;
 /// Bytes of one value.
 const VALUE: u64 = 32;
 
+fn kernel(entry: &'static str, group: u32) -> Kernel {
+    let kernel = Kernel::new("fingerprint").entry(entry).constant("GROUP", group);
+    kernel.constant("CHUNK_BYTES", word(CHUNK))
+}
+
 /// Hashes every matrix, all in one submit.
 pub(super) fn fingerprint(context: &Context, matrices: &[&GpuMatrix]) -> Result<Vec<blake3::Hash>> {
     let plans = matrices.iter().map(|matrix| Plan::new(matrix)).collect::<Result<Vec<_>>>()?;
-    // First the hashes, then room that one matrix after the other uses.
+    // First the hashes, then values that one matrix after the other uses.
     let first = word(matrices.len());
-    let room =
+    let free =
         plans.iter().map(|plan| plan.groups + plan.groups.div_ceil(GROUP)).max().unwrap_or(0);
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
-    let values = context.buffer("hashes", u64::from(first + room) * VALUE, usage)?;
+    let values = context.buffer("hashes", u64::from(first + free) * VALUE, usage)?;
     let nothing = context.buffer("nothing", 16, usage)?;
-    let room = Room { values: &values, free: first, nothing: &nothing };
-    let mut steps = Steps::default();
+    let scratch = Scratch { values: &values, free: first, nothing: &nothing };
+    let mut recording = Recording::default();
     for (result, (matrix, plan)) in (0..).zip(matrices.iter().zip(&plans)) {
-        plan.hash(context, &mut steps, matrix, &room, result);
+        plan.hash(context, &mut recording, matrix, &scratch, result);
     }
-    let bytes = context.run(steps, &[Slice::of(&values, 0..matrices.len() as u64 * VALUE)])?.bytes;
+    let bytes =
+        context.run(recording, &[Slice::of(&values, 0..matrices.len() as u64 * VALUE)])?.bytes;
     let hash = |bytes: &[u8]| blake3::Hash::from_bytes(bytes.try_into().expect("32 bytes"));
     Ok(bytes.chunks_exact(size_of::<[u32; 8]>()).map(hash).collect())
 }
 
 /// What the dispatches of one matrix after the other use.
-struct Room<'a> {
+struct Scratch<'a> {
     values: &'a wgpu::Buffer,
     /// The first value that is not a result.
     free: u32,
@@ -91,16 +97,16 @@ impl Plan {
         }
     }
 
-    /// Leaves the hash at `result` of the room's values.
+    /// Leaves the hash at `result` of the scratch values.
     fn hash(
         &self,
         context: &Context,
-        steps: &mut Steps,
+        recording: &mut Recording,
         matrix: &GpuMatrix,
-        room: &Room,
+        scratch: &Scratch,
         result: u32,
     ) {
-        let Room { values, free, nothing } = *room;
+        let Scratch { values, free, nothing } = *scratch;
         let part = |index: usize| matrix.parts.get(index).map_or(nothing, |part| &part.integers);
         let end = if matrix.parts.is_empty() { 0 } else { matrix.rows };
         let row = |index: usize| matrix.parts.get(index).map_or(end, |part| part.first_row);
@@ -118,7 +124,7 @@ impl Plan {
             source: 0,
             result: if self.groups == 1 { result } else { free },
         };
-        let kernel = Kernel::new("fingerprint").entry("chunks").constant("GROUP", self.group);
+        let chunks = kernel("chunks", self.group);
         for index in 0..matrix.parts.len().max(1) {
             let end = if index + 1 < matrix.parts.len() {
                 self.first_group(matrix, row(index + 1))
@@ -129,15 +135,15 @@ impl Plan {
             params.second_row = word(row(index + 1));
             params.first_group = self.first_group(matrix, row(index)).min(end);
             params.groups = end - params.first_group;
-            steps.dispatch(
+            recording.dispatch(
                 context,
-                &kernel,
+                &chunks,
                 buffers(index),
                 &params,
-                context.grid(params.groups as usize),
+                context.workgroups(params.groups as usize),
             );
         }
-        let kernel = Kernel::new("fingerprint").entry("merge").constant("GROUP", GROUP);
+        let merge = kernel("merge", GROUP);
         let mut areas = [free, free + self.groups];
         let mut left = self.groups;
         while left > 1 {
@@ -146,7 +152,13 @@ impl Plan {
             params.groups = left;
             params.source = areas[0];
             params.result = if left == 1 { result } else { areas[1] };
-            steps.dispatch(context, &kernel, buffers(0), &params, context.grid(left as usize));
+            recording.dispatch(
+                context,
+                &merge,
+                buffers(0),
+                &params,
+                context.workgroups(left as usize),
+            );
             areas.swap(0, 1);
         }
     }

@@ -1,5 +1,5 @@
-//! `out[t][i] = step_i · Σ_j N_ij x[t][j]`: `matvec.wgsl` for up to eight tokens, `matmul.wgsl` for
-//! more.
+//! `out[t][i] = step_i · Σ_j N_ij x[t][j]` for many tokens, and how either kernel is dispatched: with
+//! few tokens `matvec.rs` has one that reads every weight once. Twin: `device/cpu/matmul.rs`.
 //!
 //! **Invariant:** within one kernel a token's sum is taken in the same order whatever else is in
 //! the batch. The kernels differ in their order, so between them a token's values agree to
@@ -7,8 +7,15 @@
 
 use super::params::MatmulParams;
 use super::pipeline::Kernel;
-use super::{Gpu, GpuBuffer, Slice, word};
+use super::{Gpu, GpuBuffer, Slice, matvec, word};
 use crate::device::Product;
+
+/// Outputs of a workgroup of `matmul.wgsl`.
+const OUTPUTS: usize = 64;
+/// Fewest and most tokens of one.
+const TOKENS: (usize, usize) = (16, 64);
+/// Inputs that it takes at a time.
+const INPUTS: usize = 16;
 
 /// A kernel and the piece of the output that one of its workgroups makes.
 pub(super) struct Tiling {
@@ -20,35 +27,28 @@ pub(super) struct Tiling {
 impl Tiling {
     /// The kernel for so many tokens of so many inputs.
     pub(super) fn of(tokens: usize, inputs: usize) -> Self {
-        if tokens > 8 {
-            let tokens = tokens.next_power_of_two().clamp(16, 64);
-            return Self {
-                kernel: aligned("matmul", inputs).constant("TOKENS", word(tokens)),
-                outputs: 64,
-                tokens,
-            };
+        if tokens <= matvec::MOST_TOKENS {
+            return matvec::tiling(tokens, inputs);
         }
-        let tokens = tokens.next_power_of_two();
-        // Sums of eight rows for more tokens do not fit the registers of every GPU.
-        let rows = if tokens <= 2 { 8 } else { 4 };
-        // A team that walks long over a wide row would keep too few reads under way.
-        let team = if inputs < 2048 { 16 } else { 32 };
-        let constants = [("TOKENS", tokens), ("ROWS", rows), ("TEAM", team)];
-        let kernel = aligned("matvec", inputs);
-        let kernel = constants
-            .iter()
-            .fold(kernel, |kernel, &(name, value)| kernel.constant(name, word(value)));
-        Self { kernel, outputs: 64 / team * rows, tokens }
+        let tokens = tokens.next_power_of_two().clamp(TOKENS.0, TOKENS.1);
+        let constants = [("TOKENS", tokens), ("OUTPUTS", OUTPUTS), ("INPUTS", INPUTS)];
+        Self { kernel: kernel("matmul", inputs, &constants), outputs: OUTPUTS, tokens }
     }
 }
 
-/// Whether x can be read by fours, for eight or sixteen inputs at a time.
+/// Whether x can be read by fours, for as many inputs at a time as either kernel takes.
 fn is_aligned(inputs: usize) -> bool {
-    inputs.is_multiple_of(16)
+    inputs.is_multiple_of(INPUTS)
 }
 
-fn aligned(shader: &'static str, inputs: usize) -> Kernel {
-    Kernel::new(shader).constant("ALIGNED", is_aligned(inputs).into())
+/// A kernel for matrices of so many inputs.
+pub(super) fn kernel(
+    shader: &'static str,
+    inputs: usize,
+    constants: &[(&'static str, usize)],
+) -> Kernel {
+    let kernel = Kernel::new(shader).constant("ALIGNED", is_aligned(inputs).into());
+    constants.iter().fold(kernel, |kernel, &(name, value)| kernel.constant(name, word(value)))
 }
 
 /// [`crate::device::Compute::matmul`].
@@ -97,7 +97,7 @@ pub(super) fn matmul(
                 has_bias: bias.is_some().into(),
                 accumulate: (*accumulate).into(),
             };
-            let [across, down, _] = gpu.context.grid(part.rows.div_ceil(tiling.outputs));
+            let [across, down, _] = gpu.context.workgroups(part.rows.div_ceil(tiling.outputs));
             // Tokens first: workgroups that read the same weights run beside each other.
             let groups = [word(rows.div_ceil(tiling.tokens)), across, down];
             pending.dispatch(&gpu.context, &tiling.kernel, buffers, &params, groups);

@@ -4,7 +4,7 @@
 use wgpu::BufferUsages;
 
 use super::context::{Context, Slice};
-use super::steps::Steps;
+use super::recording::Recording;
 use crate::lattice::{LANES, LatticeMatrix};
 use crate::{Error, Result};
 
@@ -75,7 +75,7 @@ impl GpuMatrix {
 
     /// Another matrix with the same bits, made where this one lies.
     pub(super) fn copy(&self, context: &Context) -> Result<Self> {
-        let mut copies = Steps::default();
+        let mut copies = Recording::default();
         let mut twin = |buffer: &wgpu::Buffer| {
             let copy = context.buffer("weights", buffer.size(), buffer.usage())?;
             copies.copy(Slice::whole(buffer), Slice::whole(&copy));
@@ -103,10 +103,10 @@ impl GpuMatrix {
             let here = &mut integers[part.first_row * row_bytes..][..part.rows * row_bytes];
             for (at, piece) in (0..).step_by(READ_BYTES).zip(here.chunks_mut(READ_BYTES)) {
                 let read = Slice::of(&part.integers, at..at + piece.len() as u64);
-                piece.copy_from_slice(&context.run(Steps::default(), &[read])?.bytes);
+                piece.copy_from_slice(&context.run(Recording::default(), &[read])?.bytes);
             }
         }
-        let bytes = context.run(Steps::default(), &[Slice::whole(&self.steps)])?.bytes;
+        let bytes = context.run(Recording::default(), &[Slice::whole(&self.steps)])?.bytes;
         steps.copy_from_slice(&bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)[..self.rows]);
         Ok(matrix)
     }
@@ -141,7 +141,7 @@ pub(super) fn read_rows(
             continue;
         }
         let reads: Vec<_> = batch.iter().map(|(_, slice)| slice.clone()).collect();
-        let read = context.run(Steps::default(), &reads)?.bytes;
+        let read = context.run(Recording::default(), &reads)?.bytes;
         let mut rest: &[i16] = bytemuck::cast_slice(&read);
         for (index, _) in batch.drain(..) {
             let matrix = wanted[index].0;

@@ -1,26 +1,32 @@
-//! The GPU, through wgpu: the only room that knows of it. Every kernel is a WGSL shader in
+//! The GPU, through wgpu: the only module that knows of it. Every kernel is a WGSL shader in
 //! `shaders/`.
 //!
 //! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for
 //! bit.
 
 mod adapter;
+mod argmax;
 mod attention;
 mod ceiling;
-mod choose;
 mod compute;
 mod context;
 mod delta_apply;
+mod delta_dense;
+mod delta_sparse;
 mod deltas;
 mod embed;
 mod fingerprint;
 mod matmul;
 mod matrix;
+mod matvec;
 #[doc(hidden)]
 pub mod naive;
 mod params;
 mod pipeline;
-mod steps;
+mod recording;
+mod rms_norm;
+mod sampling;
+mod silu_mul;
 #[cfg(test)]
 mod tests;
 
@@ -33,17 +39,17 @@ pub use matrix::GpuMatrix;
 
 use crate::Result;
 use crate::device::{Device, PassTimes};
-use crate::lattice::{LatticeMatrix, NodeDeltas, Sign};
+use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
 use context::{Context, Slice};
 use delta_apply::Pass;
-use steps::{Finished, Prepared, Steps};
+use recording::{Finished, Prepared, Recording};
 
 /// One GPU.
 pub struct Gpu {
     context: Context,
     options: GpuOptions,
     /// What was asked for and not handed over yet: computing waits for the first read.
-    pending: Mutex<Steps>,
+    pending: Mutex<Recording>,
     /// Held by the thread whose sequence of calls is pending.
     turn: Mutex<()>,
     /// What attention leaves between its two passes over long contexts, grown with the largest
@@ -108,22 +114,22 @@ impl Gpu {
         self.context.peak_bytes()
     }
 
-    /// Lets the `after`th allocation from now want for room, or, if it is a submit, the device be
+    /// Lets the `after`th allocation from now find no memory, or, if it is a submit, the device be
     /// lost.
     #[doc(hidden)]
     pub fn fail_after(&self, after: u64) {
         self.context.fail_after(after);
     }
 
-    /// Hands over what was asked for and not yet read, waits, and tells its times by the GPU's own
+    /// Hands over what was asked for and not yet read, waits, and returns its times by the GPU's own
     /// clock.
     ///
     /// # Errors
     /// When the GPU fails.
     pub fn finish(&self) -> Result<PassTimes> {
-        let mut steps = self.take_pending();
-        steps.timed = true;
-        Ok(self.context.run(steps, &[])?.times)
+        let mut recording = self.take_pending();
+        recording.timed = true;
+        Ok(self.context.run(recording, &[])?.times)
     }
 
     /// Cuts the connection, as when a driver resets: every later call fails until
@@ -133,7 +139,7 @@ impl Gpu {
         self.context.device.destroy();
     }
 
-    fn pending(&self) -> MutexGuard<'_, Steps> {
+    fn pending(&self) -> MutexGuard<'_, Recording> {
         lock(&self.pending)
     }
 
@@ -142,7 +148,7 @@ impl Gpu {
         self.context.run(self.take_pending(), reads)
     }
 
-    fn take_pending(&self) -> Steps {
+    fn take_pending(&self) -> Recording {
         std::mem::take(&mut *self.pending())
     }
 }
@@ -217,21 +223,21 @@ impl Device for Gpu {
     fn prepare_pass(
         &self,
         matrices: &[GpuMatrix],
-        terms: &[(&GpuDeltas, Sign)],
+        deltas: &[SignedDelta<&GpuDeltas>],
     ) -> Result<GpuPass> {
         let _turn = lock(&self.turn);
-        delta_apply::prepare(&self.context, self.take_pending(), matrices, terms, Pass::Fused)
+        delta_apply::prepare(&self.context, self.take_pending(), matrices, deltas, Pass::Fused)
             .map(GpuPass)
     }
 
     fn delta_apply(
         &self,
         _: &mut [GpuMatrix],
-        terms: &[(&GpuDeltas, Sign)],
+        deltas: &[SignedDelta<&GpuDeltas>],
         pass: GpuPass,
     ) -> Result<PassTimes> {
         let times = self.context.submit(pass.0)?.times;
-        terms.iter().for_each(|(deltas, _)| deltas.arrived());
+        deltas.iter().for_each(|node| node.delta.arrived());
         Ok(times)
     }
 

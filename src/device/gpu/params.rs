@@ -1,5 +1,6 @@
 //! Parameters of the shaders: each structure here has one of the same name and members in
-//! `shaders/shared/params.wgsl`, and a test compares them member by member.
+//! `shaders/shared/params.wgsl`, and a test compares them member by member. So have the records that
+//! a dispatch reads beside them, from the words of the work, and those that it leaves.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -28,7 +29,7 @@ params! {
     CeilingParams {
         /// Vectors of four words in the buffer.
         count: u32,
-        /// Steps of one invocation.
+        /// Recording of one invocation.
         per_invocation: u32,
     }
     /// `silu_mul.wgsl`.
@@ -72,15 +73,36 @@ params! {
         /// `1 / sqrt(head_dim)`
         scale: f32,
     }
-    /// `likeliest.wgsl` and `choose.wgsl`.
-    ChooseParams {
-        /// Place of the rows' choices.
-        words: u32,
+    /// `argmax.wgsl` and `sampling.wgsl`.
+    SamplingParams {
+        /// The first row's [`RowSampling`].
+        first: u32,
         rows: u32,
         vocab_size: u32,
     }
+    /// How `sampling.wgsl` draws the token of one row.
+    RowSampling {
+        /// 0: the likeliest.
+        temperature: f32,
+        /// 0: all.
+        top_k: u32,
+        /// 1: all.
+        top_p: f32,
+        /// 0: all.
+        min_p: f32,
+        /// Evenly distributed in 0..1.
+        random: f32,
+    }
+    /// What `argmax.wgsl` and `sampling.wgsl` return for one row.
+    RowToken {
+        token: u32,
+        /// The lowest id whose logit is not finite, or `u32::MAX`.
+        non_finite: u32,
+        /// The bits of that logit: as a float a NaN might lose some.
+        logit_bits: u32,
+    }
 
-    /// `matvec.wgsl`, `matmul.wgsl` and their plain versions, for one part of a matrix.
+    /// `matvec.wgsl`, `matmul.wgsl` and their naive versions, for one part of a matrix.
     MatmulParams {
         /// Tokens.
         rows: u32,
@@ -121,10 +143,25 @@ params! {
         row_vecs: u32,
         /// Tiles beside each other.
         column_tiles: u32,
-        /// Where the slots start in the words.
-        first_slot: u32,
-        /// Slots: pairs of ranks.
-        slots: u32,
+        /// The first [`RankPair`].
+        first_pair: u32,
+        /// Pairs of ranks, of all deltas together.
+        pairs: u32,
+    }
+    /// A pair of ranks of one chunk, as `delta_apply.wgsl` goes through them; places are in words of
+    /// the factors.
+    RankPair {
+        /// Its `A'` in panel 0.
+        a: u32,
+        /// Its `B'` in row 0.
+        b: u32,
+        /// The shifts of its chunk.
+        shifts: u32,
+        /// Pairs of its chunk.
+        chunk_pairs: u32,
+        /// What is done with the chunk's sums after it: 1 they are added, −1 subtracted, 0 nothing,
+        /// since the chunk goes on.
+        ends: i32,
     }
 
     /// `delta_dense.wgsl`.
@@ -141,6 +178,13 @@ params! {
         entries: u32,
         /// 0 to add, 1 to subtract.
         subtract: u32,
+    }
+    /// A word of the weights and what both its columns change by.
+    SparseWord {
+        /// Its place in the part.
+        place: u32,
+        /// The even column's integer in the lower half, the odd one's in the upper.
+        change: u32,
     }
 
     /// `fingerprint.wgsl`.

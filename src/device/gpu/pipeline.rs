@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use wgpu::naga;
 
+use super::word;
+use crate::lattice::LANES;
+
 /// WGSL needs no order of declarations, so a shader is its parts one after another.
 macro_rules! shaders {
     ($($name:literal),* $(,)?) => {
@@ -33,8 +36,8 @@ shaders![
     "rms_norm",
     "rotate_append",
     "attention",
-    "likeliest",
-    "choose",
+    "argmax",
+    "sampling",
     "delta_apply",
     "delta_dense",
     "delta_sparse",
@@ -55,7 +58,13 @@ pub(super) struct Pipeline {
     pub(super) params_bytes: u64,
 }
 
-/// Which pipeline: shader, entry point, and constants that override the shader's own.
+/// Threads in a workgroup of a shader that takes one item a thread: one or two subgroups of most GPUs,
+/// and no more, so that few items still spread over the device.
+pub(super) const FLAT_THREADS: usize = 64;
+
+/// Which pipeline: shader, entry point, and the values of the shader's overrides. Every number that
+/// Rust and WGSL both know reaches WGSL here and has no default there, so one that is forgotten fails
+/// when the pipeline is made; pipelines of other values are other pipelines.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Kernel {
     pub(super) shader: &'static str,
@@ -66,7 +75,12 @@ pub(super) struct Kernel {
 impl Kernel {
     /// The entry point `main` of a shader.
     pub(super) fn new(shader: &'static str) -> Self {
-        Self { shader, entry: "main", constants: Vec::new() }
+        Self { shader, entry: "main", constants: Vec::new() }.constant("ROW_ALIGNMENT", word(LANES))
+    }
+
+    /// The same, of a shader that takes one item a thread.
+    pub(super) fn flat(shader: &'static str) -> Self {
+        Self::new(shader).constant("THREADS", word(FLAT_THREADS))
     }
 
     pub(super) fn entry(self, entry: &'static str) -> Self {

@@ -9,11 +9,11 @@ mod matmul;
 mod switch;
 
 use super::*;
-use crate::device::Compute;
+use crate::device::{Ceilings, Compute};
 use crate::testing::gpu;
 
 #[test]
-fn values_written_come_back_after_what_was_asked_in_between() {
+fn silu_mul_of_values_written_before_comes_back() {
     let Some(gpu) = gpu(&GpuOptions::default()) else { return };
     let gate: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) / 50.0).collect();
     let up: Vec<f32> = (0..1000).map(|i| i as f32 / 1000.0).collect();
@@ -53,6 +53,26 @@ fn matrices_come_back_whole_and_by_rows_however_they_are_split() {
             rows,
             [[matrix.row(0), matrix.row(99), matrix.row(21)].concat(), matrix.row(20).to_vec()]
         );
+    }
+}
+
+#[test]
+fn ceiling_passes_leave_every_bit_as_it_was() {
+    let Some(gpu) = gpu(&GpuOptions { max_binding_bytes: Some(4096), ..GpuOptions::default() })
+    else {
+        return;
+    };
+    let mut matrix = LatticeMatrix::zeros(100, 70);
+    let stride = matrix.stride();
+    for (i, row) in matrix.integers_mut().chunks_exact_mut(stride).enumerate() {
+        row[..70].iter_mut().enumerate().for_each(|(j, n)| *n = (i * 97 + j) as i16);
+    }
+    let mut there = gpu.upload_matrix(matrix.clone()).unwrap();
+    gpu.read_modify_write_ms(&mut [&mut there]).unwrap();
+    gpu.read_ms(&[&there]).unwrap();
+    assert_eq!(gpu.read_matrix(&there).unwrap(), matrix);
+    for products in [gpu.integer_products_ms(1 << 20), gpu.float_products_ms(1 << 20)] {
+        assert!(products.unwrap() > 0.0);
     }
 }
 
@@ -107,7 +127,7 @@ fn what_the_device_refuses_is_an_error_from_then_on() {
 #[test]
 fn work_that_does_not_bring_its_number_back_was_not_done() {
     let Some(gpu) = gpu(&GpuOptions::default()) else { return };
-    let mut prepared = gpu.context.prepare(Steps::default(), &[]).unwrap();
+    let mut prepared = gpu.context.prepare(Recording::default(), &[]).unwrap();
     prepared.nonce += 1;
     assert!(matches!(gpu.context.submit(prepared), Err(crate::Error::DeviceFailed { .. })));
     assert!(gpu.check().is_err() && gpu.alloc(1).is_err());

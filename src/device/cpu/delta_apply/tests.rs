@@ -107,21 +107,18 @@ proptest! {
                 compiled(&delta, &grid)
             })
             .collect();
-        let segments: Vec<_> = deltas
+        let terms: Vec<_> = deltas
             .iter()
             .zip(&kinds)
-            .map(|(delta, kind)| Segment { delta, sign: if kind.3 { Sign::Add } else { Sign::Subtract } })
+            .map(|(delta, kind)| if kind.3 { SignedDelta::added(delta) } else { SignedDelta::subtracted(delta) })
             .collect();
         let mut expected = base.clone();
-        reference::apply(&mut expected, &segments);
+        reference::delta_apply(&mut expected, &terms);
         for cpu in CPUS.iter() {
             let mut found = base.clone();
-            delta_apply(cpu, vec![(&mut found, segments.clone())]);
+            delta_apply(cpu, vec![(&mut found, terms.clone())]);
             prop_assert_eq!(&found, &expected, "{:?}", cpu.simd());
-            let undo = segments.iter().map(|s| Segment {
-                delta: s.delta,
-                sign: if s.sign == Sign::Add { Sign::Subtract } else { Sign::Add },
-            });
+            let undo = terms.iter().map(|term| term.inverse());
             delta_apply(cpu, vec![(&mut found, undo.collect())]);
             prop_assert_eq!(&found, &base, "undone by {:?}", cpu.simd());
         }
@@ -179,8 +176,8 @@ fn sums_beyond_an_i32_are_not_taken_for_small_ones() {
     let factors = Factors { pairs: 1, a, b: vec![26216, 0], shift: vec![0] };
     let kind = DeltaKind::LowRank(vec![factors]);
     let delta = CompiledDelta { rows: 1, cols: 1, row_max: vec![32766 * 26216], kind };
-    let segments = vec![Segment { delta: &delta, sign: Sign::Add }; 5];
-    assert_eq!(reach(&[0], 0, &segments), 5 * 32766 * 26216);
+    let terms = [SignedDelta::added(&delta); 5];
+    assert_eq!(reach(&[0], 0, &terms), 5 * 32766 * 26216);
 }
 
 #[test]
@@ -199,14 +196,12 @@ fn many_matrices_in_one_pass_keep_to_themselves_large_or_small() {
             })
             .collect();
         let mut found: Vec<_> = bases.iter().map(|(matrix, _)| matrix.clone()).collect();
-        let work = found
-            .iter_mut()
-            .zip(&deltas)
-            .map(|(m, delta)| (m, vec![Segment { delta, sign: Sign::Add }]));
+        let work =
+            found.iter_mut().zip(&deltas).map(|(m, delta)| (m, vec![SignedDelta::added(delta)]));
         delta_apply(CPUS.last().unwrap(), work.collect());
         for ((found, (base, _)), delta) in found.iter().zip(&bases).zip(&deltas) {
             let mut expected = base.clone();
-            reference::apply(&mut expected, &[Segment { delta, sign: Sign::Add }]);
+            reference::delta_apply(&mut expected, &[SignedDelta::added(delta)]);
             assert_eq!(found, &expected);
         }
     }

@@ -1,4 +1,4 @@
-//! The vector operations in AVX2 and FMA.
+//! The vector operations in AVX2 and FMA, and the switch's tile.
 //!
 //! **Invariant:** a value of [`Avx2`] proves that the machine has both.
 
@@ -7,6 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::{CHUNK, Kernel, Simd};
+use crate::device::cpu::delta_apply::{ByKind, RowBlock};
+use crate::lattice::{Lane, Sign, SignedDelta};
 
 /// Proof of the features, and their operations.
 #[derive(Clone, Copy)]
@@ -31,7 +33,9 @@ impl Avx2 {
 
 impl Simd for Avx2 {
     type V = __m256;
+    type I = __m256i;
     const PARTS: usize = 2;
+    const PAIRS: usize = 8;
     const TOKENS: usize = 3;
 
     #[inline(always)]
@@ -94,5 +98,109 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn fma1(self, a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: [i16; 2]) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_set1_epi32(bytemuck::cast(pair)) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn delta_tiles(self, block: &mut RowBlock, deltas: &ByKind) {
+        // SAFETY: `self` proves the features.
+        unsafe { delta_tiles(block, deltas) }
+    }
+}
+
+/// Applies the factored and dense deltas to a block, 2 rows × 1 panel of 32 columns at a time: 8
+/// vectors of sums and 4 of weights, beside those of the factors, in 16 registers.
+#[target_feature(enable = "avx2")]
+fn delta_tiles(block: &mut RowBlock, deltas: &ByKind) {
+    let (rows, panels, width) = (block.rows(), block.lanes_per_row, deltas.panels_at_a_time());
+    for first in (0..panels).step_by(width) {
+        for i in (0..rows).step_by(2) {
+            for panel in first..(first + width).min(panels) {
+                if i + 2 <= rows {
+                    delta_tile::<2>(block, deltas, i, panel)
+                } else {
+                    delta_tile::<1>(block, deltas, i, panel)
+                }
+            }
+        }
+    }
+}
+
+/// Both halves of a lane.
+#[target_feature(enable = "avx2")]
+fn load_lane(lane: &Lane) -> [__m256i; 2] {
+    let at: *const __m256i = std::ptr::from_ref(lane).cast();
+    // SAFETY: a lane is two vectors of 32 bytes.
+    unsafe { [_mm256_load_si256(at), _mm256_load_si256(at.add(1))] }
+}
+
+#[target_feature(enable = "avx2")]
+fn add_lane(n: &mut [__m256i; 2], q: [__m256i; 2], sign: Sign) {
+    for (n, q) in n.iter_mut().zip(q) {
+        *n = match sign {
+            Sign::Add => _mm256_add_epi16(*n, q),
+            Sign::Subtract => _mm256_sub_epi16(*n, q),
+        };
+    }
+}
+
+/// `R` rows × one panel: weights stay in registers while every delta is added. `vpmaddwd` multiplies
+/// two ranks at once.
+#[target_feature(enable = "avx2")]
+fn delta_tile<const R: usize>(block: &mut RowBlock, deltas: &ByKind, i: usize, panel: usize) {
+    let (stride, row) = (block.lanes_per_row, block.first_row + i);
+    let mut n: [[__m256i; 2]; R] =
+        std::array::from_fn(|r| load_lane(&block.lanes[(i + r) * stride + panel]));
+    for &SignedDelta { delta: factors, sign } in &deltas.factors {
+        let a = &factors.a[panel * factors.pairs * 2..][..factors.pairs * 2];
+        let b: [&[i16]; R] = std::array::from_fn(|r| factors.b_row(row + r));
+        let shift: [i32; R] = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
+        // Even and odd columns, each in two halves.
+        let mut sums: [[[__m256i; 2]; 2]; R] =
+            std::array::from_fn(|r| [[_mm256_set1_epi32((1 << shift[r]) >> 1); 2]; 2]);
+        for (pair, lanes) in a.chunks_exact(2).enumerate() {
+            let a = [load_lane(&lanes[0]), load_lane(&lanes[1])];
+            for r in 0..R {
+                let pair = [b[r][pair * 2], b[r][pair * 2 + 1]];
+                let b = _mm256_set1_epi32(bytemuck::cast(pair));
+                for (sums, a) in sums[r].iter_mut().zip(&a) {
+                    for (sum, &a) in sums.iter_mut().zip(a) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b));
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            let shift = _mm256_set1_epi32(shift[r]);
+            let q = std::array::from_fn(|half| {
+                let even = _mm256_srav_epi32(sums[r][0][half], shift);
+                let odd = _mm256_slli_epi32::<16>(_mm256_srav_epi32(sums[r][1][half], shift));
+                _mm256_blend_epi16::<0xAA>(even, odd)
+            });
+            add_lane(&mut n[r], q, sign);
+        }
+    }
+    for r in 0..R {
+        for &SignedDelta { delta: dense, sign } in &deltas.dense {
+            add_lane(&mut n[r], load_lane(&dense[(row + r) * stride + panel]), sign);
+        }
+        let at: *mut __m256i =
+            std::ptr::from_mut(&mut block.lanes[(i + r) * stride + panel]).cast();
+        // SAFETY: a lane is two vectors of 32 bytes.
+        unsafe {
+            _mm256_store_si256(at, n[r][0]);
+            _mm256_store_si256(at.add(1), n[r][1]);
+        }
     }
 }

@@ -1,13 +1,16 @@
-//! The vector operations in AVX-512.
+//! The vector operations in AVX-512, and the switch's tile.
 //!
 //! **Invariant:** a value of [`Avx512`] proves that the machine has every feature named in
 //! [`Avx512::detect`].
 
 #![allow(unsafe_code, reason = "vector intrinsics")]
+#![allow(clippy::needless_range_loop, reason = "several register arrays go by the same row")]
 
 use std::arch::x86_64::*;
 
 use super::{CHUNK, Kernel, Simd};
+use crate::device::cpu::delta_apply::{ByKind, RowBlock};
+use crate::lattice::{Factors, Lane, Sign, SignedDelta};
 
 /// Proof of the features, and their operations.
 #[derive(Clone, Copy)]
@@ -39,7 +42,9 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type V = __m512;
+    type I = __m512i;
     const PARTS: usize = 1;
+    const PAIRS: usize = 16;
     const TOKENS: usize = 6;
 
     #[inline(always)]
@@ -119,5 +124,161 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma1(self, a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: [i16; 2]) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_epi32(bytemuck::cast(pair)) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+
+    #[inline(always)]
+    fn delta_tiles(self, block: &mut RowBlock, deltas: &ByKind) {
+        // SAFETY: `self` proves the features.
+        unsafe { delta_tiles(block, deltas) }
+    }
+}
+
+/// A chunk of factors as one group of rows sees it: pointers, since a check of bounds in the
+/// innermost loop would cost as much as a product.
+struct Chunk<const R: usize> {
+    a: *const Lane,
+    b: [*const i32; R],
+    half: [i32; R],
+    shift: [i32; R],
+    full_shift: bool,
+    pairs: usize,
+    subtract: bool,
+}
+
+/// Applies the factored and dense deltas to a block, 8 rows × 1 panel of 32 columns at a time: 16
+/// vectors of sums and 8 of weights, beside those of the factors, in 32 registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn delta_tiles(block: &mut RowBlock, deltas: &ByKind) {
+    let (rows, panels, width) = (block.rows(), block.lanes_per_row, deltas.panels_at_a_time());
+    let (mut prepared, mut rest) = (Vec::with_capacity(deltas.factors.len()), Vec::new());
+    for first in (0..panels).step_by(width) {
+        let range = (first, (first + width).min(panels));
+        for i in (0..rows / 8 * 8).step_by(8) {
+            delta_rows::<8>(block, deltas, &mut prepared, i, range);
+        }
+        for i in rows / 8 * 8..rows {
+            delta_rows::<1>(block, deltas, &mut rest, i, range);
+        }
+    }
+}
+
+/// Rows `i .. i + R` of the block, panels `from .. to`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn delta_rows<const R: usize>(
+    block: &mut RowBlock,
+    deltas: &ByKind,
+    prepared: &mut Vec<Chunk<R>>,
+    i: usize,
+    (from, to): (usize, usize),
+) {
+    let row = block.first_row + i;
+    prepared.clear();
+    let panels = block.lanes_per_row;
+    prepared.extend(deltas.factors.iter().map(|term| prepare(term, row, panels)));
+    for panel in from..to {
+        delta_tile::<R>(block, prepared, deltas, i, panel);
+    }
+}
+
+fn prepare<const R: usize>(term: &SignedDelta<&Factors>, row: usize, panels: usize) -> Chunk<R> {
+    let SignedDelta { delta: factors, sign } = *term;
+    assert!(factors.a.len() >= panels * factors.pairs * 2, "A' is shorter than its matrix");
+    let shift: [i32; R] = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
+    Chunk {
+        a: factors.a.as_ptr(),
+        b: std::array::from_fn(|r| factors.b_row(row + r).as_ptr().cast()),
+        half: shift.map(|s| (1 << s) >> 1),
+        shift,
+        full_shift: shift == [16; R],
+        pairs: factors.pairs,
+        subtract: sign == Sign::Subtract,
+    }
+}
+
+/// `R` rows × one panel: weights stay in registers while every delta is added. `vpdpwssd` multiplies
+/// and adds two ranks at once.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn delta_tile<const R: usize>(
+    block: &mut RowBlock,
+    prepared: &[Chunk<R>],
+    deltas: &ByKind,
+    i: usize,
+    panel: usize,
+) {
+    let stride = block.lanes_per_row;
+    let first = i * stride + panel;
+    assert!(first + (R - 1) * stride < block.lanes.len());
+    let base = block.lanes.as_mut_ptr();
+    // SAFETY: the assertion above bounds every `first + r * stride`.
+    let at = |r: usize| unsafe { base.add(first + r * stride) };
+    // SAFETY: as above; a lane is 64 bytes.
+    let mut n: [__m512i; R] = std::array::from_fn(|r| unsafe { _mm512_load_si512(at(r).cast()) });
+    for r in 0..R {
+        // The next group's same columns; a prefetch may point anywhere.
+        _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add(first + (R + r) * stride).cast());
+    }
+    for chunk in prepared {
+        let mut sums: [[__m512i; 2]; R] =
+            std::array::from_fn(|r| [_mm512_set1_epi32(chunk.half[r]); 2]);
+        let pairs = chunk.pairs;
+        for pair in 0..pairs {
+            let a: [__m512i; 2] = std::array::from_fn(|parity| {
+                // SAFETY: `prepare` asserted that `A'` holds `pairs` × 2 lanes for every panel of
+                // the matrix.
+                unsafe {
+                    _mm512_load_si512(chunk.a.add((panel * pairs + pair) * 2 + parity).cast())
+                }
+            });
+            for r in 0..R {
+                // SAFETY: a row of `B'` holds `pairs` pairs of i16.
+                let b = _mm512_set1_epi32(unsafe { chunk.b[r].add(pair).read_unaligned() });
+                for parity in 0..2 {
+                    sums[r][parity] = _mm512_dpwssd_epi32(sums[r][parity], a[parity], b);
+                }
+            }
+        }
+        if !chunk.full_shift {
+            // Brings `Q` to the upper half, where a shift of 16 leaves it.
+            for r in 0..R {
+                let shift = _mm512_set1_epi32(chunk.shift[r]);
+                for parity in 0..2 {
+                    sums[r][parity] =
+                        _mm512_slli_epi32::<16>(_mm512_srav_epi32(sums[r][parity], shift));
+                }
+            }
+        }
+        for r in 0..R {
+            let even = _mm512_srli_epi32::<16>(sums[r][0]);
+            let q = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, sums[r][1]);
+            n[r] =
+                if chunk.subtract { _mm512_sub_epi16(n[r], q) } else { _mm512_add_epi16(n[r], q) };
+        }
+    }
+    for &SignedDelta { delta: dense, sign } in &deltas.dense {
+        for r in 0..R {
+            let lane = &dense[(block.first_row + i + r) * stride + panel];
+            // SAFETY: a lane is 64 bytes.
+            let q = unsafe { _mm512_load_si512(std::ptr::from_ref(lane).cast()) };
+            n[r] = match sign {
+                Sign::Add => _mm512_add_epi16(n[r], q),
+                Sign::Subtract => _mm512_sub_epi16(n[r], q),
+            };
+        }
+    }
+    for r in 0..R {
+        // SAFETY: as at the load.
+        unsafe { _mm512_store_si512(at(r).cast(), n[r]) };
     }
 }

@@ -10,7 +10,9 @@ pub(super) struct Scalar;
 
 impl Simd for Scalar {
     type V = [f32; 4];
+    type I = [i32; 4];
     const PARTS: usize = 4;
+    const PAIRS: usize = 4;
     const TOKENS: usize = 3;
 
     #[inline(always)]
@@ -56,5 +58,19 @@ impl Simd for Scalar {
         // Every aarch64 fuses; elsewhere a fused product without its instruction is a slow library
         // call.
         if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: [i16; 2]) -> [i32; 4] {
+        [bytemuck::cast(pair); 4]
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: [i32; 4], a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
+        from_fn(|i| {
+            let [a, b]: [[i16; 2]; 2] = [a[i], b[i]].map(bytemuck::cast);
+            let products = [0, 1].map(|k| i32::from(a[k]) * i32::from(b[k]));
+            sum[i].wrapping_add(products[0]).wrapping_add(products[1])
+        })
     }
 }

@@ -30,7 +30,7 @@ fn near(found: &[f32], expected: &[f32], limit: f32, what: impl std::fmt::Displa
 }
 
 #[test]
-fn rows_are_normed_and_selected_as_on_the_cpu() {
+fn rms_norm_and_selected_rows_are_the_cpus() {
     let (Some(gpu), cpu) = (minimal(), Cpu::new(Some(1)).unwrap()) else { return };
     let mut rng = StdRng::seed_from_u64(1);
     for (rows, width) in [(1, 1), (3, 2), (7, 255), (2, 576), (5, 1000), (1, 4096), (40, 33)] {
@@ -239,7 +239,7 @@ const GREEDY: Choice =
     Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.5 };
 
 #[test]
-fn likeliest_token_is_the_cpus_with_ties_and_both_zeros() {
+fn argmax_is_the_cpus_with_ties_and_both_zeros() {
     let (Some(gpu), cpu) = (minimal(), Cpu::new(Some(1)).unwrap()) else { return };
     let mut rng = StdRng::seed_from_u64(5);
     let mut rows: Vec<Vec<f32>> = (0..8).map(|_| random(&mut rng, 10_000)).collect();
@@ -253,10 +253,10 @@ fn likeliest_token_is_the_cpus_with_ties_and_both_zeros() {
     rows[5][0] = f32::MAX;
     rows[6].iter_mut().for_each(|x| *x = f32::MIN);
     let rows: Vec<&[f32]> = rows.iter().map(|row| &row[..]).collect();
-    let expected = cpu.choose(&(&rows.concat()[..]).into(), 10_000, &[GREEDY; 8]).unwrap();
-    assert_eq!(gpu.choose(&upload(&gpu, &rows), 10_000, &[GREEDY; 8]).unwrap(), expected);
-    assert_eq!(gpu.choose(&upload(&gpu, &[&[-1.0]]), 1, &[GREEDY]).unwrap(), [0]);
-    assert!(gpu.choose(&upload(&gpu, &rows), 10_000, &[]).unwrap().is_empty());
+    let expected = cpu.sample(&(&rows.concat()[..]).into(), 10_000, &[GREEDY; 8]).unwrap();
+    assert_eq!(gpu.sample(&upload(&gpu, &rows), 10_000, &[GREEDY; 8]).unwrap(), expected);
+    assert_eq!(gpu.sample(&upload(&gpu, &[&[-1.0]]), 1, &[GREEDY]).unwrap(), [0]);
+    assert!(gpu.sample(&upload(&gpu, &rows), 10_000, &[]).unwrap().is_empty());
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn non_finite_logits_are_refused_with_their_place() {
             GREEDY,
             Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 },
         ] {
-            let result = gpu.choose(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
+            let result = gpu.sample(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
             let Err(Error::NonFiniteLogits { index: 301, value }) = result else {
                 panic!("{bad}: {result:?}")
             };
@@ -279,7 +279,7 @@ fn non_finite_logits_are_refused_with_their_place() {
 }
 
 #[test]
-fn tokens_chosen_are_the_cpus_but_at_borders() {
+fn sampling_draws_the_cpus_tokens_but_at_borders() {
     let (Some(gpu), cpu) = (minimal(), Cpu::new(Some(1)).unwrap()) else { return };
     let mut rng = StdRng::seed_from_u64(6);
     let (mut compared, mut all) = (0, 0);
@@ -304,7 +304,7 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
             })
             .collect();
         let slices: Vec<&[f32]> = rows.iter().map(|row| &row[..]).collect();
-        let found = gpu.choose(&upload(&gpu, &slices), vocab_size, &choices).unwrap();
+        let found = gpu.sample(&upload(&gpu, &slices), vocab_size, &choices).unwrap();
         for ((logits, choice), found) in rows.iter().zip(&choices).zip(found) {
             let around = [-1.0, 0.0, 1.0].map(|side| Choice {
                 random: (choice.random + side * 1e-4).clamp(0.0, 0.999_999),
@@ -313,7 +313,7 @@ fn tokens_chosen_are_the_cpus_but_at_borders() {
                 ..*choice
             });
             let expected = around
-                .map(|choice| cpu.choose(&(&logits[..]).into(), vocab_size, &[choice]).unwrap()[0]);
+                .map(|choice| cpu.sample(&(&logits[..]).into(), vocab_size, &[choice]).unwrap()[0]);
             all += 1;
             if expected == [expected[0]; 3] {
                 compared += 1;
@@ -356,7 +356,7 @@ fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
         };
         let choices: Vec<Choice> = (0..draws).map(choice).collect();
         let mut counts = [0; 4];
-        for token in gpu.choose(&there, 4, &choices).unwrap() {
+        for token in gpu.sample(&there, 4, &choices).unwrap() {
             counts[token as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip(expected) {

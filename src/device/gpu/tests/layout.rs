@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use wgpu::naga;
 use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
 
+use crate::device::gpu::matvec::MOST_TOKENS;
 use crate::device::gpu::params::LAYOUTS;
-use crate::device::gpu::pipeline::SHADERS;
+use crate::device::gpu::pipeline::{SHADERS, source};
 
 fn folder() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
@@ -47,6 +48,27 @@ fn every_file_in_the_folder_is_a_known_shader() {
     let mut known: Vec<_> = SHADERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     known.sort();
     assert_eq!(files, known);
+}
+
+/// Arrays of a thread take no overrides, so this one number stands in WGSL, too.
+#[test]
+fn matvec_has_arrays_for_the_most_tokens_it_is_dispatched_for() {
+    let module = naga::front::wgsl::parse_str(source("matvec")).unwrap();
+    let most = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some("MOST")).unwrap().1;
+    let value = &module.global_expressions[most.init];
+    let naga::Expression::Literal(naga::Literal::U32(value)) = value else { panic!("{value:?}") };
+    assert_eq!(*value as usize, MOST_TOKENS);
+}
+
+/// A number that Rust knows, too, must not have another value in WGSL by default.
+#[test]
+fn overrides_have_no_value_of_their_own() {
+    for (name, source) in SHADERS {
+        for line in source.lines().filter(|line| line.starts_with("override ")) {
+            let value = line.split_once('=').map_or("", |(_, value)| value.trim_start());
+            assert!(!value.starts_with(|c: char| c.is_ascii_digit()), "{name}: {line}");
+        }
+    }
 }
 
 /// The structures of the shared file: name → size and members (name, kind, offset).

@@ -27,8 +27,8 @@ fn random_matrix(rng: &mut StdRng, rows: usize, cols: usize) -> LatticeMatrix {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kernels {
     Chosen,
-    PlainMatvec,
-    PlainMatmul,
+    NaiveMatvec,
+    NaiveMatmul,
 }
 
 /// One product: a matrix, its bias, what is in the output before, and whether that is added to.
@@ -98,10 +98,10 @@ fn check<const N: usize>(
     });
     let found = multiply(gpu, &x, &cases, |gpu, x, products| match by {
         Kernels::Chosen => gpu.matmul(x, tokens, products),
-        Kernels::PlainMatvec => {
+        Kernels::NaiveMatvec => {
             products.into_iter().for_each(|product| naive::matvec(gpu, x, tokens, product))
         }
-        Kernels::PlainMatmul => {
+        Kernels::NaiveMatmul => {
             products.into_iter().for_each(|product| naive::matmul(gpu, x, tokens, product))
         }
     });
@@ -129,7 +129,7 @@ fn devices(max_binding_bytes: Option<u64>) -> Option<[Gpu; 2]> {
 }
 
 #[test]
-fn products_equal_the_cpus_for_odd_shapes() {
+fn matmul_and_matvec_equal_the_cpus_for_odd_shapes() {
     let Some(gpus) = devices(None) else { return };
     let mut rng = StdRng::seed_from_u64(1);
     for gpu in &gpus {
@@ -175,10 +175,10 @@ fn more_outputs_than_a_dispatch_holds_in_one_dimension_are_all_made() {
 }
 
 #[test]
-fn the_plain_versions_equal_the_cpu_too() {
+fn the_naive_versions_equal_the_cpu_too() {
     let Some(gpus) = devices(Some(4096)) else { return };
     let mut rng = StdRng::seed_from_u64(4);
-    for by in [Kernels::PlainMatvec, Kernels::PlainMatmul] {
+    for by in [Kernels::NaiveMatvec, Kernels::NaiveMatmul] {
         for (inputs, tokens) in [(33, 1), (70, 8), (576, 19)] {
             check(&gpus[0], &mut rng, [100, 7], inputs, tokens, by);
         }
@@ -217,7 +217,7 @@ fn a_token_does_not_depend_on_the_others_that_its_kernel_multiplies() {
 }
 
 #[test]
-fn embedded_tokens_are_the_cpus_to_the_bit_however_the_table_is_split() {
+fn embed_is_the_cpus_to_the_bit_however_the_table_is_split() {
     let mut rng = StdRng::seed_from_u64(6);
     let cpu = Cpu::new(Some(1)).unwrap();
     for (max_binding_bytes, rows, cols) in

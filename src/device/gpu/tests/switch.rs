@@ -14,7 +14,7 @@ use crate::device::cpu::Cpu;
 use crate::device::gpu::{Gpu, GpuMatrix, GpuOptions};
 use crate::lattice::{
     CHUNK_RANK, CompiledDelta, DeltaKind, Factors, LANES, Lane, LatticeMatrix, MatrixId,
-    NodeDeltas, Segment, Sign, SparseRows, reference,
+    NodeDeltas, SignedDelta, SparseRows, reference,
 };
 use crate::testing::gpu;
 use crate::{Error, Result};
@@ -149,8 +149,8 @@ fn terms(
     )
 }
 
-fn sign(add: bool) -> Sign {
-    if add { Sign::Add } else { Sign::Subtract }
+fn signed<D>(delta: D, add: bool) -> SignedDelta<D> {
+    if add { SignedDelta::added(delta) } else { SignedDelta::subtracted(delta) }
 }
 
 fn same(gpu: &Gpu, there: &[GpuMatrix], expected: &[LatticeMatrix], what: &str) -> TestCaseResult {
@@ -185,13 +185,9 @@ fn check(gpu: &Gpu, shapes: &[(usize, usize)], terms: &[Term], seed: u64) -> Tes
         .collect();
     let mut expected = base.clone();
     for (id, matrix) in expected.iter_mut().enumerate() {
-        let of_term = |(node, (_, add, _)): (&'_ Arc<NodeDeltas>, &Term)| {
-            Some((node.delta(MatrixId(id))?.clone(), *add))
-        };
-        let deltas: Vec<_> = nodes.iter().zip(terms).filter_map(of_term).collect();
-        let segments: Vec<_> =
-            deltas.iter().map(|(delta, add)| Segment { delta, sign: sign(*add) }).collect();
-        reference::apply(matrix, &segments);
+        let signed_nodes = nodes.iter().zip(terms).map(|(node, term)| signed(&**node, term.1));
+        let deltas: Vec<_> = signed_nodes.filter_map(|node| node.on(MatrixId(id))).collect();
+        reference::delta_apply(matrix, &deltas);
     }
 
     let mut there: Vec<_> =
@@ -201,9 +197,8 @@ fn check(gpu: &Gpu, shapes: &[(usize, usize)], terms: &[Term], seed: u64) -> Tes
         deltas.iter().zip(terms).filter_map(|(deltas, (.., early))| early.then_some(deltas));
     gpu.finish_uploads(&early.collect::<Vec<_>>()).unwrap();
     let forth: Vec<_> =
-        deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(*add))).collect();
-    let back: Vec<_> =
-        deltas.iter().zip(terms).map(|(deltas, (_, add, _))| (deltas, sign(!add))).rev().collect();
+        deltas.iter().zip(terms).map(|(deltas, term)| signed(deltas, term.1)).collect();
+    let back: Vec<_> = forth.iter().map(|term| term.inverse()).rev().collect();
     gpu.prepare_and_apply(&mut there, &forth).unwrap();
     same(gpu, &there, &expected, "forth")?;
     gpu.prepare_and_apply(&mut there, &back).unwrap();
@@ -220,7 +215,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_mix_of_deltas_gives_the_bits_of_the_obvious_loops(
+    fn delta_apply_delta_dense_and_delta_sparse_have_the_bits_of_the_obvious_loops(
         shapes in prop::collection::vec((side(), side()), 3),
         terms in terms(prop_oneof![3 => 1_usize..9, 2 => 9..20_usize, 1 => 60..70_usize, 1 => Just(200)]),
         seed in any::<u64>(),
@@ -262,11 +257,11 @@ fn a_node_taken_twice_counts_twice() {
     for made in [Made::LowRank(6), Made::Dense, Made::Sparse] {
         let delta = made_delta(&mut rng, 70, 90, &made, 1000).unwrap();
         let mut expected = base.clone();
-        reference::apply(&mut expected, &[Segment { delta: &delta, sign: Sign::Add }; 3]);
+        reference::delta_apply(&mut expected, &[SignedDelta::added(&delta); 3]);
         let deltas = gpu.upload_deltas(&Arc::new(NodeDeltas::new([(MatrixId(0), delta)]))).unwrap();
         let mut there = [gpu.upload_matrix(base.clone()).unwrap()];
-        gpu.prepare_and_apply(&mut there, &[(&deltas, Sign::Add), (&deltas, Sign::Add)]).unwrap();
-        gpu.prepare_and_apply(&mut there, &[(&deltas, Sign::Add)]).unwrap();
+        gpu.prepare_and_apply(&mut there, &[SignedDelta::added(&deltas); 2]).unwrap();
+        gpu.prepare_and_apply(&mut there, &[SignedDelta::added(&deltas)]).unwrap();
         assert_eq!(gpu.read_matrix(&there[0]).unwrap(), expected, "{made:?}");
     }
 }
@@ -280,10 +275,9 @@ fn sums_beyond_i16_wrap_on_the_way_and_come_back() {
     let mut delta = || made_delta(&mut rng, 33, 50, &Made::LowRank(70), 32767).unwrap();
     let deltas = [delta(), delta(), delta()].map(|delta| gpu.upload_deltas(&node(delta)).unwrap());
     let mut there = [gpu.upload_matrix(base.clone()).unwrap()];
-    for round in [Sign::Add, Sign::Subtract] {
-        gpu.prepare_and_apply(&mut there, &deltas.each_ref().map(|deltas| (deltas, round)))
-            .unwrap();
-    }
+    let forth = deltas.each_ref().map(SignedDelta::added);
+    gpu.prepare_and_apply(&mut there, &forth).unwrap();
+    gpu.prepare_and_apply(&mut there, &forth.map(SignedDelta::inverse)).unwrap();
     assert_eq!(gpu.read_matrix(&there[0]).unwrap(), base);
 }
 
@@ -310,7 +304,7 @@ fn a_chunk_beyond_the_binding_limit_is_refused() {
 }
 
 #[test]
-fn hashes_are_the_cpus_at_every_edge_of_chunks_trees_and_parts() {
+fn fingerprint_is_the_cpus_at_every_edge_of_chunks_trees_and_parts() {
     let mut rng = StdRng::seed_from_u64(6);
     let one_chunk = [
         (0, 0),
@@ -372,7 +366,7 @@ fn a_matrix_beyond_the_default_binding_limit_has_the_cpus_bits() {
     let delta = made_delta(&mut rng, rows, cols, &Made::LowRank(1), 5000).unwrap();
     let node = Arc::new(NodeDeltas::new([(MatrixId(0), delta)]));
     let on_gpu = gpu.upload_deltas(&node).unwrap();
-    gpu.prepare_and_apply(&mut there, &[(&on_gpu, Sign::Add)]).unwrap();
-    CPU.prepare_and_apply(&mut here, &[(&node, Sign::Add)]).unwrap();
+    gpu.prepare_and_apply(&mut there, &[SignedDelta::added(&on_gpu)]).unwrap();
+    CPU.prepare_and_apply(&mut here, &[SignedDelta::added(&node)]).unwrap();
     assert_eq!(gpu.fingerprint(&[&there[0]]).unwrap(), CPU.fingerprint(&[&here[0]]).unwrap());
 }

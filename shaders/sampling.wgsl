@@ -1,18 +1,17 @@
-// Draws a token from each row of logits, one workgroup a row, where `likeliest` has been before.
-// Twin: device/cpu/choose.rs.
+// Draws a token from each row of logits, one workgroup a row, where `argmax` has been before. Twin:
+// device/cpu/sampling.rs.
 //
 // Tokens are ranked by `key`, the order of their logits as integers, and among equals by id. The
 // tokens that top-k, top-p and min-p keep are those with a key above `threshold`, and of those at
-// it the ones up to id `last`. The threshold is found by a search over keys that divides the range
-// by 16 in a pass. Every sum is made in an order fixed by the vocabulary.
+// it the ones up to id `last`. A sort would read and write the vocabulary many times; the
+// threshold is found by a search over keys instead, which divides the range by 16 in a pass, so by
+// 2^32 in eight. Every sum is made in an order fixed by the vocabulary.
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
-// Of each row: the token (the likeliest one before), and two words that are left as they are.
-@group(0) @binding(1) var<storage, read_write> results: array<u32>;
-@group(1) @binding(0) var<uniform> params: ChooseParams;
-// Of each row: temperature (0: the likeliest), top-k (0: all), top-p (1: all), min-p (0: all),
-// random number.
-@group(1) @binding(1) var<storage, read> words: array<u32>;
+// The token is the likeliest one before; the rest is left as it is.
+@group(0) @binding(1) var<storage, read_write> results: array<RowToken>;
+@group(1) @binding(0) var<uniform> params: SamplingParams;
+@group(1) @binding(1) var<storage, read> rows: array<RowSampling>;
 
 const THREADS = 256u;
 const NONE = 0xffffffffu;
@@ -21,8 +20,8 @@ const COUNT = 0u;
 const WEIGHT = 1u;
 const AT_THRESHOLD = 2u;
 
-var<workgroup> scratch: array<f32, 1024>;
-var<workgroup> sums: array<f32, 256>;
+var<workgroup> scratch: array<f32, 4u * THREADS>;
+var<workgroup> sums: array<f32, THREADS>;
 var<workgroup> totals: array<f32, 16>;
 var<workgroup> picked: u32;
 
@@ -95,7 +94,7 @@ fn sum_from(what: u32, lowest: u32, step: u32) {
     workgroupBarrier();
 }
 
-// Moves the threshold to the highest key from which on the sum reaches `enough`; gives the sum
+// Moves the threshold to the highest key from which on the sum reaches `enough`; returns the sum
 // above it.
 fn search(what: u32, enough: f32) -> f32 {
     var lowest = 0u;
@@ -119,22 +118,22 @@ fn search(what: u32, enough: f32) -> f32 {
     return above;
 }
 
-// Walks over ids until `share` of the whole sum, plus `more`, is used up; gives the id that uses it
-// up, or the last that adds to the sum.
+// Walks over ids until `share` of the whole sum, plus `more`, is used up; returns the id that uses
+// it up, or the last that adds to the sum.
 fn walk(what: u32, share: f32, more: f32) -> u32 {
-    // Of 64 segments, each read by 16 neighbours side by side, the one it happens in.
-    let segment_len = (params.vocab_size + 1023u) / 1024u * 16u;
+    // Of 64 stretches, each read by 16 neighbours side by side, the one it happens in.
+    let stretch_len = (params.vocab_size + 1023u) / 1024u * 16u;
     workgroupBarrier();
     if t == 0u {
         picked = likeliest;
     }
-    for (var segment = t / 16u; segment < 64u; segment += 16u) {
-        let end = min((segment + 1u) * segment_len, params.vocab_size);
+    for (var stretch = t / 16u; stretch < 64u; stretch += 16u) {
+        let end = min((stretch + 1u) * stretch_len, params.vocab_size);
         var sum = 0.0;
-        for (var id = segment * segment_len + t % 16u; id < end; id += 16u) {
+        for (var id = stretch * stretch_len + t % 16u; id < end; id += 16u) {
             sum += summand(what, id, logits[row + id], key_of(logits[row + id]));
         }
-        scratch[segment * 16u + t % 16u] = sum;
+        scratch[stretch * 16u + t % 16u] = sum;
     }
     workgroupBarrier();
     if t < 64u {
@@ -149,11 +148,11 @@ fn walk(what: u32, share: f32, more: f32) -> u32 {
     for (var i = 0u; i < 64u; i++) {
         total += sums[i];
     }
-    let segment = pick(64u, share * total + more);
-    // Of 256 pieces of the segment, the one.
-    let piece_len = (segment_len + THREADS - 1u) / THREADS;
-    let first = u32(segment.x) * segment_len + t * piece_len;
-    let end = min(min(first + piece_len, (u32(segment.x) + 1u) * segment_len), params.vocab_size);
+    let stretch = pick(64u, share * total + more);
+    // Of 256 pieces of the stretch, the one.
+    let piece_len = (stretch_len + THREADS - 1u) / THREADS;
+    let first = u32(stretch.x) * stretch_len + t * piece_len;
+    let end = min(min(first + piece_len, (u32(stretch.x) + 1u) * stretch_len), params.vocab_size);
     var sum = 0.0;
     for (var id = first; id < end; id++) {
         sum += summand(what, id, logits[row + id], key_of(logits[row + id]));
@@ -161,7 +160,7 @@ fn walk(what: u32, share: f32, more: f32) -> u32 {
     workgroupBarrier();
     sums[t] = sum;
     workgroupBarrier();
-    let piece = pick(THREADS, segment.y);
+    let piece = pick(THREADS, stretch.y);
     if t == u32(piece.x) {
         var left = piece.y;
         for (var id = first; id < end; id++) {
@@ -190,7 +189,7 @@ fn pick(count: u32, amount: f32) -> vec2<f32> {
     return found;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -200,27 +199,25 @@ fn main(
     if index >= params.rows {
         return;
     }
-    let at = params.words + 5u * index;
-    let top_k = words[at + 1u];
-    let top_p = bitcast<f32>(words[at + 2u]);
-    temperature = bitcast<f32>(words[at]);
+    let how = rows[params.first + index];
+    temperature = how.temperature;
     if temperature == 0.0 {
         return;
     }
     t = invocation;
     row = index * params.vocab_size;
-    likeliest = results[3u * index];
+    likeliest = results[index].token;
     best = logits[row + likeliest];
     best_key = key_of(best);
     threshold = 0u;
     last = NONE;
-    if top_k != 0u {
-        let above = search(COUNT, f32(top_k));
-        last = walk(AT_THRESHOLD, 0.0, f32(top_k) - above - 0.5);
+    if how.top_k != 0u {
+        let above = search(COUNT, f32(how.top_k));
+        last = walk(AT_THRESHOLD, 0.0, f32(how.top_k) - above - 0.5);
     }
-    if top_p < 1.0 {
+    if how.top_p < 1.0 {
         sum_from(WEIGHT, 0u, 0u);
-        let enough = top_p * totals[0];
+        let enough = how.top_p * totals[0];
         let kept = threshold;
         let kept_last = last;
         let above = search(WEIGHT, enough);
@@ -229,14 +226,13 @@ fn main(
         let each = summand(WEIGHT, 0u, logit_of(threshold), threshold);
         last = walk(AT_THRESHOLD, 0.0, ceil((enough - above) / each) - 0.5);
     }
-    let min_p = bitcast<f32>(words[at + 3u]);
-    if min_p > 0.0 {
-        let lowest = min(key_of(best + temperature * log(min_p)), best_key);
+    if how.min_p > 0.0 {
+        let lowest = min(key_of(best + temperature * log(how.min_p)), best_key);
         last = select(last, NONE, lowest > threshold);
         threshold = max(threshold, lowest);
     }
-    let token = walk(WEIGHT, bitcast<f32>(words[at + 4u]), 0.0);
+    let token = walk(WEIGHT, how.random, 0.0);
     if t == 0u {
-        results[3u * index] = token;
+        results[index].token = token;
     }
 }

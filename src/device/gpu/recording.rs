@@ -1,7 +1,7 @@
 //! Work for the GPU as plain data: dispatches and copies in order, with all their parameters beside
 //! them, handed over as one command buffer.
 //!
-//! **Invariant:** nothing is sent before [`Context::run`]; what a step reads is what the steps
+//! **Invariant:** nothing is sent before [`Context::run`]; what a command reads is what the commands
 //! before it wrote.
 
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::word;
 use crate::Result;
 use crate::device::PassTimes;
 
-/// Steps in order.
+/// Commands in order.
 #[derive(Default)]
-pub(super) struct Steps {
-    steps: Vec<Step>,
+pub(super) struct Recording {
+    commands: Vec<Command>,
     /// Parameters of all dispatches, each at a multiple of the alignment.
     params: Vec<u8>,
-    /// Words of the work: tokens, spans, segments.
+    /// Words of the work: tokens, spans, records.
     words: Vec<u32>,
     /// Those of them that were last shared.
     shared: std::ops::Range<usize>,
@@ -29,7 +29,7 @@ pub(super) struct Steps {
     pub(super) timed: bool,
 }
 
-enum Step {
+enum Command {
     Dispatch {
         pipeline: Arc<Pipeline>,
         buffers: Vec<Slice>,
@@ -49,26 +49,36 @@ enum Step {
     },
 }
 
-/// Which clock a stretch of steps is counted on.
+/// Which clock a stretch of commands is counted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clock {
     Copies,
     Pass,
 }
 
-impl Steps {
+impl Recording {
     pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.commands.is_empty()
     }
 
-    /// Appends words that the dispatches to come can read; gives the place of the first.
+    /// Appends words that the dispatches to come can read; returns the place of the first.
     pub(super) fn words(&mut self, words: &[u32]) -> u32 {
         let at = self.words.len();
         self.words.extend_from_slice(words);
         u32::try_from(at).expect("less than 16 GiB of parameters")
     }
 
-    /// The same, but words equal to those last shared are not appended again: the layers of one
+    /// Appends records that the dispatches to come can read, where their kind may begin; returns the
+    /// number of the first, counted in records from the first word.
+    pub(super) fn records<T: Pod>(&mut self, records: &[T]) -> u32 {
+        let size = size_of::<T>() / size_of::<u32>();
+        self.words.resize(self.words.len().next_multiple_of(size), 0);
+        let at = self.words.len() / size;
+        self.words.extend_from_slice(bytemuck::cast_slice(records));
+        u32::try_from(at).expect("less than 16 GiB of parameters")
+    }
+
+    /// The same as [`Self::words`], but words equal to those last shared are not appended again: the layers of one
     /// pass have the same spans.
     pub(super) fn shared_words(&mut self, words: &[u32]) -> u32 {
         if self.words[self.shared.clone()] != *words {
@@ -98,7 +108,7 @@ impl Steps {
         self.params.resize(at, 0);
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         let params = u32::try_from(at).expect("less than 4 GiB of parameters");
-        self.steps.push(Step::Dispatch {
+        self.commands.push(Command::Dispatch {
             pipeline,
             buffers: buffers.into_iter().collect(),
             params,
@@ -110,14 +120,14 @@ impl Steps {
     pub(super) fn copy(&mut self, from: Slice, to: Slice) {
         debug_assert_eq!(from.len(), to.len());
         if from.len() > 0 {
-            self.steps.push(Step::Copy { from, to });
+            self.commands.push(Command::Copy { from, to });
         }
     }
 
     /// Says that dispatches will read `buffer` from here on: those to come wait for the copies so
     /// far, and for none that are appended between here and them.
     pub(super) fn ready(&mut self, buffer: &wgpu::Buffer) {
-        self.steps.push(Step::Ready(buffer.clone()));
+        self.commands.push(Command::Ready(buffer.clone()));
     }
 
     /// Appends a copy of host values to a buffer, in its place in the order.
@@ -126,7 +136,7 @@ impl Steps {
             let first = self.words.len();
             self.words.extend_from_slice(values);
             let end = at + size_of_val(values) as u64;
-            self.steps.push(Step::Words { first, to: Slice::of(to, at..end) });
+            self.commands.push(Command::Words { first, to: Slice::of(to, at..end) });
         }
     }
 }
@@ -138,9 +148,9 @@ pub(super) struct Finished {
     pub(super) times: PassTimes,
 }
 
-/// Steps with every buffer that they need beside their own: nothing is left that can want for room.
+/// Commands with every buffer that they need beside their own: nothing is left to be allocated.
 pub(super) struct Prepared {
-    steps: Steps,
+    recording: Recording,
     stretches: Vec<(Clock, std::ops::Range<usize>)>,
     params: wgpu::Buffer,
     words: wgpu::Buffer,
@@ -152,35 +162,35 @@ pub(super) struct Prepared {
 }
 
 impl Context {
-    /// Hands the steps over in one command buffer and one submit, then waits and copies `reads`
+    /// Hands the commands over in one command buffer and one submit, then waits and copies `reads`
     /// back.
-    pub(super) fn run(&self, steps: Steps, reads: &[Slice]) -> Result<Finished> {
-        self.submit(self.prepare(steps, reads)?)
+    pub(super) fn run(&self, recording: Recording, reads: &[Slice]) -> Result<Finished> {
+        self.submit(self.prepare(recording, reads)?)
     }
 
-    /// Makes every buffer that the steps need.
+    /// Makes every buffer that the commands need.
     ///
     /// # Errors
-    /// When there is no room; nothing was handed over.
-    pub(super) fn prepare(&self, mut steps: Steps, reads: &[Slice]) -> Result<Prepared> {
+    /// When there is no memory left; nothing was handed over.
+    pub(super) fn prepare(&self, mut recording: Recording, reads: &[Slice]) -> Result<Prepared> {
         self.check()?;
         let nonce = self.nonce();
-        steps.words.push(nonce);
+        recording.words.push(nonce);
         let upload = |label: &str, bytes: &[u8], usage| {
             let buffer = self.buffer(label, bytes.len() as u64, usage | BufferUsages::COPY_DST)?;
             self.write(&buffer, 0, bytes)?;
             Ok::<_, crate::Error>(buffer)
         };
-        let params = upload("parameters", &steps.params, BufferUsages::UNIFORM)?;
-        let words = bytemuck::cast_slice(&steps.words);
+        let params = upload("parameters", &recording.params, BufferUsages::UNIFORM)?;
+        let words = bytemuck::cast_slice(&recording.words);
         let words = upload("words", words, BufferUsages::STORAGE | BufferUsages::COPY_SRC)?;
         let bytes = reads.iter().map(Slice::len).sum::<u64>() + 4;
         let results =
             self.buffer("results", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
-        let stretches = stretches(&steps.steps);
-        let clock = if steps.timed { self.clock(stretches.len())? } else { None };
+        let stretches = stretches(&recording.commands);
+        let clock = if recording.timed { self.clock(stretches.len())? } else { None };
         Ok(Prepared {
-            steps,
+            recording,
             stretches,
             params,
             words,
@@ -191,11 +201,11 @@ impl Context {
         })
     }
 
-    /// Hands prepared steps over in one command buffer and one submit, waits, and brings back what
+    /// Hands prepared commands over in one command buffer and one submit, waits, and brings back what
     /// is to be read.
     ///
     /// # Errors
-    /// When the device failed. Some drivers call work done that was given up; so the last step
+    /// When the device failed. Some drivers call work done that was given up; so the last command
     /// copies a number that no other submit has, and work that does not bring it back was not done.
     pub(super) fn submit(&self, prepared: Prepared) -> Result<Finished> {
         if self.fails_now() {
@@ -208,7 +218,7 @@ impl Context {
         let mut at = 0;
         let nonce = Slice::of(
             &prepared.words,
-            4 * (prepared.steps.words.len() as u64 - 1)..prepared.words.size(),
+            4 * (prepared.recording.words.len() as u64 - 1)..prepared.words.size(),
         );
         for Slice { buffer, bytes } in reads.iter().chain([&nonce]) {
             encoder.copy_buffer_to_buffer(
@@ -260,7 +270,7 @@ impl Context {
     }
 
     fn encode(&self, encoder: &mut wgpu::CommandEncoder, prepared: &Prepared) {
-        let Prepared { steps, stretches, params, words, clock, .. } = prepared;
+        let Prepared { recording, stretches, params, words, clock, .. } = prepared;
         let clock = clock.as_ref();
         for (index, (kind, range)) in stretches.iter().enumerate() {
             match kind {
@@ -268,14 +278,14 @@ impl Context {
                     if let Some(clock) = clock {
                         clock.mark(encoder, 2 * index);
                     }
-                    for step in &steps.steps[range.clone()] {
-                        let (from, to) = match step {
-                            Step::Copy { from, to } => (from.clone(), to),
-                            Step::Words { first, to } => {
+                    for command in &recording.commands[range.clone()] {
+                        let (from, to) = match command {
+                            Command::Copy { from, to } => (from.clone(), to),
+                            Command::Words { first, to } => {
                                 let start = 4 * *first as u64;
                                 (Slice::of(words, start..start + to.len()), to)
                             }
-                            Step::Ready(buffer) => {
+                            Command::Ready(buffer) => {
                                 let state = wgpu::BufferUses::STORAGE_READ_ONLY;
                                 let ready = wgpu::BufferTransition { buffer, state };
                                 encoder.transition_resources(
@@ -284,7 +294,7 @@ impl Context {
                                 );
                                 continue;
                             }
-                            Step::Dispatch { .. } => unreachable!("stretches are of one kind"),
+                            Command::Dispatch { .. } => unreachable!("stretches are of one kind"),
                         };
                         encoder.copy_buffer_to_buffer(
                             &from.buffer,
@@ -304,8 +314,9 @@ impl Context {
                         timestamp_writes: clock.map(|clock| clock.around(2 * index)),
                     };
                     let mut pass = encoder.begin_compute_pass(&descriptor);
-                    for step in &steps.steps[range.clone()] {
-                        let Step::Dispatch { pipeline, buffers, params: offset, groups } = step
+                    for command in &recording.commands[range.clone()] {
+                        let Command::Dispatch { pipeline, buffers, params: offset, groups } =
+                            command
                         else {
                             unreachable!("stretches are of one kind")
                         };
@@ -369,11 +380,12 @@ impl Context {
     }
 }
 
-/// The steps in stretches that are all copies or all dispatches.
-fn stretches(steps: &[Step]) -> Vec<(Clock, std::ops::Range<usize>)> {
+/// The commands in stretches that are all copies or all dispatches.
+fn stretches(commands: &[Command]) -> Vec<(Clock, std::ops::Range<usize>)> {
     let mut stretches: Vec<(Clock, std::ops::Range<usize>)> = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
-        let clock = if matches!(step, Step::Dispatch { .. }) { Clock::Pass } else { Clock::Copies };
+    for (index, command) in commands.iter().enumerate() {
+        let clock =
+            if matches!(command, Command::Dispatch { .. }) { Clock::Pass } else { Clock::Copies };
         match stretches.last_mut() {
             Some((last, range)) if *last == clock => range.end = index + 1,
             _ => stretches.push((clock, index..index + 1)),

@@ -1,19 +1,19 @@
-// The likeliest token of each row of logits, the first of equals, one workgroup a row. Twin:
-// device/cpu/choose.rs.
+// The token with the largest logit of each row, the first of equals, one workgroup a row. Twin:
+// device/cpu/argmax.rs.
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
-// Of each row: the token, the lowest id whose logit is not finite (or 0xffffffff), that logit.
-@group(0) @binding(1) var<storage, read_write> results: array<u32>;
-@group(1) @binding(0) var<uniform> params: ChooseParams;
+@group(0) @binding(1) var<storage, read_write> results: array<RowToken>;
+@group(1) @binding(0) var<uniform> params: SamplingParams;
 
+// A vocabulary is a few hundred logits for each.
 const THREADS = 256u;
 const NONE = 0xffffffffu;
 
-var<workgroup> best: array<f32, 256>;
-var<workgroup> ids: array<u32, 256>;
-var<workgroup> bad: array<u32, 256>;
+var<workgroup> best: array<f32, THREADS>;
+var<workgroup> ids: array<u32, THREADS>;
+var<workgroup> bad: array<u32, THREADS>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -51,8 +51,7 @@ fn main(
         }
     }
     if t == 0u {
-        results[3u * index] = ids[0];
-        results[3u * index + 1u] = bad[0];
-        results[3u * index + 2u] = bitcast<u32>(logits[row + min(bad[0], params.vocab_size - 1u)]);
+        let at = row + min(bad[0], params.vocab_size - 1u);
+        results[index] = RowToken(ids[0], bad[0], bitcast<u32>(logits[at]));
     }
 }

@@ -1,19 +1,21 @@
-//! Choosing a token from logits.
+//! Sampling a token from logits, by temperature, top-k, top-p (the nucleus of Holtzman et al., "The
+//! Curious Case of Neural Text Degeneration", 2019) and min-p, in this order.
 //!
 //! **Invariant:** a token comes from finite logits only.
 
 use std::cmp::Ordering;
 
+use super::argmax::{argmax, token_id};
+use crate::Result;
 use crate::device::Choice;
-use crate::{Error, Result};
 
 /// One token from one row of logits.
 ///
 /// # Errors
 /// When a logit is not finite, or there are none.
-pub fn choose(logits: &[f32], choice: &Choice) -> Result<u32> {
+pub fn sample(logits: &[f32], choice: &Choice) -> Result<u32> {
     let Choice { temperature, top_k, top_p, min_p, random } = *choice;
-    let best = greedy(logits)?;
+    let best = argmax(logits)?;
     if temperature == 0.0 {
         return Ok(best);
     }
@@ -23,7 +25,7 @@ pub fn choose(logits: &[f32], choice: &Choice) -> Result<u32> {
     if top_k.is_none() && top_p.is_none_or(|p| p >= 1.0) && min_p.is_none() {
         return Ok(token_id(pick(logits.iter().map(|&logit| weight(logit)), random)));
     }
-    let mut kept = likeliest(logits, top_k.unwrap_or(logits.len()));
+    let mut kept = top_k_tokens(logits, top_k.unwrap_or(logits.len()));
     if let Some(p) = top_p {
         let enough = f64::from(p) * kept.iter().map(|&(_, logit)| weight(logit)).sum::<f64>();
         let mut sum = 0.0;
@@ -63,26 +65,13 @@ fn pick(
     chosen.unwrap_or_else(|| last - weights.rev().position(|weight| weight > 0.0).unwrap_or(0))
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "a vocabulary has fewer than 2^32 tokens")]
-fn token_id(index: usize) -> u32 {
-    index as u32
-}
-
-fn check_finite(logits: &[f32]) -> Result<()> {
-    match logits.iter().position(|logit| !logit.is_finite()) {
-        Some(index) => Err(Error::NonFiniteLogits { index, value: logits[index] }),
-        None if logits.is_empty() => Err(Error::EmptyPrompt),
-        None => Ok(()),
-    }
-}
-
 /// Higher logits first, then lower ids.
 fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 /// The `k` likeliest tokens with their logits, likeliest first.
-pub fn likeliest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+pub fn top_k_tokens(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     // −0 and 0 are one logit; adding 0 makes them one for the total order too.
     let mut tokens: Vec<(u32, f32)> =
         logits.iter().enumerate().map(|(i, &logit)| (token_id(i), logit + 0.0)).collect();
@@ -92,17 +81,4 @@ pub fn likeliest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     }
     tokens.sort_unstable_by(by_rank);
     tokens
-}
-
-/// The likeliest token; of equals, the lowest.
-///
-/// # Errors
-/// When a logit is not finite, or there are none.
-pub fn greedy(logits: &[f32]) -> Result<u32> {
-    check_finite(logits)?;
-    let best = logits
-        .iter()
-        .enumerate()
-        .fold(0, |best, (i, &logit)| if logit > logits[best] { i } else { best });
-    Ok(token_id(best))
 }

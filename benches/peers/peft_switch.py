@@ -4,9 +4,11 @@ path      merged: from user to user the whole path is unmerged and merged, which
 leaf      merged: the ancestors are folded into the base for good beforehand and only the leaf is swapped, the kindest use
 unmerged  the path's adapters active beside the base: nothing is merged, every token pays for them
 
-The drift is what is left in the weights once the walk's last node is unmerged again.
+The drift is what is left in the weights once the walk's last node is unmerged again. With --drift-only nothing else is
+measured: no speeds, and no times that a busy machine would spoil.
 
-usage: peft_switch.py --work WORK --tree TREE --way path|leaf|unmerged --dtype f32|bf16 [--switches N]        N even
+usage: peft_switch.py --work WORK --tree TREE --way path|leaf|unmerged --dtype f32|bf16 [--switches N] [--drift-only]
+N is even.
 """
 
 import statistics
@@ -90,6 +92,7 @@ def main():
         way={"choices": ["path", "leaf", "unmerged"], "required": True},
         dtype={"choices": ["f32", "bf16"], "default": "f32"},
         switches={"type": int, "default": 20},
+        **{"drift-only": {"action": "store_true"}},
     )
     assert options.switches % 2 == 0, "an even number of switches ends at alice"
     torch.set_num_threads(options.threads)
@@ -97,7 +100,8 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(folder)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    figures = speeds(model, tokenizer, "base", options.repeats) if options.way == "path" else {}
+    measure = (lambda *_: {}) if options.drift_only else speeds
+    figures = measure(model, tokenizer, "base", options.repeats) if options.way == "path" else {}
     ancestors, leaves = [options.tree / n for n in ANCESTORS], [options.tree / ALICE, options.tree / BOB]
     if options.way == "leaf":
         for node in ancestors:
@@ -115,13 +119,15 @@ def main():
         figures |= walk(model, stacks, options.switches)
     if options.way == "leaf":
         del figures["switch_path_ms"]  # its "root" has the ancestors in it
-    figures |= speeds(model, tokenizer, "leaf", options.repeats)
+    figures |= measure(model, tokenizer, "leaf", options.repeats)
     text = greedy(model, tokenizer, common.PROMPT, common.TEXT_TOKENS)[0]
     figures["peak_memory_bytes"] = common.peak_memory_bytes()
     if options.way != "unmerged":
         model.unmerge_adapter()
         figures |= drift(torch.load(unmerged), model)
         unmerged.unlink()
+    if options.drift_only:
+        figures = {name: value for name, value in figures.items() if name.startswith("drift") or name == "switches"}
     ways = {"path": "merged, whole path", "leaf": "merged, leaf only", "unmerged": "path active, unmerged"}
     common.emit(f"PEFT {options.dtype}, {ways[options.way]}", text, figures)
 

@@ -23,6 +23,11 @@ pub mod testing;
 pub mod tree;
 pub mod weights;
 
+/// Runs the examples of that page as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+mod library_page {}
+
 pub use error::{Error, Result};
 pub use name::WeightName;
 pub use runtime::Runtime;

@@ -396,6 +396,96 @@ fn nothing_is_left_unwritten() {
     none(&findings, "unfinished code");
 }
 
+/// The Markdown pages of the project, by their paths from its folder.
+fn pages() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+            if path.is_dir() && ["docs", "trees", "benches"].iter().any(|top| name.starts_with(top))
+            {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                let text = std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n");
+                pages.push(Source { path: name, text });
+            }
+        }
+    }
+    pages
+}
+
+/// The lines of a page outside its code blocks.
+fn prose(page: &str) -> impl Iterator<Item = &str> {
+    page.split("\n```").step_by(2).flat_map(str::lines)
+}
+
+/// Targets of a page's links and pictures: `](TARGET)`, `src="TARGET"` and `srcset="TARGET"`. What
+/// stands in code is none.
+fn links(page: &str) -> Vec<String> {
+    let text: String = prose(page).flat_map(|line| [line, "\n"]).collect();
+    let text: String = text.split('`').step_by(2).collect();
+    let opened = [("](", ')'), ("src=\"", '"'), ("srcset=\"", '"')];
+    let found = opened.iter().flat_map(|(opening, closing)| {
+        text.split(opening).skip(1).filter_map(|rest| rest.split_once(*closing))
+    });
+    found.map(|(target, _)| target.to_owned()).collect()
+}
+
+/// What GitHub calls a page's headings in links: letters and digits in lower case, a hyphen for
+/// every space, and a number behind what was there before.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for line in prose(page).filter(|line| line.starts_with('#')) {
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+        let name: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        let numbered = (1..).map(|k| format!("{name}-{k}"));
+        let mut names = std::iter::once(name.clone()).chain(numbered);
+        found.extend(names.find(|name| !found.contains(name)));
+    }
+    found
+}
+
+/// A page that moves leaves links behind that lead nowhere, and nobody follows them all.
+#[test]
+fn every_link_of_a_page_leads_to_a_file_and_a_heading() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (pages, mut findings, mut followed) = (pages(), Vec::new(), 0);
+    for page in &pages {
+        for link in links(&page.text) {
+            if ["https://", "http://", "mailto:"].iter().any(|scheme| link.starts_with(scheme)) {
+                continue;
+            }
+            followed += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let folder = root.join(&page.path).parent().unwrap().to_owned();
+            let target = if file.is_empty() { root.join(&page.path) } else { folder.join(file) };
+            if !target.exists() {
+                findings.push(format!("{}: {link}: there is no such file", page.path));
+            } else if !anchor.is_empty()
+                && !anchors(&std::fs::read_to_string(target).unwrap()).contains(anchor)
+            {
+                findings.push(format!("{}: {link}: there is no such heading", page.path));
+            }
+        }
+    }
+    assert!(pages.len() > 10 && followed > 40, "{} pages, {followed} links", pages.len());
+    none(&findings, "links that lead nowhere");
+}
+
+#[test]
+fn links_and_headings_are_found_as_github_finds_them() {
+    let page = "# A store of 1,000,000 `x`\n## A\n## A\n[a](b.md#c) `[no](d)`\n\
+                ```\n[no](e)\n# F\n```\n\
+                <img src=\"g.svg\"> [two\nlines](h.md)";
+    assert_eq!(links(page), ["b.md#c", "h.md", "g.svg"]);
+    let expected = ["a-store-of-1000000-x", "a", "a-1"].map(str::to_owned);
+    assert_eq!(anchors(page), BTreeSet::from(expected));
+}
+
 #[test]
 fn uses_are_found_in_every_form() {
     let code = "use crate::{\n    Error,\n    file::{mmap, gguf::{A, B}},\n};\nuse crate::tree;\nlet x: crate::base::Config;";

@@ -1,6 +1,6 @@
 //! The nodes of a store as changes would leave them: names, parents and where their bytes come
-//! from, before anything is written. What [`Store::apply`] would refuse is left out: that tells it
-//! better.
+//! from, before anything is written. What [`Store::apply`] would refuse is left out: its own error
+//! says more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -241,7 +241,7 @@ impl<'a> After<'a> {
                 };
                 decode_node(&content.blob).map_err(damaged)
             }
-            // Looked up anew each time: a compaction may move the bytes.
+            // Looked up again each time: a compaction may move the bytes.
             Bytes::Now(name) => again(|| {
                 let version = self.stored(name)?.ok_or_else(|| gone(name))?;
                 self.store.read(&version.location)

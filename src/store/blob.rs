@@ -47,7 +47,7 @@ fn header(magic: &[u8; 8], count: usize) -> Vec<u8> {
     out
 }
 
-/// Checks magic and version; gives what follows and how many entries it has.
+/// Checks magic and version; returns what follows and how many entries it has.
 fn open<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Result<(Reader<'a>, usize), BlobProblem> {
     let mut reader = Reader(bytes);
     if reader.bytes(8)? != magic {

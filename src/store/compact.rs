@@ -1,14 +1,14 @@
-//! Compaction: past versions are forgotten, and what nothing refers to any more gives its room
-//! back.
+//! Compaction: past versions are forgotten, and the disk space of what nothing refers to any more
+//! is freed.
 //!
 //! Live blobs of a segment that holds dead bytes are copied behind the tail, a part of it a
 //! transaction, so that a change or an opening waits for a few MiB; some segments later the old
 //! files go. A reader whose record is from before looks it up again.
 //!
-//! On a full disk there is no room for copies. Then dead bytes give theirs back where they are, as
-//! holes in their segments, and what cannot be copied even so stays where it is.
+//! On a full disk there is no space for copies. Then the space of dead bytes is freed where they
+//! are, as holes in their segments, and what cannot be copied even so stays where it is.
 //!
-//! **Invariant:** a segment's file is removed, and bytes in it are given back, only after a commit
+//! **Invariant:** a segment's file is removed, and bytes in it are freed, only after a commit
 //! in which nothing names them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +28,8 @@ const PARTS: u64 = 32;
 /// Full segments copied before the old ones are removed.
 const SEGMENTS_AT_ONCE: u64 = 4;
 
-/// Times that copying a segment is begun where the disk is full: what was copied makes room for
-/// what was not.
+/// Times that copying a segment is begun where the disk is full: what was copied frees space
+/// for what was not.
 const ATTEMPTS: usize = 8;
 
 /// Offset, length and node of blobs by segment; the lattice's has an empty name.
@@ -44,9 +44,9 @@ pub struct CompactReport {
     pub removed_segments: u64,
     /// Bytes of live nodes copied.
     pub copied_bytes: u64,
-    /// Dead bytes left in segments because a full disk had no room for copies of what lives beside
-    /// them. Most of their room is given back even so, as holes in the files; another compaction
-    /// will give back the rest.
+    /// Dead bytes left in segments because a full disk had no space for copies of what lives beside
+    /// them. Most of their space is freed even so, as holes in the files; another compaction will
+    /// free the rest.
     pub left_bytes: u64,
     /// Bytes of segments and catalogue before.
     pub bytes_before: u64,
@@ -55,10 +55,10 @@ pub struct CompactReport {
 }
 
 impl Store {
-    /// Forgets past versions and gives back the room of everything in segments that nothing refers
+    /// Forgets past versions and frees the disk space of everything in segments that nothing refers
     /// to. Reading goes on meanwhile, and changing between a few MiB and the next. `progress` is
-    /// told how many of how many segments are done. The catalogue's file keeps its length and uses
-    /// its free pages again: see [`Self::compact_catalogue`].
+    /// called with how many of how many segments are done. The catalogue's file keeps its length
+    /// and uses its free pages again: see [`Self::compact_catalogue`].
     ///
     /// # Errors
     /// What reading and writing return. What was done until then stays done.
@@ -78,7 +78,7 @@ impl Store {
                 break;
             }
         }
-        // First what needs no room.
+        // First what needs no space.
         report.removed_segments = self.remove_unused()?;
         let files = self.inner.segments.files()?;
         let mut live = self.live()?;
@@ -112,7 +112,7 @@ impl Store {
         Ok(report)
     }
 
-    /// Gives back the catalogue's free pages. Whoever reads, in any process, waits meanwhile.
+    /// Frees the catalogue's free pages. Whoever reads, in any process, waits meanwhile.
     ///
     /// # Errors
     /// What reading and writing return.
@@ -146,8 +146,8 @@ impl Store {
         Ok(live)
     }
 
-    /// As [`Self::empty_segment`]; where a full disk has no room for the copies, dead bytes make
-    /// room. Nothing if that is not enough.
+    /// As [`Self::empty_segment`]; where a full disk has no space for the copies, that of dead
+    /// bytes is freed first. Nothing if that is not enough.
     fn empty_segment_on_any_disk(
         &self,
         segment: u32,
@@ -156,7 +156,7 @@ impl Store {
         for _ in 0..ATTEMPTS {
             match self.empty_segment(segment, blobs) {
                 Err(Error::Io { path, source }) if is_full(&source) => match self.hollow_all() {
-                    // The system cannot: the first answer tells more.
+                    // The system cannot: the first error says more.
                     Err(Error::Io { source: hollowing, .. })
                         if hollowing.kind() == ErrorKind::Unsupported =>
                     {
@@ -170,10 +170,9 @@ impl Store {
         Ok(None)
     }
 
-    /// Gives back the room of every byte that nothing names, before the tail, in the files as they
-    /// are.
+    /// Frees the space of every byte that nothing names, before the tail, in the files as they are.
     fn hollow_all(&self) -> Result<()> {
-        // Without a commit: that would need room itself.
+        // Without a commit: that would need space itself.
         self.inner.catalogue.hold(|writing| {
             self.check_segments()?;
             let state = writing.state()?;
@@ -208,8 +207,8 @@ impl Store {
         })
     }
 
-    /// Copies the live blobs of `segment`, ordered by offset, behind the tail, part by part; gives
-    /// the bytes copied.
+    /// Copies the live blobs of `segment`, ordered by offset, behind the tail, part by part;
+    /// returns the bytes copied.
     fn empty_segment(&self, segment: u32, blobs: &[(u64, u64, Box<str>)]) -> Result<u64> {
         let (mut names, mut bytes, mut copied) = (BTreeSet::new(), 0, 0);
         for same in blobs.chunk_by(|one, other| one.0 == other.0) {
@@ -223,7 +222,7 @@ impl Store {
         Ok(copied + self.copy_behind(segment, &names)?)
     }
 
-    /// Copies what `names` have in `segment` behind the tail; gives the bytes copied.
+    /// Copies what `names` have in `segment` behind the tail; returns the bytes copied.
     fn copy_behind(&self, segment: u32, names: &BTreeSet<&str>) -> Result<u64> {
         let segments = &self.inner.segments;
         self.change(|writing| {

@@ -1,13 +1,20 @@
-//! Failures on demand: every write, sync, rename, new file and removal a store makes asks here
-//! first, and somebody may watch.
+//! Failures on demand, and a store opened with them: for tests, and compiled only with the feature
+//! `testing`. Every step to disk that a store makes ([`Disk`]) asks here first, and a test may
+//! watch.
 //!
-//! **Invariant:** without a plan nothing fails and nothing is counted but an atomic that is never
-//! written.
+//! **Invariant:** without a plan nothing fails and nothing is counted.
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::disk::Disk;
+use super::{Options, SEGMENT_BYTES, Store, StoreInfo};
+use crate::Result;
+use crate::lattice::BaseLattice;
 
 /// Lets a store's steps to disk fail, for tests. Clones share one plan.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +49,7 @@ impl Faults {
         Self::plan(steps, for_good, io::ErrorKind::Other, None)
     }
 
-    /// The first `steps` succeed, the next finds no room on the disk.
+    /// The first `steps` succeed, the next finds the disk full.
     pub fn no_room_after(steps: i64) -> Self {
         Self::plan(steps, false, io::ErrorKind::StorageFull, None)
     }
@@ -73,17 +80,60 @@ impl Faults {
         let succeeds = left > 0 || (left < 0 && !plan.for_good);
         if succeeds { Ok(()) } else { Err(io::Error::new(plan.kind, "a failure was asked for")) }
     }
+}
 
-    /// A step that writes `bytes` by `write`; where it fails, half of them are written: a torn
-    /// write.
-    pub(super) fn write(
-        &self,
-        bytes: &[u8],
-        write: impl FnOnce(&[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        match self.step() {
-            Ok(()) => write(bytes),
-            Err(error) => write(&bytes[..bytes.len() / 2]).and(Err(error)),
+/// How a store is opened by a test.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// What fails.
+    pub faults: Faults,
+    /// Longest segment, in bytes.
+    pub segment_bytes: u64,
+    /// Only to be read, also where it could be written.
+    pub read_only: bool,
+    /// Longest wait for another process.
+    pub wait_limit: Option<Duration>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            faults: Faults::default(),
+            segment_bytes: SEGMENT_BYTES,
+            read_only: false,
+            wait_limit: None,
         }
+    }
+}
+
+impl From<&StoreOptions> for Options {
+    fn from(options: &StoreOptions) -> Self {
+        let StoreOptions { faults, segment_bytes, read_only, wait_limit } = options.clone();
+        Self { disk: Disk { faults }, segment_bytes, read_only, wait_limit }
+    }
+}
+
+impl Store {
+    /// [`Self::create`] with options.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    #[doc(hidden)]
+    pub fn create_with(
+        folder: &Path,
+        info: StoreInfo,
+        lattice: &BaseLattice,
+        options: &StoreOptions,
+    ) -> Result<Self> {
+        Self::create_by(folder, info, lattice, &options.into())
+    }
+
+    /// [`Self::open`] with options.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    #[doc(hidden)]
+    pub fn open_with(folder: &Path, options: &StoreOptions) -> Result<Self> {
+        Self::open_by(folder, &options.into())
     }
 }

@@ -22,7 +22,7 @@ use crate::lattice::{
 };
 use crate::{Error, Result, WeightName};
 
-/// Nodes told one by one.
+/// Nodes reported one by one.
 const MAX_TOLD: usize = 100;
 
 /// Whether a path fits the lattice.

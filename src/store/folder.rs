@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::faults::Faults;
+use super::disk::Disk;
 use crate::error::StoreDefect;
 use crate::{Error, Result};
 
@@ -26,7 +26,7 @@ pub(super) enum Access {
     New,
 }
 
-/// Tells a file or folder from every other for as long as it is open.
+/// Identifies a file or folder among all others for as long as it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     #[cfg(unix)]
@@ -76,7 +76,7 @@ impl Folder {
         }
     }
 
-    /// What stands in the way of `name`: a link is told as what it is, whatever opening it said.
+    /// What stands in the way of `name`: a link is reported as one, whatever opening it said.
     fn refused(&self, name: &Path, error: io::Error) -> Error {
         if !self.is_link(name) {
             return Error::io(self.at(name), error);
@@ -86,13 +86,13 @@ impl Folder {
     }
 
     /// Makes the names in it last.
-    pub(super) fn sync(&self, faults: &Faults) -> io::Result<()> {
-        faults.step()?;
+    pub(super) fn sync(&self, disk: &Disk) -> io::Result<()> {
+        disk.step()?;
         self.sync_names()
     }
 }
 
-/// Gives back the room of whole blocks of a file; what was there reads as zeros then.
+/// Frees the disk space of whole blocks of a file; what was there reads as zeros then.
 pub(super) fn hollow(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
     const BLOCK: u64 = 4096;
     let (start, end) = (range.start.next_multiple_of(BLOCK), range.end / BLOCK * BLOCK);
@@ -240,7 +240,7 @@ mod system {
             Ok(unlinkat(&self.handle, name.as_ref(), AtFlags::REMOVEDIR)?)
         }
 
-        /// Gives a file or folder in it another name; an empty folder of that name makes way.
+        /// Renames a file or folder in it; an empty folder of that name makes way.
         pub(in crate::store) fn rename(
             &self,
             from: impl AsRef<Path>,
@@ -253,10 +253,10 @@ mod system {
             self.handle.sync_all()
         }
 
-        /// Bytes that can still be written to the disk it lies on, if the system tells.
+        /// Bytes that can still be written to the disk it lies on, if the system reports it.
         pub(in crate::store) fn available(&self) -> Option<u64> {
-            let room = rustix::fs::fstatvfs(&self.handle).ok()?;
-            Some(room.f_bavail.saturating_mul(room.f_frsize))
+            let disk = rustix::fs::fstatvfs(&self.handle).ok()?;
+            Some(disk.f_bavail.saturating_mul(disk.f_frsize))
         }
 
         /// Takes the folder for oneself, as long as it is open; false if somebody has it.
@@ -357,7 +357,7 @@ mod system {
             std::fs::remove_dir(self.at(name))
         }
 
-        /// Gives a file or folder in it another name.
+        /// Renames a file or folder in it.
         pub(in crate::store) fn rename(
             &self,
             from: impl AsRef<Path>,
@@ -370,7 +370,7 @@ mod system {
             crate::file::sync_folder(&self.path)
         }
 
-        /// Not told here.
+        /// Not reported here.
         pub(in crate::store) fn available(&self) -> Option<u64> {
             None
         }

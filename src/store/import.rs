@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::after::After;
 use super::change::Content;
-use super::{Changes, Details, NodeFit, Store, StoreInfo, StoreOptions};
+use super::{Changes, Details, NodeFit, Options, Store, StoreInfo};
 use crate::adapter::{Limits, PeftAdapter};
 use crate::base::BaseModel;
 use crate::error::{RefusedEntry, StoreDefect, TreeDefect};
@@ -56,8 +56,8 @@ pub struct ImportReport {
 
 impl Store {
     /// Makes a store in `folder` from a tree of PEFT adapters, compiled for `base` on `lattice`
-    /// ([`base_lattice`](crate::compile::base_lattice)). `progress` is told how many of how many
-    /// adapters are looked at.
+    /// ([`base_lattice`](crate::compile::base_lattice)). `progress` is called with how many of how
+    /// many adapters are looked at.
     ///
     /// # Errors
     /// As [`Store::create`]; and [`StoreDefect::Refused`] with all entries that are refused, those
@@ -89,7 +89,7 @@ impl Store {
             tree_name: tree.tree_name().map(str::to_owned),
             levels: (1..).map_while(|depth| tree.level_name(depth).map(str::to_owned)).collect(),
         };
-        let made = Self::make(folder, info, lattice, &StoreOptions::default(), |store| {
+        let made = Self::make(folder, info, lattice, &Options::default(), |store| {
             let passed_over = tree.passed_over().iter().map(|passed| passed.adapters).sum();
             let refused = tree.refused().to_vec();
             let mut report = ImportReport { passed_over, refused, ..ImportReport::default() };

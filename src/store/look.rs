@@ -10,7 +10,7 @@ use crate::suggest::nearest;
 use crate::tree::{MAX_DEPTH, normal, shown};
 use crate::{Error, Result};
 
-/// Most records looked at to tell whose content a node was trained on.
+/// Most records looked at to find whose content a node was trained on.
 const SEARCHED: usize = 10_000;
 /// Names looked at on either side of one that is not there.
 const NEIGHBOURS: usize = 64;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::catalogue::CATALOGUE_FILE;
-use super::faults::Faults;
+use super::disk::Disk;
 use super::folder::Folder;
 use super::reserve::RESERVE_FILE;
 use super::segment::StoreId;
@@ -69,7 +69,7 @@ pub(super) struct Making {
 impl Making {
     /// Begins a store that is to be `folder`, which must not exist or be empty; first removes what
     /// others left who began one of that name and were killed.
-    pub(super) fn begin(folder: &Path, faults: &Faults) -> Result<Self> {
+    pub(super) fn begin(folder: &Path, disk: &Disk) -> Result<Self> {
         make_way(folder)?;
         let above = folder
             .parent()
@@ -77,7 +77,7 @@ impl Making {
             .unwrap_or(Path::new("."));
         let target = folder.file_name().unwrap_or_default().to_owned();
         let io = |error| Error::io(folder, error);
-        faults.step().map_err(io)?;
+        disk.step().map_err(io)?;
         std::fs::create_dir_all(above).map_err(|error| Error::io(above, error))?;
         let prefix =
             [OsStr::new("."), &target, OsStr::new(".making-")].into_iter().collect::<OsString>();
@@ -117,12 +117,12 @@ impl Making {
         &self.place.folder
     }
 
-    /// Brings the store to its place; gives the folder as it is there.
-    pub(super) fn finish(self, faults: &Faults) -> Result<Arc<Folder>> {
+    /// Moves the store to its place; returns the folder as it is there.
+    pub(super) fn finish(self, disk: &Disk) -> Result<Arc<Folder>> {
         let Place { parent, name, folder } = &*self.place;
-        folder.sync(faults).map_err(|error| Error::io(folder.path(), error))?;
+        folder.sync(disk).map_err(|error| Error::io(folder.path(), error))?;
         let mut unfinished = unfinished();
-        let renamed = faults.step().and_then(|()| parent.rename(name, &self.target));
+        let renamed = disk.step().and_then(|()| parent.rename(name, &self.target));
         renamed.map_err(|error| match error.kind() {
             std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotADirectory => {
                 Error::store(&self.target_path, StoreDefect::Exists)
@@ -131,7 +131,7 @@ impl Making {
         })?;
         unfinished.retain(|place| !Arc::ptr_eq(place, &self.place));
         drop(unfinished);
-        parent.sync(faults).map_err(|error| Error::io(parent.path(), error))?;
+        parent.sync(disk).map_err(|error| Error::io(parent.path(), error))?;
         folder.renamed(parent.at(&self.target)).map(Arc::new)
     }
 }
@@ -160,7 +160,7 @@ pub fn abandon_unfinished() {
             }
         }
     }
-    // Not given back: an error of who was at it must not end the process first, with another
+    // Kept locked: an error of the thread that made it must not end the process first, with another
     // status.
     std::mem::forget(unfinished);
 }
@@ -168,7 +168,7 @@ pub fn abandon_unfinished() {
 /// Removes an empty folder where the store is to be.
 fn make_way(folder: &Path) -> Result<()> {
     match std::fs::read_dir(folder).map(|mut entries| entries.next().is_none()) {
-        // At once: a link, a mount or the folder one is in cannot be replaced, which is better told
+        // At once: a link, a mount or the folder one is in cannot be replaced, which is better said
         // before the work.
         Ok(true) => std::fs::remove_dir(folder).map_err(|error| {
             Error::store(folder, StoreDefect::NotReplaceable { problem: error.to_string() })

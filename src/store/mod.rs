@@ -10,12 +10,15 @@
 //! **Invariant:** bytes are used only if their BLAKE3 is the one written with them.
 
 mod after;
+mod apply;
 mod blob;
 mod bytes;
 mod catalogue;
 mod change;
 mod compact;
+mod disk;
 mod export;
+#[cfg(feature = "testing")]
 mod faults;
 mod fits;
 mod folder;
@@ -40,8 +43,9 @@ pub use catalogue::{Ending, NodeKind, PastVersion, Version};
 pub use change::{Changes, Content, Details};
 pub use compact::CompactReport;
 pub use export::ExportReport;
+#[cfg(feature = "testing")]
 #[doc(hidden)]
-pub use faults::Faults;
+pub use faults::{Faults, StoreOptions};
 pub use fits::{FitReport, NodeFit, PathFit, check_path};
 #[cfg(feature = "testing")]
 #[doc(hidden)]
@@ -59,6 +63,7 @@ use crate::tree::normal;
 use crate::{Error, Result};
 use blob::{decode_lattice, decode_node, encode_lattice};
 use catalogue::{CATALOGUE_FILE, Catalogue, Header, State, Step, Writing};
+use disk::Disk;
 use folder::Folder;
 use making::Making;
 pub use segment::Location;
@@ -99,24 +104,23 @@ pub struct StoreInfo {
     pub levels: Vec<String>,
 }
 
-/// How a store is opened: for tests.
-#[doc(hidden)]
+/// How a store is opened.
 #[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// What fails.
-    pub faults: Faults,
-    /// Longest segment.
-    pub segment_bytes: u64,
+struct Options {
+    /// What its steps to disk pass.
+    disk: Disk,
+    /// Longest segment, in bytes.
+    segment_bytes: u64,
     /// Only to be read, also where it could be written.
-    pub read_only: bool,
+    read_only: bool,
     /// Longest wait for another process.
-    pub wait_limit: Option<Duration>,
+    wait_limit: Option<Duration>,
 }
 
-impl Default for StoreOptions {
+impl Default for Options {
     fn default() -> Self {
         Self {
-            faults: Faults::default(),
+            disk: Disk::default(),
             segment_bytes: SEGMENT_BYTES,
             read_only: false,
             wait_limit: None,
@@ -141,42 +145,37 @@ impl Store {
     /// # Errors
     /// [`StoreDefect::Exists`], and what writing returns.
     pub fn create(folder: &Path, info: StoreInfo, lattice: &BaseLattice) -> Result<Self> {
-        Self::create_with(folder, info, lattice, &StoreOptions::default())
+        Self::create_by(folder, info, lattice, &Options::default())
     }
 
-    /// The same with options.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    #[doc(hidden)]
-    pub fn create_with(
+    fn create_by(
         folder: &Path,
         info: StoreInfo,
         lattice: &BaseLattice,
-        options: &StoreOptions,
+        options: &Options,
     ) -> Result<Self> {
         let (made, ()) = Self::make(folder, info, lattice, options, |_| Ok(()))?;
         Self::open_in(made, options)
     }
 
     /// Makes a store that holds what `fill` puts into it. It is made beside its place and renamed
-    /// there at the end, so that half a store is never taken for one. Gives its folder and what
-    /// `fill` gave.
+    /// there at the end, so that half a store is never taken for one. Returns its
+    /// folder and what `fill` returned.
     fn make<T>(
         folder: &Path,
         info: StoreInfo,
         lattice: &BaseLattice,
-        options: &StoreOptions,
+        options: &Options,
         fill: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<(Arc<Folder>, T)> {
-        let faults = &options.faults;
-        let making = Making::begin(folder, faults)?;
+        let disk = &options.disk;
+        let making = Making::begin(folder, disk)?;
         let id = making.id();
         let segments = Segments::new(
             making.folder().folder(SEGMENT_FOLDER)?,
             id,
             options.segment_bytes,
-            faults.clone(),
+            disk.clone(),
         );
         let (locations, (segment, offset)) =
             segments.append((1, 0), &[&encode_lattice(lattice)])?;
@@ -189,12 +188,12 @@ impl Store {
             headroom: lattice.headroom(),
             tree_name: info.tree_name,
             levels: info.levels,
-            created_ms: change::now_ms(),
+            created_ms: apply::now_ms(),
         };
         Catalogue::create(making.folder().clone(), &header, &state, options)?;
-        reserve::make(making.folder(), faults);
+        reserve::make(making.folder(), disk);
         let filled = fill(&Self::open_in(making.folder().clone(), options)?)?;
-        Ok((making.finish(faults)?, filled))
+        Ok((making.finish(disk)?, filled))
     }
 
     /// Opens the store in `folder`. Nothing but the catalogue's first pages is read, and nobody is
@@ -208,7 +207,7 @@ impl Store {
     /// [`StoreDefect::NotAStore`], [`StoreDefect::FormatVersion`], [`StoreDefect::Damaged`],
     /// [`StoreDefect::Locked`], [`StoreDefect::Unfinished`].
     pub fn open(folder: &Path) -> Result<Self> {
-        Self::open_with(folder, &StoreOptions::default())
+        Self::open_by(folder, &Options::default())
     }
 
     /// The same; whatever waits for another process then waits no longer than `limit`, and is
@@ -217,25 +216,17 @@ impl Store {
     /// # Errors
     /// As [`Self::open`], and [`StoreDefect::Busy`].
     pub fn open_within(folder: &Path, limit: Duration) -> Result<Self> {
-        Self::open_with(
-            folder,
-            &StoreOptions { wait_limit: Some(limit), ..StoreOptions::default() },
-        )
+        Self::open_by(folder, &Options { wait_limit: Some(limit), ..Options::default() })
     }
 
-    /// The same with options.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    #[doc(hidden)]
-    pub fn open_with(folder: &Path, options: &StoreOptions) -> Result<Self> {
+    fn open_by(folder: &Path, options: &Options) -> Result<Self> {
         Self::open_in(
             Arc::new(Folder::open(folder).map_err(|error| Error::io(folder, error))?),
             options,
         )
     }
 
-    fn open_in(folder: Arc<Folder>, options: &StoreOptions) -> Result<Self> {
+    fn open_in(folder: Arc<Folder>, options: &Options) -> Result<Self> {
         if matches!(folder.length(CATALOGUE_FILE), Err(error) if error.kind() == ErrorKind::NotFound)
         {
             return Err(Error::store(
@@ -244,9 +235,9 @@ impl Store {
             ));
         }
         let (catalogue, header) = Catalogue::open(folder.clone(), options)?;
-        let faults = options.faults.clone();
+        let disk = options.disk.clone();
         let segments =
-            Segments::new(folder.folder(SEGMENT_FOLDER)?, header.id, options.segment_bytes, faults);
+            Segments::new(folder.folder(SEGMENT_FOLDER)?, header.id, options.segment_bytes, disk);
         Ok(Self {
             inner: Arc::new(Inner {
                 folder,
@@ -349,7 +340,7 @@ impl Store {
         Err(self.defect(StoreDefect::Lattice { expected, found }))
     }
 
-    /// Refuses another headroom than the store's, and gives that.
+    /// Refuses another headroom than the store's, and returns the store's.
     ///
     /// # Errors
     /// [`StoreDefect::Headroom`].

@@ -14,7 +14,7 @@ use std::sync::{Arc, RwLock};
 
 use super::blob::BlobProblem;
 use super::bytes::Reader;
-use super::faults::Faults;
+use super::disk::Disk;
 use super::folder::{self, Access, Folder};
 use crate::error::StoreDefect;
 use crate::file::FileBytes;
@@ -36,7 +36,7 @@ pub(super) struct Segments {
     id: StoreId,
     /// A segment takes no blob that would make it longer than this, unless it is the first.
     pub(super) segment_bytes: u64,
-    pub(super) faults: Faults,
+    pub(super) disk: Disk,
     maps: RwLock<HashMap<u32, Arc<FileBytes>>>,
     reads: AtomicU64,
     read_bytes: AtomicU64,
@@ -84,12 +84,12 @@ fn number_of(name: &str) -> Option<u32> {
 }
 
 impl Segments {
-    pub(super) fn new(folder: Folder, id: StoreId, segment_bytes: u64, faults: Faults) -> Self {
+    pub(super) fn new(folder: Folder, id: StoreId, segment_bytes: u64, disk: Disk) -> Self {
         Self {
             folder,
             id,
             segment_bytes,
-            faults,
+            disk,
             maps: RwLock::default(),
             reads: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
@@ -172,7 +172,7 @@ impl Segments {
         }
         let map = Arc::new(map);
         let mut maps = self.maps.write().expect("no thread panics holding it");
-        // What another process's compaction removed keeps its room on disk for as long as it is
+        // What another process's compaction removed keeps its space on disk for as long as it is
         // mapped.
         maps.retain(|&segment, _| self.folder.length(file_name(segment)).is_ok());
         maps.insert(location.segment, map.clone());
@@ -180,19 +180,19 @@ impl Segments {
     }
 
     /// Writes blobs from `at` on, in a new segment where the old one is full, and waits until they
-    /// are on disk. Gives their places and where the next goes. Nobody else may append meanwhile:
+    /// are on disk. Returns their places and where the next goes. Nobody else may append meanwhile:
     /// hold the catalogue's write transaction.
     pub(super) fn append(
         &self,
         at: (u32, u64),
         blobs: &[&[u8]],
     ) -> Result<(Vec<Location>, (u32, u64))> {
-        self.append_whole(at, blobs).inspect_err(|_| self.give_back(at))
+        self.append_whole(at, blobs).inspect_err(|_| self.free_from(at))
     }
 
-    /// Gives back what was written from the tail on, as far as it can be: on a full disk there
-    /// would be no room for any other change, not even to remove a node.
-    fn give_back(&self, (mut segment, offset): (u32, u64)) {
+    /// Frees what was written from the tail on, as far as it can be: on a full disk there would be
+    /// no space for any other change, not even to remove a node.
+    fn free_from(&self, (mut segment, offset): (u32, u64)) {
         if offset > 0 {
             let cut = |file: File| {
                 if file.metadata()?.len() > offset { file.set_len(offset) } else { Ok(()) }
@@ -270,8 +270,8 @@ impl Segments {
             // new one.
             let mut file = self.own(segment, Access::Write)?;
             let written = file.seek(SeekFrom::Start(start)).and_then(|_| {
-                self.faults.write(&bytes, |bytes| file.write_all(bytes))?;
-                self.faults.step()?;
+                self.disk.write(&bytes, |bytes| file.write_all(bytes))?;
+                self.disk.step()?;
                 file.sync_data()
             });
             written.map_err(|error| Error::io(self.path(segment), error))?;
@@ -282,28 +282,28 @@ impl Segments {
     /// Makes an empty segment, in place of one that a change left which did not happen.
     fn create(&self, segment: u32) -> Result<()> {
         let io = |error| Error::io(self.path(segment), error);
-        self.faults.step().map_err(io)?;
+        self.disk.step().map_err(io)?;
         self.clear(segment)?;
         let mut file = self.folder.file(file_name(segment), Access::New)?;
         let written = self
-            .faults
+            .disk
             .write(&header(segment, &self.id), |bytes| file.write_all(bytes))
             .and_then(|()| {
-                self.faults.step()?;
+                self.disk.step()?;
                 file.sync_all()?;
-                self.folder.sync(&self.faults)
+                self.folder.sync(&self.disk)
             });
         written.map_err(io)
     }
 
-    /// Gives back the room of bytes that nothing names, where the system can: they read as zeros
-    /// then, and the file keeps its length. Whoever reads them still finds their BLAKE3 wrong, and
+    /// Frees the disk space of bytes that nothing names, where the system can: they read as zeros
+    /// then, and the file keeps its length. Whoever still reads them finds their BLAKE3 wrong, and
     /// looks up again.
     pub(super) fn hollow(&self, segment: u32, dead: &[std::ops::Range<u64>]) -> Result<()> {
         let io = |error| Error::io(self.path(segment), error);
         let file = self.own(segment, Access::Write)?;
         for range in dead {
-            self.faults.step().and_then(|()| folder::hollow(&file, range)).map_err(io)?;
+            self.disk.step().and_then(|()| folder::hollow(&file, range)).map_err(io)?;
         }
         Ok(())
     }
@@ -331,7 +331,7 @@ impl Segments {
     /// Removes a segment that nothing names any more.
     pub(super) fn remove(&self, segment: u32) -> Result<()> {
         self.maps.write().expect("no thread panics holding it").remove(&segment);
-        self.faults.step().map_err(|error| Error::io(self.path(segment), error))?;
+        self.disk.step().map_err(|error| Error::io(self.path(segment), error))?;
         self.clear(segment).map(drop)
     }
 }
@@ -362,7 +362,7 @@ fn header(segment: u32, id: &StoreId) -> Vec<u8> {
     out
 }
 
-/// Checks the header of the first segment of any store; gives what follows.
+/// Checks the header of the first segment of any store; returns what follows.
 #[cfg(feature = "testing")]
 pub(super) fn after_header(bytes: &[u8]) -> Result<&[u8], StoreDefect> {
     let id = owner(bytes.get(..64).unwrap_or_default()).unwrap_or_default();

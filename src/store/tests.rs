@@ -279,7 +279,7 @@ fn another_version_of_the_catalogue_is_told_apart_from_damage() {
     std::fs::write(&file, &whole[..16]).unwrap();
     assert!(
         matches!(defect(Store::open(&path)), StoreDefect::Damaged { .. }),
-        "it is not made anew"
+        "it is not made again"
     );
 }
 

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// Versions checked at a time.
 const AT_ONCE: usize = 512;
-/// Problems told one by one.
+/// Problems reported one by one.
 const MAX_PROBLEMS: usize = 100;
 
 /// What a verification found.
@@ -60,7 +60,7 @@ impl Store {
     /// bound. Changes wait while the catalogue's pages are looked at; if they are damaged the
     /// database mends them where it can, and that is a problem in the report. Where the store may
     /// only be read nobody waits, and nothing is mended: every page in use is read, those that are
-    /// free are not. `progress` is told how many of how many versions are done.
+    /// free are not. `progress` is called with how many of how many versions are done.
     ///
     /// # Errors
     /// When the store cannot be read at all, or another process keeps it locked; what is wrong with
@@ -93,7 +93,7 @@ impl Store {
         let (nodes, past) = self
             .inner
             .catalogue
-            .read_anew(|reading| Ok((reading.count()?, reading.past_count()?)))?;
+            .read_from_disk(|reading| Ok((reading.count()?, reading.past_count()?)))?;
         let mut batch = Vec::with_capacity(AT_ONCE);
         let mut check = |batch: &mut Vec<(String, Version)>,
                          report: &mut StoreReport,
@@ -112,7 +112,7 @@ impl Store {
                 .for_each(|error| report.problem(error.to_string()));
             progress(report.nodes + report.past_versions, nodes + past);
         };
-        self.inner.catalogue.read_anew(|reading| {
+        self.inner.catalogue.read_from_disk(|reading| {
             named.insert(reading.state()?.lattice.segment);
             let mut links = 0;
             reading.each_node(None, |name, version| {

@@ -57,7 +57,8 @@ pub(super) struct Context {
     staged: AtomicUsize,
     /// The allocator's largest count, if it is kept.
     peak: Option<AtomicU64>,
-    /// Allocations and submits until one is made to fail, for tests.
+    /// Allocations and submits until a test lets one fail.
+    #[cfg(feature = "testing")]
     countdown: AtomicU64,
     nonce: AtomicU32,
     /// Largest binding that is used.
@@ -143,6 +144,7 @@ impl Context {
             fault,
             staged: AtomicUsize::new(0),
             peak: options.count_peak.then(AtomicU64::default),
+            #[cfg(feature = "testing")]
             countdown: AtomicU64::new(u64::MAX),
             nonce: AtomicU32::new(1),
             max_binding: max_binding / 256 * 256,
@@ -167,14 +169,22 @@ impl Context {
     }
 
     /// Lets the `after`th allocation or submit from now fail.
+    #[cfg(feature = "testing")]
     pub(super) fn fail_after(&self, after: u64) {
         self.countdown.store(after, Ordering::Relaxed);
     }
 
-    /// Whether this allocation or submit is the one to fail.
+    /// Whether this allocation or submit is the one that a test lets fail.
+    #[cfg(feature = "testing")]
     pub(super) fn fails_now(&self) -> bool {
         self.countdown.load(Ordering::Relaxed) != u64::MAX
             && self.countdown.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
+    /// Never: only a test asks for failures.
+    #[cfg(not(feature = "testing"))]
+    pub(super) const fn fails_now(&self) -> bool {
+        false
     }
 
     /// A number that no other submit has.

@@ -116,6 +116,7 @@ impl Gpu {
 
     /// Lets the `after`th allocation from now find no memory, or, if it is a submit, the device be
     /// lost.
+    #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn fail_after(&self, after: u64) {
         self.context.fail_after(after);
@@ -134,6 +135,7 @@ impl Gpu {
 
     /// Cuts the connection, as when a driver resets: every later call fails until
     /// [`Device::reopen`].
+    #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn lose(&self) {
         self.context.device.destroy();

@@ -16,7 +16,7 @@ use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
 use super::wait::{Range, Waiting};
-use crate::store::faults::Faults;
+use crate::store::disk::Disk;
 
 /// What the file begins with: this, the version (u32), and zeros.
 const MAGIC: &[u8; 8] = b"PLCHCATL";
@@ -34,7 +34,7 @@ const BLOCK: usize = PAGE + SUM;
 pub(super) struct Backend {
     file: FileBackend,
     waiting: Waiting,
-    faults: Faults,
+    disk: Disk,
 }
 
 /// Why a file cannot be a catalogue.
@@ -63,10 +63,10 @@ impl Backend {
         mut file: File,
         new: bool,
         waiting: Waiting,
-        faults: &Faults,
+        disk: &Disk,
     ) -> Result<Self, HeadProblem> {
         if new {
-            faults.write(&head(), |head| file.write_all(head))?;
+            disk.write(&head(), |head| file.write_all(head))?;
         } else {
             // redb would make a new database of an empty one.
             if file.metadata()?.len() < (HEAD + BLOCK) as u64 {
@@ -84,7 +84,7 @@ impl Backend {
         }
         let file =
             FileBackend::new(file).map_err(|error| HeadProblem::Io(io::Error::other(error)))?;
-        Ok(Self { file, waiting, faults: faults.clone() })
+        Ok(Self { file, waiting, disk: disk.clone() })
     }
 }
 
@@ -146,23 +146,23 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.faults.step()?;
+        self.disk.step()?;
         self.file.set_len(place(length))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.faults.step()?;
+        self.disk.step()?;
         self.file.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let Some(pages) = pages(offset, data.len())? else {
-            return self.faults.write(data, |data| self.file.write(place(offset), data));
+            return self.disk.write(data, |data| self.file.write(place(offset), data));
         };
         let blocks = pages.zip(data.chunks_exact(PAGE));
         let blocks: Vec<u8> =
             blocks.flat_map(|(offset, page)| [page, &sum(offset, page)[..]].concat()).collect();
-        self.faults.write(&blocks, |blocks| self.file.write(place(offset), blocks))
+        self.disk.write(&blocks, |blocks| self.file.write(place(offset), blocks))
     }
 
     fn close(&self) -> io::Result<()> {

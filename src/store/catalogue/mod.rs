@@ -7,7 +7,7 @@
 //! **Invariant:** a change is one transaction: it is there whole once [`Catalogue::write`] returns,
 //! or not at all.
 //! **Invariant:** damage is an error, also where the database would panic. After a failure the
-//! database is opened anew: a disk that was full for a moment does not end a server.
+//! database is opened again: a disk that was full for a moment does not end a server.
 
 mod backend;
 mod open;
@@ -25,8 +25,8 @@ use redb::{
     TableDefinition,
 };
 
-use super::StoreOptions;
-use super::faults::Faults;
+use super::Options;
+use super::disk::Disk;
 use super::folder::Folder;
 use super::segment::StoreId;
 use crate::contain::contained;
@@ -55,7 +55,7 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 pub(super) struct Catalogue {
     /// Opened for reading until something is to be changed.
     database: RwLock<Arc<Open>>,
-    /// Held while it is opened anew: who reads meanwhile goes on with the one there is.
+    /// Held while it is opened again: who reads meanwhile goes on with the one there is.
     opening: Mutex<()>,
     folder: Arc<Folder>,
     path: PathBuf,
@@ -63,11 +63,11 @@ pub(super) struct Catalogue {
     read_only: bool,
     /// Longest wait for another process.
     limit: Option<Duration>,
-    faults: Faults,
+    disk: Disk,
     /// The store it was when it was opened.
     id: OnceLock<StoreId>,
     /// A write failed, or the database panicked: it refuses from then on, so the next step opens it
-    /// anew.
+    /// again.
     broken: AtomicBool,
 }
 
@@ -121,7 +121,7 @@ impl Catalogue {
         folder: Arc<Folder>,
         header: &Header,
         state: &State,
-        options: &StoreOptions,
+        options: &Options,
     ) -> Result<()> {
         let catalogue = Self::start(folder, Mode::New, options)?;
         catalogue.write(|writing| {
@@ -130,8 +130,8 @@ impl Catalogue {
         })
     }
 
-    /// Opens the catalogue of a store, and gives what the store is.
-    pub(super) fn open(folder: Arc<Folder>, options: &StoreOptions) -> Result<(Self, Header)> {
+    /// Opens the catalogue of a store, and returns what the store is.
+    pub(super) fn open(folder: Arc<Folder>, options: &Options) -> Result<(Self, Header)> {
         let catalogue = match Self::start(folder.clone(), Mode::Read, options) {
             Err(error)
                 if !options.read_only
@@ -151,10 +151,10 @@ impl Catalogue {
         Ok((catalogue, header))
     }
 
-    fn start(folder: Arc<Folder>, mode: Mode, options: &StoreOptions) -> Result<Self> {
+    fn start(folder: Arc<Folder>, mode: Mode, options: &Options) -> Result<Self> {
         let limit = options.wait_limit;
-        let open = Open::new(&folder, mode, limit, &options.faults)
-            .map_err(|error| timed(error, limit))?;
+        let open =
+            Open::new(&folder, mode, limit, &options.disk).map_err(|error| timed(error, limit))?;
         Ok(Self {
             database: RwLock::new(Arc::new(open)),
             opening: Mutex::default(),
@@ -162,7 +162,7 @@ impl Catalogue {
             folder,
             read_only: options.read_only,
             limit,
-            faults: options.faults.clone(),
+            disk: options.disk.clone(),
             id: OnceLock::new(),
             broken: AtomicBool::new(false),
         })
@@ -175,8 +175,8 @@ impl Catalogue {
     }
 
     /// The same, but of a database opened for it, so that every page is read from the disk.
-    pub(super) fn read_anew<T>(&self, work: impl FnOnce(&Reading) -> Step<T>) -> Result<T> {
-        let open = self.open_anew(Mode::Read, &Faults::default())?;
+    pub(super) fn read_from_disk<T>(&self, work: impl FnOnce(&Reading) -> Step<T>) -> Result<T> {
+        let open = self.reopen(Mode::Read, &Disk::default())?;
         guarded(&self.path, || work_on_reading(&self.path, work)(&open), || ())
     }
 
@@ -245,7 +245,7 @@ impl Catalogue {
         self.replace(|_| Mode::Write)
     }
 
-    /// Opens the database anew, unless another thread was quicker.
+    /// Opens the database again, unless another thread was quicker.
     fn replace(&self, mode: impl FnOnce(&Open) -> Mode) -> Result<Arc<Open>> {
         let opening = self.opening.lock().expect("no thread panics holding it");
         let open = self.current();
@@ -253,7 +253,7 @@ impl Catalogue {
         if !self.broken.load(Ordering::Relaxed) && open.is_read_only() == (mode == Mode::Read) {
             return Ok(open);
         }
-        let open = Arc::new(self.open_anew(mode, &self.faults)?);
+        let open = Arc::new(self.reopen(mode, &self.disk)?);
         *self.database.write().expect("no thread panics holding it") = open.clone();
         self.broken.store(false, Ordering::Relaxed);
         drop(opening);
@@ -265,10 +265,10 @@ impl Catalogue {
     }
 
     /// Opens the database of the same store once more.
-    fn open_anew(&self, mode: Mode, faults: &Faults) -> Result<Open> {
+    fn reopen(&self, mode: Mode, disk: &Disk) -> Result<Open> {
         let open = |mode| {
             let open =
-                Open::new(&self.folder, mode, self.limit, faults).map_err(|error| match error {
+                Open::new(&self.folder, mode, self.limit, disk).map_err(|error| match error {
                     // A store that was open had one.
                     Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                         Error::store(self.folder.path(), StoreDefect::Replaced)
@@ -315,7 +315,7 @@ impl Catalogue {
         if self.read_only {
             return Ok(None);
         }
-        let mut open = self.open_anew(Mode::Write, &Faults::default())?;
+        let mut open = self.reopen(Mode::Write, &Disk::default())?;
         if open.is_read_only() {
             return Ok(None);
         }
@@ -324,11 +324,11 @@ impl Catalogue {
             .map_err(|error| timed(error, self.limit))
     }
 
-    /// Gives back what the database no longer needs of its file. Readers in all processes wait
+    /// Frees what the database no longer needs of its file. Readers in all processes wait
     /// meanwhile.
     pub(super) fn compact(&self) -> Result<()> {
         let mode = if self.read_only { Mode::Read } else { Mode::Write };
-        let mut open = self.open_anew(mode, &self.faults)?;
+        let mut open = self.reopen(mode, &self.disk)?;
         let compacted = open.alone(|database| match database.compact() {
             // Somebody reads or writes: another time.
             Ok(_) | Err(redb::CompactionError::TransactionInProgress) => Ok(()),
@@ -368,7 +368,7 @@ fn is(error: &Error, defect: impl Fn(&StoreDefect) -> bool) -> bool {
     matches!(error, Error::Store { defect: found, .. } if defect(found))
 }
 
-/// Runs `work`; `broken` is told when the database is not to be used again.
+/// Runs `work`; `broken` is called when the database is not to be used again.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Step<T>, broken: impl FnOnce()) -> Result<T> {
     // What a panic may leave behind is not used again: the catalogue is marked, or was never handed
     // out.

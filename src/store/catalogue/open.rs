@@ -17,7 +17,7 @@ use super::backend::{Backend, CATALOGUE_VERSION, HeadProblem};
 use super::wait::Waiting;
 use super::{CATALOGUE_FILE, Failure, Step, damaged, guarded};
 use crate::error::StoreDefect;
-use crate::store::faults::Faults;
+use crate::store::disk::Disk;
 use crate::store::folder::{Access, FileId, Folder};
 use crate::{Error, Result};
 
@@ -56,10 +56,10 @@ impl Open {
         folder: &Folder,
         mode: Mode,
         limit: Option<Duration>,
-        faults: &Faults,
+        disk: &Disk,
     ) -> Result<Self> {
         let path = folder.at(CATALOGUE_FILE);
-        let (handle, file) = guarded(&path, || open(folder, mode, limit, faults), || ())?;
+        let (handle, file) = guarded(&path, || open(folder, mode, limit, disk), || ())?;
         Ok(Self { handle: Some(handle), file, path })
     }
 
@@ -104,12 +104,12 @@ fn open(
     folder: &Folder,
     mode: Mode,
     limit: Option<Duration>,
-    faults: &Faults,
+    disk: &Disk,
 ) -> Step<(Handle, FileId)> {
     let path = folder.at(CATALOGUE_FILE);
     let io = |source| Failure::Ours(Error::io(&path, source));
     if mode == Mode::New {
-        faults.step().map_err(io)?;
+        disk.step().map_err(io)?;
     }
     let may_not = |error: &Error| {
         matches!(error, Error::Io { source, .. }
@@ -129,16 +129,14 @@ fn open(
     let id = FileId::of(&file.metadata().map_err(io)?);
     let waiting = Waiting { path: path.clone(), file: id, limit };
     let backend =
-        Backend::new(file, mode == Mode::New, waiting, faults).map_err(
-            |problem| match problem {
-                HeadProblem::Io(error) => io(error),
-                HeadProblem::Damaged(problem) => damaged(&path, CATALOGUE_FILE, problem).into(),
-                HeadProblem::Version(found) => {
-                    let (part, expected) = ("the catalogue", CATALOGUE_VERSION);
-                    Error::store(&path, StoreDefect::FormatVersion { part, expected, found }).into()
-                }
-            },
-        )?;
+        Backend::new(file, mode == Mode::New, waiting, disk).map_err(|problem| match problem {
+            HeadProblem::Io(error) => io(error),
+            HeadProblem::Damaged(problem) => damaged(&path, CATALOGUE_FILE, problem).into(),
+            HeadProblem::Version(found) => {
+                let (part, expected) = ("the catalogue", CATALOGUE_VERSION);
+                Error::store(&path, StoreDefect::FormatVersion { part, expected, found }).into()
+            }
+        })?;
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
     let handle = match access {

@@ -61,7 +61,7 @@ pub struct Version {
     /// Where the adapter's files lie, if they were kept.
     pub original: Option<Location>,
     /// BLAKE3 of the adapter's files, as [`PeftAdapter::hash`](crate::adapter::PeftAdapter::hash)
-    /// gives it; all zeros if it did not come from files.
+    /// returns it; all zeros if it did not come from files.
     pub adapter_hash: [u8; 32],
     /// Free labels.
     pub labels: BTreeMap<String, String>,

@@ -170,7 +170,7 @@ impl Reading {
         history(&self.path, &self.transaction.open_table(HISTORY)?, name)
     }
 
-    /// Past versions with their nodes' names, while `each` gives true.
+    /// Past versions with their nodes' names, while `each` returns true.
     pub(in crate::store) fn each_past(
         &self,
         mut each: impl FnMut(&str, Step<PastVersion>) -> Step<bool>,
@@ -186,7 +186,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Nodes after `after` in the order of the names, while `each` gives true.
+    /// Nodes after `after` in the order of the names, while `each` returns true.
     pub(in crate::store) fn each_node(
         &self,
         after: Option<&str>,
@@ -290,7 +290,7 @@ impl Writing<'_> {
         Ok(())
     }
 
-    /// Forgets up to `count` past versions; gives how many.
+    /// Forgets up to `count` past versions; returns how many.
     pub(in crate::store) fn forget(&mut self, count: usize) -> Step<usize> {
         let mut keys = Vec::new();
         for entry in self.history.iter()?.take(count) {

@@ -1,5 +1,5 @@
-//! Waiting for the locks on the catalogue's file: what takes longer than a second is told, with who
-//! is waited for.
+//! Waiting for the locks on the catalogue's file: what takes longer than a second is reported, with
+//! who is waited for.
 //!
 //! **Invariant:** a wait with a limit ends with it.
 
@@ -14,8 +14,8 @@ use redb::{BackendError, StorageBackend};
 
 use crate::store::folder::FileId;
 
-/// Waits that are longer are told.
-const TOLD_AFTER: Duration = Duration::from_secs(1);
+/// Longer waits are reported.
+const REPORTED_AFTER: Duration = Duration::from_secs(1);
 /// A wait this short is no more than looking again and again.
 const BRIEF: Duration = Duration::from_millis(2);
 /// Between two looks, at first and at most.
@@ -46,7 +46,7 @@ impl Waiting {
         shared: bool,
     ) -> Result<(), BackendError> {
         let (start, end) = range;
-        let (begin, mut pause, mut told) = (Instant::now(), PAUSES.0, false);
+        let (begin, mut pause, mut reported) = (Instant::now(), PAUSES.0, false);
         loop {
             let done = match shared {
                 true => backend.try_lock_shared_range(start, end)?,
@@ -61,8 +61,8 @@ impl Waiting {
                 None if waited >= BRIEF => return self.lock_however_long(backend, range, shared),
                 _ => {}
             }
-            if waited >= TOLD_AFTER && !std::mem::replace(&mut told, true) {
-                self.tell(range);
+            if waited >= REPORTED_AFTER && !std::mem::replace(&mut reported, true) {
+                self.report(range);
             }
             std::thread::sleep(
                 pause.min(self.limit.map_or(pause, |limit| limit.saturating_sub(waited))),
@@ -71,8 +71,8 @@ impl Waiting {
         }
     }
 
-    /// The system wakes who waits for a lock at once, but tells nobody meanwhile: another thread
-    /// does.
+    /// The system wakes who waits for a lock at once, but reports nothing meanwhile: another
+    /// thread does.
     fn lock_however_long(
         &self,
         backend: &FileBackend,
@@ -86,10 +86,10 @@ impl Waiting {
             let _ = std::thread::Builder::new().name("waiting".to_owned()).spawn_scoped(
                 scope,
                 move || {
-                    if waiting.recv_timeout(TOLD_AFTER.saturating_sub(BRIEF))
+                    if waiting.recv_timeout(REPORTED_AFTER.saturating_sub(BRIEF))
                         == Err(RecvTimeoutError::Timeout)
                     {
-                        self.tell(range);
+                        self.report(range);
                     }
                 },
             );
@@ -102,7 +102,7 @@ impl Waiting {
         })
     }
 
-    fn tell(&self, range: Range) {
+    fn report(&self, range: Range) {
         tracing::warn!(
             "{}: waiting for {}, which has it locked",
             self.path.display(),

@@ -217,6 +217,7 @@ impl<D: Device> Weights<D> {
     ///
     /// # Errors
     /// What `work` returns; the copy is then unusable.
+    #[cfg(feature = "measure")]
     pub(crate) fn measure<R>(
         &mut self,
         ids: &[MatrixId],

@@ -12,6 +12,7 @@ use common::made;
 use pleach::compile::base_lattice;
 use pleach::device::gpu::GpuOptions;
 use pleach::model::GenerateOptions;
+use pleach::runtime::measure::Measure;
 use pleach::runtime::{DeviceChoice, Prompt};
 use pleach::store::{ImportOptions, Store};
 use pleach::testing::{self, smollm2_base};
@@ -188,10 +189,10 @@ fn a_small_budget_costs_uploads_and_no_bit() {
     let report = large.switch_to(tree.name(leaf)).unwrap();
     assert!(report.compiled.is_empty() && report.uploaded.is_empty(), "{report:?}");
     let misses = large.device_cache_stats().misses;
-    large.measure_switch(tree.name(leaf), "/", 4).unwrap();
+    Measure::new(&mut large).switch(tree.name(leaf), "/", 4).unwrap();
     assert_eq!(large.device_cache_stats().misses, misses, "everything was there");
     let nodes_there = tree.depth(leaf) as u64;
-    large.measure_uploading_switch(tree.name(leaf), "/", 4).unwrap().unwrap();
+    Measure::new(&mut large).uploading_switch(tree.name(leaf), "/", 4).unwrap().unwrap();
     assert_eq!(
         large.device_cache_stats().misses,
         misses + 2 * nodes_there,

@@ -72,7 +72,7 @@ impl Report {
 
 /// The median.
 pub(crate) fn median(times: &[f64]) -> f64 {
-    pleach::runtime::median(times.iter().copied())
+    pleach::runtime::measure::median(times.iter().copied())
 }
 
 fn shown(value: f64) -> String {

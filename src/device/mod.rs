@@ -142,6 +142,7 @@ pub trait Device: Send + Sync {
 }
 
 /// What a device could do at best, measured beside what it does.
+#[cfg(feature = "measure")]
 pub trait Ceilings: Compute {
     /// Milliseconds to read, change and write every integer; they are as before in the end.
     ///

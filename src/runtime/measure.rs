@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::replica::Kv;
+use super::replica::{DeviceReplica, Kv};
 use super::{NodeVersion, Runtime, SwitchReport};
-use crate::device::Choice;
+use crate::device::{Ceilings, Choice};
 use crate::weights::{EMBEDDING, HEAD, MatrixId};
 use crate::{Result, WeightName};
 
@@ -69,10 +69,59 @@ fn time<R>(work: impl FnOnce() -> R) -> (f64, R) {
     (start.elapsed().as_secs_f64() * 1e3, result)
 }
 
-impl Runtime {
+/// What a copy of the weights could do at best on its device.
+pub(super) trait ReplicaCeilings {
+    /// Whether deltas lie in the host's memory alone.
+    fn is_host(&self) -> bool;
+
+    /// Milliseconds that a switch takes at best that changes `touched` and needs so many integer
+    /// products. With `upload` the deltas that are not applied leave the device first.
+    fn switch_ms(&mut self, touched: &[MatrixId], products: u64, upload: bool) -> Result<f64>;
+
+    /// Milliseconds to read `matrices` once.
+    fn read_ms(&self, matrices: &[MatrixId]) -> Result<f64>;
+
+    /// Milliseconds for so many f32 products.
+    fn products_ms(&self, products: u64) -> Result<f64>;
+}
+
+impl<D: Ceilings + 'static> ReplicaCeilings for DeviceReplica<D> {
+    fn is_host(&self) -> bool {
+        D::HOST_MEMORY
+    }
+
+    fn switch_ms(&mut self, touched: &[MatrixId], products: u64, upload: bool) -> Result<f64> {
+        if upload {
+            self.uploaded.evict_to(0);
+        }
+        let Self { device, weights, .. } = self;
+        let memory = weights.measure(touched, |matrices| device.read_modify_write_ms(matrices))?;
+        Ok(memory.max(device.integer_products_ms(products)?))
+    }
+
+    fn read_ms(&self, matrices: &[MatrixId]) -> Result<f64> {
+        self.device.read_ms(&matrices.iter().map(|&id| self.weights.matrix(id)).collect::<Vec<_>>())
+    }
+
+    fn products_ms(&self, products: u64) -> Result<f64> {
+        self.device.float_products_ms(products)
+    }
+}
+
+/// Measures a runtime, which it moves from node to node.
+pub struct Measure<'a> {
+    runtime: &'a mut Runtime,
+}
+
+impl<'a> Measure<'a> {
+    /// Measures `runtime`.
+    pub fn new(runtime: &'a mut Runtime) -> Self {
+        Self { runtime }
+    }
+
     /// Counts `most` turns of a measurement. On a GPU it takes no further one after two seconds.
-    pub fn turns(&self, most: usize) -> impl Iterator<Item = usize> + use<> {
-        let (start, patient) = (Instant::now(), self.replica.residence().is_host);
+    pub fn turns(&mut self, most: usize) -> impl Iterator<Item = usize> + use<> {
+        let (start, patient) = (Instant::now(), self.runtime.replica.ceilings().is_host());
         (0..most).take_while(move |&turn| patient || turn == 0 || start.elapsed() < PATIENCE)
     }
 
@@ -82,8 +131,8 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::switch_to`].
-    pub fn measure_switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<MeasuredSwitch> {
-        self.measure_switches(a, b, repeats, false)
+    pub fn switch(&mut self, a: &str, b: &str, repeats: usize) -> Result<MeasuredSwitch> {
+        self.switches(a, b, repeats, false)
     }
 
     /// The same with the target's deltas in the host's memory alone, so that every switch uploads
@@ -91,34 +140,35 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::switch_to`].
-    pub fn measure_uploading_switch(
+    pub fn uploading_switch(
         &mut self,
         a: &str,
         b: &str,
         repeats: usize,
     ) -> Result<Option<MeasuredSwitch>> {
-        if self.replica.residence().is_host {
+        if self.runtime.replica.ceilings().is_host() {
             return Ok(None);
         }
-        self.measure_switches(a, b, repeats, true).map(Some)
+        self.switches(a, b, repeats, true).map(Some)
     }
 
-    fn measure_switches(
+    fn switches(
         &mut self,
         a: &str,
         b: &str,
         repeats: usize,
         upload: bool,
     ) -> Result<MeasuredSwitch> {
-        self.switch_to(a)?;
-        self.switch_to(b)?;
-        self.switch_to(a)?;
-        let (touched, products) = self.work_between(&self.version(a)?, &self.version(b)?)?;
+        self.runtime.switch_to(a)?;
+        self.runtime.switch_to(b)?;
+        self.runtime.switch_to(a)?;
+        let (touched, products) =
+            self.work_between(&self.runtime.version(a)?, &self.runtime.version(b)?)?;
         let mut pairs = Vec::with_capacity(repeats);
         let mut reports = Vec::with_capacity(repeats);
         for k in self.turns(repeats) {
-            let ceiling = self.replica.switch_ceiling_ms(&touched, products, upload)?;
-            let report = self.switch_to(if k % 2 == 0 { b } else { a })?;
+            let ceiling = self.runtime.replica.ceilings().switch_ms(&touched, products, upload)?;
+            let report = self.runtime.switch_to(if k % 2 == 0 { b } else { a })?;
             pairs.push((report.total_ms, ceiling));
             reports.push(report);
         }
@@ -139,14 +189,14 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::generate`].
-    pub fn measure_decode(&self, context: usize, repeats: usize) -> Result<Measured> {
+    pub fn decode(&mut self, context: usize, repeats: usize) -> Result<Measured> {
         let mut kv = self.filled_kv(context, repeats + 1)?;
         let read: Vec<MatrixId> = self.decoded_matrices().collect();
         let mut pairs = Vec::with_capacity(repeats);
         let token = self.measured_tokens(1);
         self.run(&mut kv, &token)?;
         for _ in self.turns(repeats) {
-            let ceiling = self.replica.read_ceiling_ms(&read)?;
+            let ceiling = self.runtime.replica.ceilings().read_ms(&read)?;
             let (ms, done) = time(|| self.run(&mut kv, &token));
             done?;
             pairs.push((ms, ceiling));
@@ -159,39 +209,42 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`Runtime::generate`].
-    pub fn measure_prefill(&self, tokens: usize, repeats: usize) -> Result<Measured> {
+    pub fn prefill(&mut self, tokens: usize, repeats: usize) -> Result<Measured> {
         let prompt = self.measured_tokens(tokens);
         let mut kv = self.filled_kv(0, tokens)?;
         let products = self.prefill_products(tokens as u64);
         let mut pairs = Vec::with_capacity(repeats);
-        let mut run = || {
-            kv.clear();
-            let (ms, done) = time(|| self.run(&mut kv, &prompt));
-            done.map(|()| ms)
-        };
         // The first run warms up.
-        run()?;
+        self.prompt_ms(&mut kv, &prompt)?;
         for _ in self.turns(repeats) {
-            let ceiling = self.replica.products_ceiling_ms(products)?;
-            pairs.push((run()?, ceiling));
+            let ceiling = self.runtime.replica.ceilings().products_ms(products)?;
+            pairs.push((self.prompt_ms(&mut kv, &prompt)?, ceiling));
         }
         Ok(Measured::of(&pairs))
     }
 
+    /// Milliseconds that a prompt takes.
+    fn prompt_ms(&self, kv: &mut Kv, prompt: &[u32]) -> Result<f64> {
+        kv.clear();
+        let (ms, done) = time(|| self.run(kv, prompt));
+        done.map(|()| ms)
+    }
+
     /// So many tokens: the first thousand in turn, or all of a smaller vocabulary.
     fn measured_tokens(&self, count: usize) -> Vec<u32> {
-        let known =
-            u32::try_from(self.base().config().vocab_size).unwrap_or(u32::MAX).clamp(1, 1000);
+        let known = u32::try_from(self.runtime.base().config().vocab_size)
+            .unwrap_or(u32::MAX)
+            .clamp(1, 1000);
         (1..).take(count).map(|token| token % known).collect()
     }
 
     fn run(&self, kv: &mut Kv, tokens: &[u32]) -> Result<()> {
-        self.replica.forward(kv)?.choose(tokens, GREEDY).map(drop)
+        self.runtime.replica.forward(kv)?.choose(tokens, GREEDY).map(drop)
     }
 
     fn filled_kv(&self, context: usize, room: usize) -> Result<Kv> {
-        self.replica.check_usable()?;
-        let mut kv = self.replica.kv(context + room)?;
+        self.runtime.replica.check_usable()?;
+        let mut kv = self.runtime.replica.kv(context + room)?;
         if context > 0 {
             self.run(&mut kv, &self.measured_tokens(context))?;
         }
@@ -204,7 +257,7 @@ impl Runtime {
         let way = a.way_to(b);
         let moved = way.left.iter().chain(&way.entered);
         let moved = moved
-            .map(|version| self.engine.deltas(version, &mut SwitchReport::default()))
+            .map(|version| self.runtime.engine.deltas(version, &mut SwitchReport::default()))
             .collect::<Result<Vec<_>>>()?;
         let mut products = 0;
         let mut touched: Vec<MatrixId> =
@@ -221,19 +274,25 @@ impl Runtime {
 
     /// Matrices a decoded token reads whole: all but an embedding that is not the head.
     fn decoded_matrices(&self) -> impl Iterator<Item = MatrixId> {
-        self.engine.grids().names().filter(|(name, _)| name.as_str() != EMBEDDING).map(|(_, id)| id)
+        self.runtime
+            .engine
+            .grids()
+            .names()
+            .filter(|(name, _)| name.as_str() != EMBEDDING)
+            .map(|(_, id)| id)
     }
 
     /// Products of a prompt: every layer's weights once a token, the head's once.
     fn prefill_products(&self, tokens: u64) -> u64 {
-        let head = self.engine.grids().id(&WeightName::new(HEAD)).expect("every model has a head");
+        let head =
+            self.runtime.engine.grids().id(&WeightName::new(HEAD)).expect("every model has a head");
         let layers: u64 =
             self.decoded_matrices().filter(|&id| id != head).map(|id| self.size(id)).sum();
         layers * tokens + self.size(head)
     }
 
     fn size(&self, id: MatrixId) -> u64 {
-        let grid = self.engine.grids().grid(id);
+        let grid = self.runtime.engine.grids().grid(id);
         (grid.rows() * grid.cols) as u64
     }
 }

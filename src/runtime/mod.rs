@@ -7,7 +7,8 @@
 
 mod choice;
 mod engine;
-mod measure;
+#[cfg(feature = "measure")]
+pub mod measure;
 mod replica;
 mod sequence;
 mod switch;
@@ -22,7 +23,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 #[cfg(feature = "gpu")]
 pub use crate::device::gpu::{GpuChoice, GpuInfo, GpuOptions};
 pub use choice::DeviceChoice;
-pub use measure::{Measured, MeasuredSwitch, median};
 pub use sequence::{Sequence, Step};
 pub use switch::SwitchReport;
 pub use text::{Generation, NextToken, Prompt, Scores};

@@ -11,9 +11,15 @@ use std::time::Instant;
 
 use super::SwitchReport;
 use super::engine::Engine;
+#[cfg(feature = "measure")]
+use super::measure::ReplicaCeilings;
+#[cfg(feature = "measure")]
+use crate::device::Ceilings as Computing;
+use crate::device::Compute;
+#[cfg(not(feature = "measure"))]
+use crate::device::Compute as Computing;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
-use crate::device::{Ceilings, Compute};
 use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
 use crate::model::{Forward, KvCache, Llama, Slot};
 use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
@@ -68,20 +74,9 @@ pub(super) trait Replica: Any + Send + Sync {
     #[cfg(feature = "gpu")]
     fn gpu(&self) -> Option<&Gpu>;
 
-    /// Milliseconds that a switch takes at best that changes `touched` and needs so many integer
-    /// products. With `upload` the deltas that are not applied leave the device first.
-    fn switch_ceiling_ms(
-        &mut self,
-        touched: &[MatrixId],
-        products: u64,
-        upload: bool,
-    ) -> Result<f64>;
-
-    /// Milliseconds to read `matrices` once.
-    fn read_ceiling_ms(&self, matrices: &[MatrixId]) -> Result<f64>;
-
-    /// Milliseconds for so many f32 products.
-    fn products_ceiling_ms(&self, products: u64) -> Result<f64>;
+    /// What it could do at best.
+    #[cfg(feature = "measure")]
+    fn ceilings(&mut self) -> &mut dyn ReplicaCeilings;
 }
 
 /// What a copy of the weights takes.
@@ -89,8 +84,6 @@ pub(super) trait Replica: Any + Send + Sync {
 pub(super) struct Residence {
     /// Whether embedding and head are one matrix.
     pub(super) is_tied: bool,
-    /// Whether deltas lie in the host's memory alone.
-    pub(super) is_host: bool,
     /// Weights in all matrices.
     pub(super) parameters: u64,
     /// Their bytes.
@@ -132,23 +125,23 @@ impl<D: Compute + 'static> KvSlot for KvCache<D> {
 }
 
 /// One node's deltas, compiled and on the device.
-struct Resident<D: Ceilings> {
+struct Resident<D: Computing> {
     version: NodeVersion,
     compiled: Arc<NodeDeltas>,
     on_device: Arc<D::Deltas>,
 }
 
 /// A copy of the weights on a device of type `D`.
-pub(super) struct DeviceReplica<D: Ceilings> {
+pub(super) struct DeviceReplica<D: Computing> {
     engine: Arc<Engine>,
-    device: D,
+    pub(super) device: D,
     pub(super) weights: Weights<D>,
     model: Llama,
     /// The nodes that are applied, from the top down.
     applied: Vec<Resident<D>>,
     current: NodeVersion,
     /// Deltas on the device, where that has memory of its own.
-    uploaded: DeltaCache<D::Deltas>,
+    pub(super) uploaded: DeltaCache<D::Deltas>,
     /// Given anew whenever the weights are loaded: keys and values from before are lost.
     load: u64,
 }
@@ -158,7 +151,7 @@ fn next_load() -> u64 {
     LOADS.fetch_add(1, Ordering::Relaxed)
 }
 
-impl<D: Ceilings + 'static> DeviceReplica<D> {
+impl<D: Computing + 'static> DeviceReplica<D> {
     /// Loads every weight of the base, at the root.
     pub(super) fn load(
         engine: Arc<Engine>,
@@ -310,7 +303,7 @@ impl<D: Ceilings + 'static> DeviceReplica<D> {
 }
 
 /// Loads every weight of the base onto `device`.
-fn load<D: Ceilings>(
+fn load<D: Computing>(
     engine: &Engine,
     device: &D,
     progress: impl FnMut(usize, usize) + Send,
@@ -324,7 +317,7 @@ fn load<D: Ceilings>(
     Ok((weights, model))
 }
 
-impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
+impl<D: Computing + 'static> Replica for DeviceReplica<D> {
     fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
@@ -439,7 +432,6 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
     fn residence(&self) -> Residence {
         Residence {
             is_tied: self.weights.is_tied(),
-            is_host: D::HOST_MEMORY,
             parameters: self.weights.parameters(),
             bytes: self.weights.resident_bytes(),
             uploaded: self.uploaded.stats(),
@@ -455,30 +447,13 @@ impl<D: Ceilings + 'static> Replica for DeviceReplica<D> {
         (&self.device as &dyn Any).downcast_ref()
     }
 
-    fn switch_ceiling_ms(
-        &mut self,
-        touched: &[MatrixId],
-        products: u64,
-        upload: bool,
-    ) -> Result<f64> {
-        if upload {
-            self.uploaded.evict_to(0);
-        }
-        let Self { device, weights, .. } = self;
-        let memory = weights.measure(touched, |matrices| device.read_modify_write_ms(matrices))?;
-        Ok(memory.max(device.integer_products_ms(products)?))
-    }
-
-    fn read_ceiling_ms(&self, matrices: &[MatrixId]) -> Result<f64> {
-        self.device.read_ms(&matrices.iter().map(|&id| self.weights.matrix(id)).collect::<Vec<_>>())
-    }
-
-    fn products_ceiling_ms(&self, products: u64) -> Result<f64> {
-        self.device.float_products_ms(products)
+    #[cfg(feature = "measure")]
+    fn ceilings(&mut self) -> &mut dyn ReplicaCeilings {
+        self
     }
 }
 
-impl<D: Ceilings> Drop for DeviceReplica<D> {
+impl<D: Computing> Drop for DeviceReplica<D> {
     fn drop(&mut self) {
         let mut compiled = self.engine.compiled();
         self.applied.iter().for_each(|resident| compiled.unpin(&resident.version));

@@ -9,7 +9,8 @@ use clap::Args;
 use pleach::adapter::{AdapterDeltas, FloatDelta};
 use pleach::base::{BaseModel, SHAPES};
 use pleach::error::RefusedEntry;
-use pleach::runtime::{Measured, MeasuredSwitch, Nodes, median, open_base};
+use pleach::runtime::measure::{Measure, Measured, MeasuredSwitch, median};
+use pleach::runtime::{Nodes, open_base};
 use pleach::store::{Store, StoreNode};
 use pleach::tree::{AdapterTree, NodeId, NodeSource, TreeBuilder};
 use pleach::{Runtime, WeightName};
@@ -156,13 +157,13 @@ impl Bench {
         let [a, b] = [a, b].map(|node| tree.name(node).to_owned());
         console.note(&format!("measuring {a} ↔ {b}"));
         deltas_at_hand(runtime, &a, &b)?;
-        let leaf = runtime.measure_switch(&a, &b, 4 * self.repeats)?;
+        let leaf = Measure::new(runtime).switch(&a, &b, 4 * self.repeats)?;
         figures.switch("switch_leaf_ms", leaf);
-        if let Some(uploading) = runtime.measure_uploading_switch(&a, &b, 4 * self.repeats)? {
+        if let Some(uploading) = Measure::new(runtime).uploading_switch(&a, &b, 4 * self.repeats)? {
             figures.switch("switch_leaf_uploading_ms", uploading);
         }
         deltas_at_hand(runtime, "/", &a)?;
-        figures.switch("switch_path_ms", runtime.measure_switch("/", &a, self.repeats)?);
+        figures.switch("switch_path_ms", Measure::new(runtime).switch("/", &a, self.repeats)?);
 
         runtime.switch_to("/")?;
         self.speeds(runtime, figures, "base")?;
@@ -194,11 +195,11 @@ impl Bench {
     /// drifts for both.
     fn leaf_over_base(&self, runtime: &mut Runtime, leaf: &str) -> anyhow::Result<f64> {
         let mut ratios = Vec::new();
-        for _ in runtime.turns(self.repeats) {
+        for _ in Measure::new(runtime).turns(self.repeats) {
             let mut token = |node| -> pleach::Result<f64> {
                 runtime.switch_to(node)?;
                 let (context, room) = decoding(runtime);
-                Ok(runtime.measure_decode(context, room.min(DECODED))?.ms)
+                Ok(Measure::new(runtime).decode(context, room.min(DECODED))?.ms)
             };
             ratios.push(token("/")? / token(leaf)?);
         }
@@ -207,7 +208,12 @@ impl Bench {
 
     /// Decode and prefill at the current node, as long as the base's context is; gives the
     /// milliseconds of a token.
-    fn speeds(&self, runtime: &Runtime, figures: &mut Figures, place: &str) -> anyhow::Result<f64> {
+    fn speeds(
+        &self,
+        runtime: &mut Runtime,
+        figures: &mut Figures,
+        place: &str,
+    ) -> anyhow::Result<f64> {
         let token = self.decode(runtime)?;
         figures.speed(&format!("decode_tok_s_{place}"), 1.0, token);
         let held = runtime.base().config().max_position_embeddings;
@@ -215,16 +221,16 @@ impl Bench {
         let mut lengths = [64, 256, 512].map(|tokens| tokens.min(longest)).to_vec();
         lengths.dedup();
         for tokens in lengths {
-            let prompt = runtime.measure_prefill(tokens, self.repeats)?;
+            let prompt = Measure::new(runtime).prefill(tokens, self.repeats)?;
             let suffix = if tokens == 256 { String::new() } else { format!("_{tokens}") };
             figures.speed(&format!("prefill_tok_s_{place}{suffix}"), tokens as f64, prompt);
         }
         Ok(token.ms)
     }
 
-    fn decode(&self, runtime: &Runtime) -> pleach::Result<Measured> {
+    fn decode(&self, runtime: &mut Runtime) -> pleach::Result<Measured> {
         let (context, room) = decoding(runtime);
-        runtime.measure_decode(context, (8 * self.repeats).min(room))
+        Measure::new(runtime).decode(context, (8 * self.repeats).min(room))
     }
 
     /// The figures of made adapters of every rank, on all linears and on q and v.
@@ -256,16 +262,18 @@ impl Bench {
             for rank in &self.ranks {
                 console.note(&format!("measuring made adapters of rank {rank} on {set}"));
                 let [a, b] = made_pair(set, *rank);
-                let measured = runtime.measure_switch(&a, &b, self.repeats)?;
+                let measured = Measure::new(runtime).switch(&a, &b, self.repeats)?;
                 let name = format!("switch_{set}_r{rank}");
                 figures.switch(&format!("{name}_ms"), measured);
-                if let Some(uploading) = runtime.measure_uploading_switch(&a, &b, self.repeats)? {
+                if let Some(uploading) =
+                    Measure::new(runtime).uploading_switch(&a, &b, self.repeats)?
+                {
                     figures.switch(&format!("{name}_uploading_ms"), uploading);
                 }
                 figures.ratio(&format!("{name}_over_token"), measured.time.ms / token);
                 let tokens =
                     (2 * rank).max(32).min(runtime.base().config().max_position_embeddings);
-                let forward = runtime.measure_prefill(tokens, 3)?;
+                let forward = Measure::new(runtime).prefill(tokens, 3)?;
                 figures.ratio(
                     &format!("{name}_over_prompt_of_{tokens}"),
                     measured.time.ms / forward.ms,

@@ -6,6 +6,7 @@
 mod argmax;
 mod attention;
 mod buffer;
+#[cfg(feature = "measure")]
 pub mod ceiling;
 mod compute;
 mod delta_apply;
@@ -32,9 +33,12 @@ pub use sampling::{sample, top_k_tokens};
 pub use simd::SimdLevel;
 
 use std::sync::Arc;
+#[cfg(feature = "measure")]
 use std::time::Instant;
 
-use crate::device::{Ceilings, Device, PassTimes};
+#[cfg(feature = "measure")]
+use crate::device::Ceilings;
+use crate::device::{Device, PassTimes};
 use crate::lattice::{LatticeMatrix, MatrixId, NodeDeltas, SignedDelta};
 use crate::{Error, Result};
 
@@ -83,6 +87,7 @@ impl Cpu {
         self.simd
     }
 
+    #[cfg(feature = "measure")]
     fn timed(&self, work: impl FnOnce() + Send) -> f64 {
         self.install(|| {
             let start = Instant::now();
@@ -174,6 +179,7 @@ impl Device for Cpu {
     }
 }
 
+#[cfg(feature = "measure")]
 impl Ceilings for Cpu {
     fn read_modify_write_ms(&self, matrices: &mut [&mut LatticeMatrix]) -> Result<f64> {
         let mut lanes: Vec<_> = matrices.iter_mut().map(|matrix| matrix.parts_mut().0).collect();

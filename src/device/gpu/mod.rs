@@ -7,6 +7,7 @@
 mod adapter;
 mod argmax;
 mod attention;
+#[cfg(feature = "measure")]
 mod ceiling;
 mod compute;
 mod context;

@@ -26,6 +26,7 @@ macro_rules! params {
 
 params! {
     /// `ceiling.wgsl`.
+    #[cfg(feature = "measure")]
     CeilingParams {
         /// Vectors of four words in the buffer.
         count: u32,

@@ -12,9 +12,9 @@ use crate::lattice::LANES;
 
 /// WGSL needs no order of declarations, so a shader is its parts one after another.
 macro_rules! shaders {
-    ($($name:literal),* $(,)?) => {
+    ($($(#[$condition:meta])? $name:literal),* $(,)?) => {
         /// Every shader with its shared parts in front.
-        pub(super) const SHADERS: &[(&str, &str)] = &[$((
+        pub(super) const SHADERS: &[(&str, &str)] = &[$($(#[$condition])? (
             $name,
             concat!(
                 include_str!("../../../shaders/shared/params.wgsl"),
@@ -26,6 +26,7 @@ macro_rules! shaders {
 }
 
 shaders![
+    #[cfg(feature = "measure")]
     "ceiling",
     "silu_mul",
     "embed",

@@ -89,18 +89,19 @@ impl Op {
 
     fn add_to(&self, changes: &mut Changes) {
         match self {
-            Self::Publish(name, seed) => {
-                changes.publish(name, content(*seed), labelled(*seed));
-            }
+            Self::Publish(name, seed) => changes.publish(name, content(*seed), labelled(*seed)),
             Self::Replace(name, seed) => {
-                changes.replace(name, content(*seed), labelled(*seed), None);
+                changes.replace(name, content(*seed), labelled(*seed), None)
             }
-            Self::Remove(name) => drop(changes.remove(name, true, None)),
-            Self::Move(name, target) => drop(changes.move_to(name, target, None)),
-            Self::Rollback(name, generation) => drop(changes.rollback(name, *generation, None)),
-            Self::Batch(ops) => ops.iter().for_each(|op| op.add_to(changes)),
+            Self::Remove(name) => changes.remove(name, true, None),
+            Self::Move(name, target) => changes.move_to(name, target, None),
+            Self::Rollback(name, generation) => changes.rollback(name, *generation, None),
+            Self::Batch(ops) => ops.iter().fold(changes, |changes, op| {
+                op.add_to(changes);
+                changes
+            }),
             Self::Compact => panic!("a compaction is no part of a batch"),
-        }
+        };
     }
 
     /// Generations it makes.

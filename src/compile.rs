@@ -6,18 +6,20 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::adapter::AdapterDeltas;
+use crate::adapter::{AdapterDeltas, FloatDelta};
 use crate::base::BaseModel;
 use crate::device::cpu::{SimdLevel, tighten_and_count};
 use crate::error::all_or_worst;
-use crate::lattice::{BaseLattice, CompiledDelta, Grid, Kept, LatticeMatrix, compile, quantise};
+use crate::lattice::{
+    BaseLattice, CompiledDelta, Grid, Kept, LatticeMatrix, Squares, compile, quantise,
+};
 use crate::name::{EMBEDDING, HEAD};
 use crate::{Error, Result, WeightName};
 
 /// The compiled deltas of one node by weight.
 pub type CompiledNode = BTreeMap<WeightName, CompiledDelta>;
 
-/// Compiles one node's float deltas on the grids that `grid_of` gives, and counts what share of
+/// Compiles one node's float deltas on the grids that `grid_of` returns, and counts what share of
 /// them the lattice keeps.
 ///
 /// # Errors
@@ -28,16 +30,32 @@ pub fn compile_node<'g>(
 ) -> Result<(CompiledNode, Kept)> {
     let compiled = deltas.par_iter().map(|(name, delta)| {
         let grid = grid_of(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })?;
-        let mut compiled = compile(name, delta, grid)?;
-        let squares = tighten_and_count(SimdLevel::detect(), &mut compiled, delta, grid);
-        Ok((name, compiled, squares, grid))
+        compile_weight(name, delta, grid)
     });
     let (mut node, mut kept) = (CompiledNode::new(), Kept::default());
-    for (name, compiled, squares, grid) in all_or_worst(compiled.collect::<Vec<_>>())? {
-        kept.add(name, squares, &compiled, grid);
-        node.insert(name.clone(), compiled);
+    for Compiled { name, delta, squares, grid } in all_or_worst(compiled.collect::<Vec<_>>())? {
+        kept.add(name, squares, &delta, grid);
+        node.insert(name.clone(), delta);
     }
     Ok((node, kept))
+}
+
+/// One weight's change on its grid, and how far that is from what it was in floats.
+struct Compiled<'a> {
+    name: &'a WeightName,
+    delta: CompiledDelta,
+    squares: Squares,
+    grid: &'a Grid,
+}
+
+fn compile_weight<'a>(
+    name: &'a WeightName,
+    float: &FloatDelta,
+    grid: &'a Grid,
+) -> Result<Compiled<'a>> {
+    let mut delta = compile(name, float, grid)?;
+    let squares = tighten_and_count(SimdLevel::detect(), &mut delta, float, grid);
+    Ok(Compiled { name, delta, squares, grid })
 }
 
 /// Reads one matrix of the base onto the lattice.
@@ -52,8 +70,8 @@ pub(crate) fn quantise_weight(
     })
 }
 
-/// The lattice that loading puts `base` on. `progress` is told how many of how many weights are
-/// done.
+/// The lattice that loading puts `base` on. `progress` is called with how many of how many weights
+/// are done.
 ///
 /// # Errors
 /// [`Error::Headroom`] for a headroom outside 1 to 1024; otherwise what reading the base returns.

@@ -80,6 +80,12 @@ impl WeightName {
     /// assert_eq!(name.as_str(), "model.layers.0.mlp.up_proj.weight");
     /// ```
     pub fn from_peft_module(path: &str) -> Self {
+        Self::of_module(&peft_module(path))
+    }
+
+    /// The weight of the module at `path` in the model that was adapted: a path that no wrapper has
+    /// words in.
+    pub(crate) fn of_module(path: &str) -> Self {
         Self::new(format!("{}.weight", canonical_module(path)))
     }
 }
@@ -98,10 +104,10 @@ pub(crate) fn peft_module(path: &str) -> String {
     module.strip_suffix(".default").unwrap_or(module).to_owned()
 }
 
-/// The Hugging Face module path of the language model, without the words that wrappers add.
+/// The Hugging Face module path in the language model, without what a vision-language model or a
+/// bare decoder calls it.
 fn canonical_module(path: &str) -> String {
-    let module = peft_module(path);
-    let mut module = module.as_str();
+    let mut module = path;
     for prefix in ["model.language_model.model.", "model.language_model.", "language_model.model."]
     {
         if let Some(rest) = module.strip_prefix(prefix) {

@@ -42,7 +42,7 @@ fn changed(config: Value, change: impl FnOnce(&mut Tensors)) -> pleach::Result<P
 
 fn scaling(adapter: &PeftAdapter, module: &str) -> f64 {
     let weight = WeightName::new(format!("{module}.weight"));
-    adapter.header().targets().iter().find(|target| target.weight == weight).unwrap().scaling
+    adapter.header().targets()[&weight].scaling
 }
 
 fn refused(result: pleach::Result<PeftAdapter>) -> AdapterDefect {

@@ -8,19 +8,13 @@ mod common;
 use common::golden::Golden;
 use pleach::WeightName;
 use pleach::adapter::{
-    AdapterDeltas, BaseShapes, FloatDelta, Limits, PeftAdapter, PeftOptions, Target, flatten,
-    write_peft,
+    AdapterDeltas, FloatDelta, Limits, PeftAdapter, PeftOptions, flatten, write_peft,
 };
-use pleach::base::WeightInfo;
+use pleach::testing::adapter::own_shapes;
 use pleach::tree::{AdapterTree, NodeSource};
 
 fn deltas(adapter: &PeftAdapter) -> AdapterDeltas {
-    let info = |target: &Target| WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() };
-    let weights: Vec<_> =
-        adapter.header().targets().iter().map(|t| (t.weight.clone(), info(t))).collect();
-    adapter
-        .deltas(&BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info))))
-        .unwrap()
+    adapter.deltas(&own_shapes(adapter)).unwrap()
 }
 
 /// Adds `scaling · B · A` to `sums` in float64.
@@ -61,18 +55,18 @@ fn a_real_path_written_as_one_adapter_is_the_sum_of_its_levels() {
         let expected: std::collections::BTreeSet<&WeightName> =
             levels.iter().flat_map(AdapterDeltas::keys).collect();
         assert!(found.keys().eq(expected), "the weights of every level and no others");
-        for target in adapter.header().targets() {
-            let [rows, cols] = target.shape;
+        for (weight, module) in adapter.header().targets() {
+            let [rows, cols] = module.shape;
             let (mut sums, mut written) = (vec![0.0; rows * cols], vec![0.0; rows * cols]);
             levels
                 .iter()
-                .filter_map(|level| level.get(&target.weight))
+                .filter_map(|level| level.get(weight))
                 .for_each(|d| add_product(d, &mut sums, cols));
-            add_product(&found[&target.weight], &mut written, cols);
+            add_product(&found[weight], &mut written, cols);
             let norm =
                 |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
             let error = norm(&mut sums.iter().zip(&written).map(|(sum, written)| sum - written));
-            assert!(error <= 1e-7 * norm(&mut sums.iter().copied()), "{}: {error}", target.weight);
+            assert!(error <= 1e-7 * norm(&mut sums.iter().copied()), "{weight}: {error}");
         }
     }
 }

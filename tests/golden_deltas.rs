@@ -7,8 +7,8 @@ mod common;
 
 use common::golden::Golden;
 use pleach::WeightName;
-use pleach::adapter::{BaseShapes, FloatDelta, Limits, PeftAdapter};
-use pleach::base::WeightInfo;
+use pleach::adapter::{FloatDelta, Limits, PeftAdapter};
+use pleach::testing::adapter::own_shapes;
 use pleach::tree::{AdapterTree, NodeSource};
 
 const CORNER: usize = 64;
@@ -18,22 +18,6 @@ fn open(tree: &AdapterTree, name: &str) -> PeftAdapter {
         Some(NodeSource::Folder(path)) => PeftAdapter::open(path, &Limits::default()).unwrap(),
         other => panic!("{name}: {other:?}"),
     }
-}
-
-/// A base that has just what the adapter targets.
-fn own_shapes(adapter: &PeftAdapter) -> BaseShapes {
-    let weights: Vec<(WeightName, WeightInfo)> = adapter
-        .header()
-        .targets()
-        .iter()
-        .map(|target| {
-            (
-                target.weight.clone(),
-                WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() },
-            )
-        })
-        .collect();
-    BaseShapes::new("made", weights.iter().map(|(name, info)| (name, info)))
 }
 
 /// `scaling · B · A` in float64, row-major.

@@ -253,6 +253,40 @@ fn modules_use_only_those_below_them() {
     assert_eq!(upward, named, "uses that go up, and the list of them");
 }
 
+/// What the parts of a module leave to others of its parts: where it may not be named, where it may,
+/// the names, and why.
+const LEFT_TO: [(&str, &[&str], &[&str], &str); 2] = [
+    (
+        "src/adapter/formats/",
+        &[],
+        &["crate::base", "adapter::bind", "adapter::lower", "BaseModel", "BaseShapes"],
+        "a file is read the same whatever it is put on",
+    ),
+    (
+        "src/adapter/",
+        &["src/adapter/bind.rs", "src/adapter/mod.rs"],
+        &["BaseShapes"],
+        "one place says what fits a base",
+    ),
+];
+
+#[test]
+fn parts_of_a_module_leave_to_others_what_is_theirs() {
+    let mut findings = Vec::new();
+    let sources = sources();
+    for (folder, except, names, why) in LEFT_TO {
+        let inside = sources.iter().filter(|source| source.path.starts_with(folder));
+        let inside: Vec<_> = inside.filter(|source| !source.is_test()).collect();
+        assert!(!inside.is_empty(), "nothing is in {folder}");
+        for source in inside.iter().filter(|source| !except.contains(&&source.path[..])) {
+            let code = source.code();
+            let named = names.iter().filter(|name| code.contains(**name));
+            findings.extend(named.map(|name| format!("{} names {name}: {why}", source.path)));
+        }
+    }
+    none(&findings, "names that belong to another part");
+}
+
 /// A shader without a twin on the CPU has nothing that says what is right.
 #[test]
 fn every_shader_opens_with_what_it_is_and_names_its_twin() {

@@ -4,7 +4,8 @@
 //! `Σ_k s_k · B_k · A_k = [B_1 B_2 …] · [s_1 A_1; s_2 A_2; …]`: the ranks add up, nothing is
 //! approximated.
 //!
-//! **Source:** PEFT's `add_weighted_adapter` with `combination_type="cat"`.
+//! **Source:** PEFT 0.21.2, `tuners/lora/model.py`, `add_weighted_adapter` with
+//! `combination_type="cat"`.
 
 use std::collections::BTreeMap;
 
@@ -47,17 +48,13 @@ struct Level<'a> {
 impl<'a> Level<'a> {
     /// The factors of `delta`, or nothing if its rank is 0.
     fn of(weight: &WeightName, delta: &'a FloatDelta) -> Result<Option<Self>> {
-        let refuse = |kind| {
-            let defect = AdapterDefect::NotLowRank { weight: weight.to_string(), kind };
-            Err(Error::adapter("from memory", defect))
-        };
-        let (rank, lora_a, lora_b, scaling) = match delta {
+        let (&rank, lora_a, lora_b, &scaling) = match delta {
             FloatDelta::LowRank { rank: 0, .. } => return Ok(None),
             FloatDelta::LowRank { rank, lora_a, lora_b, scaling } => {
-                (*rank, lora_a, lora_b, *scaling)
+                (rank, lora_a, lora_b, scaling)
             }
-            FloatDelta::Dense { .. } => return refuse("dense"),
-            FloatDelta::Sparse { .. } => return refuse("sparse"),
+            FloatDelta::Dense { .. } => return Err(not_low_rank(weight, "dense")),
+            FloatDelta::Sparse { .. } => return Err(not_low_rank(weight, "sparse")),
         };
         let shape = [lora_b.len() / rank, lora_a.len() / rank];
         check(weight, "elements of lora_a", rank * shape[1], lora_a.len())?;
@@ -66,6 +63,12 @@ impl<'a> Level<'a> {
     }
 }
 
+fn not_low_rank(weight: &WeightName, kind: &'static str) -> Error {
+    let defect = AdapterDefect::NotLowRank { weight: weight.to_string(), kind };
+    Error::adapter("from memory", defect)
+}
+
+/// The levels' factors as one pair.
 fn join(weight: &WeightName, levels: &[Level<'_>]) -> Result<FloatDelta> {
     let [rows, cols] = levels[0].shape;
     for level in levels {

@@ -1,35 +1,35 @@
 //! An adapter's files → float deltas by [`WeightName`], and back; each refusal named.
 //!
+//! `formats/` reads the files to modules by the files' own names (`module.rs`), `bind.rs` puts these
+//! on a base, `lower.rs` turns each into a [`FloatDelta`].
+//!
 //! **Invariant:** an adapter that could mean something else than what is read here is refused,
 //! never guessed.
 
-mod base_shapes;
 mod beside;
-mod config;
+mod bind;
 mod flatten;
-mod header;
-mod made_for;
-mod pattern;
-mod peft;
+mod formats;
+mod lower;
+mod module;
+mod open;
 mod remarks;
 mod summary;
-mod watched;
 mod write;
 
 use std::collections::BTreeMap;
 
-pub use base_shapes::BaseShapes;
 pub use beside::beside;
 pub(crate) use beside::{BESIDE_FILES, files_beside, names_beside};
+pub use bind::BaseShapes;
 pub use flatten::flatten;
-pub(crate) use header::{CONFIG_FILE, TENSOR_FILE};
-pub use header::{PeftHeader, Target};
-pub(crate) use made_for::published_base;
-pub use peft::PeftAdapter;
+pub(crate) use formats::{CONFIG_FILE, TENSOR_FILE, named_base};
+pub use formats::{PeftOptions, write_peft};
+pub use module::Module;
+pub use open::{PeftAdapter, PeftHeader};
 pub use remarks::AdapterRemark;
 pub use summary::AdapterSummary;
 pub(crate) use write::write_files;
-pub use write::{PeftOptions, write_peft};
 
 use crate::WeightName;
 
@@ -53,7 +53,7 @@ impl Default for Limits {
     }
 }
 
-/// A change to one weight, in floats, as the adapter's files give it. Added to `W (out, in)`.
+/// A change to one weight, in floats: what is added to `W (out, in)`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FloatDelta {
     /// `scaling · lora_b · lora_a`.
@@ -82,7 +82,12 @@ pub enum FloatDelta {
 /// The float deltas of one node by weight.
 pub type AdapterDeltas = BTreeMap<WeightName, FloatDelta>;
 
+/// `(rows, cols)` to `(cols, rows)`, both row-major.
+fn transpose(values: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+    (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
+}
+
+#[cfg(test)]
+mod flatten_tests;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod write_tests;

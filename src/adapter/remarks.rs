@@ -1,17 +1,16 @@
 //! What an adapter does less than it claims: nothing is wrong with its files, and somebody should
 //! know.
 //!
-//! **Source:** PEFT warns of "missing adapter keys" when it loads a file that lacks some; it keeps
-//! silent about factors of zeros.
+//! **Source:** PEFT 0.21.2, `peft_model.py`, `load_adapter`, warns of "missing adapter keys" when it
+//! loads a file that lacks some; it keeps silent about factors of zeros.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use super::{BaseShapes, PeftAdapter, PeftHeader, Target};
-use crate::error::AdapterDefect;
-use crate::name::{EMBEDDING, peft_module};
-use crate::{Error, Result, WeightName};
+use super::PeftAdapter;
+use super::module::Module;
+use crate::Result;
 
 /// Names shown of a list.
 const SHOWN: usize = 3;
@@ -70,85 +69,55 @@ impl fmt::Display for AdapterRemark {
     }
 }
 
-impl PeftHeader {
-    /// Modules of `base` that the config selects and the file has no tensors for.
-    fn missing(&self, base: &BaseShapes) -> Result<Option<AdapterRemark>, AdapterDefect> {
-        let (mut selected, mut missing) = (0, Vec::new());
-        for weight in base.names() {
-            let Some(module) = self.spelled(weight) else { continue };
-            let here = self.targets.binary_search_by(|target| target.weight.cmp(weight)).is_ok();
-            let is_embedding = weight.as_str() == EMBEDDING;
-            if here || self.config.targets.selects(&module, is_embedding)? {
-                selected += 1;
-                if !here {
-                    missing.push(module);
-                }
-            }
-        }
-        let count = missing.len();
-        missing.truncate(SHOWN);
-        Ok((count > 0).then_some(AdapterRemark::Missing { count, selected, first: missing }))
-    }
-
-    /// The module of a weight as this file would spell it: what stands before `layers` in its own
-    /// keys goes there.
-    fn spelled(&self, weight: &WeightName) -> Option<String> {
-        let module = weight.as_str().strip_suffix(".weight")?;
-        let Some(rest) = module.strip_prefix("model.") else { return Some(module.to_owned()) };
-        let prefix = self.targets.iter().find_map(|target| {
-            let own = target.weight.as_str().strip_prefix("model.")?.strip_suffix(".weight")?;
-            peft_module(&target.module).strip_suffix(own).map(str::to_owned)
-        });
-        Some(prefix.unwrap_or_else(|| "model.".to_owned()) + rest)
+impl AdapterRemark {
+    /// Of `selected` modules these are without tensors; none where all have some.
+    pub(super) fn missing(selected: usize, mut modules: Vec<String>) -> Option<Self> {
+        let count = modules.len();
+        modules.truncate(SHOWN);
+        (count > 0).then_some(Self::Missing { count, selected, first: modules })
     }
 }
 
 impl PeftAdapter {
-    /// What it does less than it claims. A module that its config names and the base lacks, or a
-    /// layer that `layers_to_transform` leaves out, is no such thing.
-    ///
-    /// # Errors
-    /// [`AdapterDefect::PatternInvalid`] inside [`Error::Adapter`] where a pattern takes too long.
-    pub fn remarks(&self, base: &BaseShapes) -> Result<Vec<AdapterRemark>> {
-        let header = self.header();
-        let missing =
-            header.missing(base).map_err(|defect| Error::adapter(&header.path, defect))?;
-        let ignored = header.config.fan_in_fan_out.then_some(AdapterRemark::FanInFanOut);
-        let mut remarks: Vec<_> = ignored.into_iter().chain(missing).collect();
+    /// Modules that change nothing, for an alpha of 0 and for factors of zeros.
+    pub(super) fn changes_of_nothing(&self) -> Result<Vec<AdapterRemark>> {
         let (mut silent, mut zeros) = (Vec::new(), Vec::new());
-        for target in header.targets() {
-            match target.scaling == 0.0 {
-                true => silent.push(target),
-                false if self.is_zero(target)? => zeros.push(target),
-                false => {}
+        for module in self.header.modules.values() {
+            if module.scaling == 0.0 {
+                silent.push(module);
+            } else if self.has_zero_factor(module)? {
+                zeros.push(module);
             }
         }
-        for (targets, alpha) in [(silent, true), (zeros, false)] {
-            if !targets.is_empty() {
-                let first =
-                    targets.iter().take(SHOWN).map(|target| peft_module(&target.module)).collect();
-                let (count, modules) = (targets.len(), header.targets().len());
-                remarks.push(AdapterRemark::Nothing { count, modules, first, alpha });
-            }
+        let found = [(silent, true), (zeros, false)].into_iter();
+        let found = found.filter(|(modules, _)| !modules.is_empty());
+        Ok(found.map(|(modules, alpha)| self.changes_nothing(&modules, alpha)).collect())
+    }
+
+    fn changes_nothing(&self, modules: &[&Module], alpha: bool) -> AdapterRemark {
+        AdapterRemark::Nothing {
+            count: modules.len(),
+            modules: self.header.modules.len(),
+            first: modules.iter().take(SHOWN).map(|module| module.path.clone()).collect(),
+            alpha,
         }
-        Ok(remarks)
     }
 
     /// Whether one factor is all zeros.
-    fn is_zero(&self, target: &Target) -> Result<bool> {
-        for span in [&target.lora_b, &target.lora_a] {
-            // Of F16, BF16, F32 and F64 alike, a zero is all zero bits but the sign.
-            let width = span.dtype.bitsize() / 8;
-            let bytes = self.tensor_bytes(span)?;
-            let zero = |value: &[u8]| {
-                value
-                    .split_last()
-                    .is_none_or(|(top, low)| top & 0x7f == 0 && low.iter().all(|b| *b == 0))
-            };
-            if bytes.chunks_exact(width).all(zero) {
+    fn has_zero_factor(&self, module: &Module) -> Result<bool> {
+        // B first: training starts with zeros there, so it is the one that is likely.
+        for span in module.change.spans().into_iter().rev() {
+            let bytes = self.contents.tensors.tensor_bytes(&span.key)?;
+            if bytes.chunks_exact(span.dtype.bitsize() / 8).all(is_zero) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
+
+/// Whether a little-endian float is zero: of F16, BF16, F32 and F64 alike, all bits but the sign
+/// are.
+fn is_zero(value: &[u8]) -> bool {
+    value.split_last().is_none_or(|(top, low)| top & 0x7f == 0 && low.iter().all(|b| *b == 0))
 }

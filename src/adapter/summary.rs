@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::header::PeftHeader;
+use super::PeftHeader;
 
 /// What an adapter is. The field names are part of the command line's JSON.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,25 +36,25 @@ pub struct AdapterSummary {
 impl PeftHeader {
     /// What it is, from its header alone: without the hash.
     pub fn summary(&self) -> AdapterSummary {
-        let targets = self.targets();
-        let ranks: BTreeSet<usize> = targets.iter().map(|target| target.rank).collect();
-        let mut scalings: Vec<f64> = targets.iter().map(|target| target.scaling).collect();
+        let modules = || self.modules.values();
+        let ranks: BTreeSet<usize> = modules().map(|module| module.rank).collect();
+        let mut scalings: Vec<f64> = modules().map(|module| module.scaling).collect();
         scalings.sort_by(f64::total_cmp);
         scalings.dedup();
-        let modules: BTreeSet<&str> =
-            targets.iter().filter_map(|target| target.module.rsplit('.').next()).collect();
-        let spans = || targets.iter().flat_map(|target| [&target.lora_a, &target.lora_b]);
+        let last: BTreeSet<&str> =
+            modules().filter_map(|module| module.name.rsplit('.').next()).collect();
+        let spans = || modules().flat_map(|module| module.change.spans());
         let dtypes: BTreeSet<String> = spans().map(|span| span.dtype.to_string()).collect();
         AdapterSummary {
-            kind: if self.config.rslora { "rslora" } else { "lora" },
+            kind: self.facts.kind,
             ranks: ranks.into_iter().collect(),
             scalings,
-            target_modules: modules.into_iter().map(str::to_owned).collect(),
+            target_modules: last.into_iter().map(str::to_owned).collect(),
             dtypes: dtypes.into_iter().collect(),
-            touched_matrices: targets.len(),
+            touched_matrices: self.modules.len(),
             touched_weights: self.touched_weights(),
             parameters: spans().map(|span| span.shape[0] as u64 * span.shape[1] as u64).sum(),
-            bytes: self.data_bytes,
+            bytes: self.facts.data_bytes,
             base_model: self.base_model().map(str::to_owned),
             hash: None,
         }

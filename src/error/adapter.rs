@@ -28,7 +28,7 @@ pub enum AdapterDefect {
     Foreign {
         /// The missing file.
         missing: &'static str,
-        /// The file that tells whose it is.
+        /// The file that it is known by.
         file: String,
         /// What it is, and what to do.
         what: &'static str,

@@ -193,12 +193,8 @@ fn other_kind(found: Option<FileKind>) -> Option<SafeTensorsDefect> {
         .map(|found| SafeTensorsDefect::OtherFile { found })
 }
 
-/// Reads the header of the file at `path`, of at most `max_bytes`, and nothing else: the tensors
-/// and their length.
-pub(crate) fn read_header(
-    path: &Path,
-    max_bytes: u64,
-) -> Result<(BTreeMap<String, TensorInfo>, u64)> {
+/// Reads the header of the file at `path`, of at most `max_bytes`, and nothing else.
+pub(crate) fn read_header(path: &Path, max_bytes: u64) -> Result<BTreeMap<String, TensorInfo>> {
     let (mut file, bytes) = open_limited(path, max_bytes)?;
     let wrap = |defect| {
         let defect = other_kind(sniff_file(path)).unwrap_or(defect);
@@ -227,9 +223,7 @@ pub(crate) fn read_header(
     };
     let mut header = Vec::new();
     file.take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
-    let tensors =
-        parse_header(&header, usize::try_from(data).unwrap_or(usize::MAX)).map_err(wrap)?;
-    Ok((tensors, data))
+    parse_header(&header, usize::try_from(data).unwrap_or(usize::MAX)).map_err(wrap)
 }
 
 /// Checks a header that `data` bytes of tensors follow.

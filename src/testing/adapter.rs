@@ -11,9 +11,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
 
-use crate::Result;
-use crate::adapter::{BaseShapes, Limits, PeftAdapter, Target};
+use crate::adapter::{BaseShapes, Limits, PeftAdapter};
 use crate::base::WeightInfo;
+use crate::{Result, WeightName};
 
 /// One adapted module.
 #[derive(Clone, Debug)]
@@ -117,6 +117,13 @@ impl TinyAdapter {
         serialize(&self.tensors(), self.dtype)
     }
 
+    /// A base that has just its modules.
+    pub fn base_shapes(&self) -> BaseShapes {
+        let weight = |module: &TinyModule| WeightName::new(format!("{}.weight", module.module));
+        let shapes = self.modules.iter().map(|module| (weight(module), [module.out, module.input]));
+        base_of(shapes)
+    }
+
     /// Writes both files into the folder `dir`, made if it is not there.
     ///
     /// # Errors
@@ -163,10 +170,17 @@ pub fn read_adapter_bytes(bytes: &[u8]) -> Result<()> {
     let (length, rest) = bytes.split_first_chunk::<2>().unwrap_or((&[0; 2], &[]));
     let (config, tensors) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
     let adapter = PeftAdapter::from_bytes(config, tensors.to_vec(), &Limits::default())?;
-    let info = |target: &Target| WeightInfo { shape: target.shape.to_vec(), dtype: "F32".into() };
-    let weights: Vec<_> =
-        adapter.header().targets().iter().map(|t| (t.weight.clone(), info(t))).collect();
-    adapter
-        .deltas(&BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info))))
-        .map(drop)
+    adapter.deltas(&own_shapes(&adapter)).map(drop)
+}
+
+/// A base that has just what the adapter changes.
+pub fn own_shapes(adapter: &PeftAdapter) -> BaseShapes {
+    let targets = adapter.header().targets().iter();
+    base_of(targets.map(|(weight, module)| (weight.clone(), module.shape)))
+}
+
+fn base_of(shapes: impl Iterator<Item = (WeightName, [usize; 2])>) -> BaseShapes {
+    let info = |shape: [usize; 2]| WeightInfo { shape: shape.to_vec(), dtype: "F32".into() };
+    let weights: Vec<_> = shapes.map(|(weight, shape)| (weight, info(shape))).collect();
+    BaseShapes::new("made", weights.iter().map(|(weight, info)| (weight, info)))
 }

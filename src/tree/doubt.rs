@@ -160,7 +160,7 @@ fn is_run_name(part: &str) -> bool {
 fn same_form(own: &Path, above: &Path, limits: &Limits) -> Result<bool> {
     let (own, above) = (PeftHeader::open(own, limits)?, PeftHeader::open(above, limits)?);
     let form = |header: &PeftHeader| -> Vec<_> {
-        header.targets().iter().map(|t| (t.weight.clone(), t.rank)).collect()
+        header.targets().iter().map(|(weight, module)| (weight.clone(), module.rank)).collect()
     };
     Ok(form(&own) == form(&above))
 }

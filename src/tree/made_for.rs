@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{AdapterTree, NodeSource};
-use crate::adapter::{Limits, published_base};
+use crate::adapter::{Limits, named_base};
 use crate::base::{BaseModel, base_key, is_published};
 
 /// Most adapters that are asked.
@@ -18,7 +18,8 @@ impl AdapterTree {
             Some(NodeSource::Folder(folder)) => Some(folder),
             _ => None,
         });
-        for name in folders.take(MAX_ASKED).filter_map(|folder| published_base(folder, limits)) {
+        let names = folders.take(MAX_ASKED).filter_map(|folder| named_base(folder, limits));
+        for name in names.filter(|name| is_published(name)) {
             *named.entry(name).or_default() += 1;
         }
         named

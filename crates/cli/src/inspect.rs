@@ -1,6 +1,6 @@
 //! `pleach inspect`: what an adapter, a base, a tree or a store is, and whether it fits a base.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -226,9 +226,8 @@ fn adapter(
     let adapter = PeftAdapter::open(path, &console.limits)?;
     let (mut kept, mut refusal, mut remarks) = (None, None, Vec::new());
     if let Some(base) = base {
-        let touched: BTreeSet<_> =
-            adapter.header().targets().iter().map(|target| &target.weight).collect();
-        let target = Target::new(base, headroom, |weight| touched.contains(weight), console)?;
+        let touched = adapter.header().targets();
+        let target = Target::new(base, headroom, |weight| touched.contains_key(weight), console)?;
         let name = path.display().to_string();
         match target.compile(&name, &adapter) {
             Ok((node, share)) => {

@@ -2,11 +2,16 @@
 //!
 //! **Invariant:** no key that could change the maths is ignored.
 //!
-//! **Source:** PEFT's `LoraConfig` and `update_layer`.
+//! **Source:** PEFT 0.21.2: `tuners/lora/config.py`, `LoraConfig`; `tuners/lora/layer.py`,
+//! `update_layer`.
+
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::pattern::{Pattern, Targets, share};
+use super::pattern::{Pattern, share};
+use super::selection::Selection;
+use crate::adapter::module::Module;
 use crate::error::AdapterDefect;
 use crate::file::from_json;
 
@@ -99,22 +104,22 @@ const BIASES: [&str; 3] = ["none", "all", "lora_only"];
 
 /// What an adapter's config says about the maths.
 #[derive(Clone, Debug)]
-pub(crate) struct PeftConfig {
-    pub(crate) rslora: bool,
-    pub(crate) fan_in_fan_out: bool,
+pub(super) struct PeftConfig {
+    pub(super) rslora: bool,
+    pub(super) fan_in_fan_out: bool,
     /// The factors of embedding and head are to be one pair.
-    pub(crate) ensure_weight_tying: bool,
-    pub(crate) base_model: Option<String>,
-    pub(crate) targets: Targets,
-    pub(crate) rank: usize,
-    pub(crate) alpha: f64,
-    pub(crate) rank_pattern: Vec<(Pattern, usize)>,
-    pub(crate) alpha_pattern: Vec<(Pattern, f64)>,
+    pub(super) ensure_weight_tying: bool,
+    pub(super) base_model: Option<String>,
+    pub(super) selection: Selection,
+    /// `r` and `rank_pattern`.
+    pub(super) rank: ByPattern<usize>,
+    /// `lora_alpha` and `alpha_pattern`.
+    pub(super) alpha: ByPattern<f64>,
 }
 
 impl PeftConfig {
     /// Parses the bytes of `adapter_config.json`.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, AdapterDefect> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, AdapterDefect> {
         let config: Map<String, Value> =
             from_json(bytes).map_err(|source| AdapterDefect::ConfigNotJson { source })?;
         // The method first: another method's keys would only confuse.
@@ -128,85 +133,127 @@ impl PeftConfig {
         for (key, value) in &config {
             check_key(key, value)?;
         }
+        // `LoraConfig`'s own defaults.
         let rank = config.get("r").map_or(Ok(8), |value| parse_rank("r", value))?;
         let alpha =
             config.get("lora_alpha").map_or(Ok(8.0), |value| parse_number("lora_alpha", value))?;
+        let base_model = config.get("base_model_name_or_path").and_then(Value::as_str);
         Ok(Self {
             rslora: flag(&config, "use_rslora")?,
             fan_in_fan_out: flag(&config, "fan_in_fan_out")?,
             ensure_weight_tying: flag(&config, "ensure_weight_tying")?,
-            base_model: config
-                .get("base_model_name_or_path")
-                .and_then(Value::as_str)
-                .map(str::to_owned),
-            targets: Targets::parse(&config)?,
-            rank,
-            alpha,
-            rank_pattern: patterns(&config, "rank_pattern", parse_rank)?,
-            alpha_pattern: patterns(&config, "alpha_pattern", parse_number)?,
+            base_model: base_model.map(str::to_owned),
+            selection: Selection::parse(&config)?,
+            rank: ByPattern::parse(rank, &config, "rank_pattern", parse_rank)?,
+            alpha: ByPattern::parse(alpha, &config, "alpha_pattern", parse_number)?,
         })
     }
 
     /// Comparisons that one module costs.
-    pub(crate) fn pattern_count(&self) -> usize {
-        self.targets.len() + self.rank_pattern.len() + self.alpha_pattern.len()
-    }
-
-    /// The rank of `module`, as the file spells it, and which pattern gave it.
-    pub(crate) fn rank_of(&self, module: &str) -> Result<(usize, Option<usize>), AdapterDefect> {
-        first_match(&self.rank_pattern, module)
-            .map(|found| found.map_or((self.rank, None), |(i, rank)| (rank, Some(i))))
-    }
-
-    /// The alpha of `module`, and which pattern gave it.
-    pub(crate) fn alpha_of(&self, module: &str) -> Result<(f64, Option<usize>), AdapterDefect> {
-        first_match(&self.alpha_pattern, module)
-            .map(|found| found.map_or((self.alpha, None), |(i, alpha)| (alpha, Some(i))))
+    pub(super) fn pattern_count(&self) -> usize {
+        self.selection.len() + self.rank.patterns.len() + self.alpha.patterns.len()
     }
 
     /// `alpha / rank`, or `alpha / √rank` with rsLoRA.
     #[allow(clippy::cast_precision_loss, reason = "ranks are at most some hundreds")]
-    pub(crate) fn scaling(&self, alpha: f64, rank: usize) -> f64 {
+    pub(super) fn scaling(&self, alpha: f64, rank: usize) -> f64 {
         if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
     }
-}
 
-/// The first pattern, in the config's order, that matches.
-fn first_match<T: Copy>(
-    patterns: &[(Pattern, T)],
-    module: &str,
-) -> Result<Option<(usize, T)>, AdapterDefect> {
-    for (index, (pattern, value)) in patterns.iter().enumerate() {
-        if pattern.matches(module)? {
-            return Ok(Some((index, *value)));
+    /// Refuses a pattern that is not among the `used` ones and matches no module: its rank or alpha
+    /// would be lost. One that an earlier one always shadows still has to match something by
+    /// itself.
+    pub(super) fn check_all_used(
+        &self,
+        used: &UsedPatterns,
+        modules: &[Module],
+    ) -> Result<(), AdapterDefect> {
+        let unused: Vec<&Pattern> =
+            self.rank.unused(&used.rank).chain(self.alpha.unused(&used.alpha)).collect();
+        if unused.is_empty() {
+            return Ok(());
         }
+        let names: Vec<String> =
+            modules.iter().map(|module| self.selection.pattern_name(&module.path)).collect();
+        for pattern in unused {
+            if !pattern.matches_any(&names)? {
+                return Err(AdapterDefect::PatternMatchesNothing {
+                    key: pattern.key,
+                    pattern: pattern.text.clone(),
+                    modules: modules.len(),
+                    example: modules[0].name.clone(),
+                });
+            }
+        }
+        Ok(())
     }
-    Ok(None)
 }
 
+/// Which patterns set a module's rank or alpha, by their places in the config.
+#[derive(Default)]
+pub(super) struct UsedPatterns {
+    pub(super) rank: BTreeSet<usize>,
+    pub(super) alpha: BTreeSet<usize>,
+}
+
+/// A value that all modules have but those that a pattern names.
+#[derive(Clone, Debug)]
+pub(super) struct ByPattern<T> {
+    default: T,
+    /// In the config's order.
+    patterns: Vec<(Pattern, T)>,
+}
+
+impl<T: Copy> ByPattern<T> {
+    /// Reads the patterns under `key`, and each one's value with `read`.
+    fn parse(
+        default: T,
+        config: &Map<String, Value>,
+        key: &'static str,
+        read: impl Fn(&str, &Value) -> Result<T, AdapterDefect>,
+    ) -> Result<Self, AdapterDefect> {
+        let patterns = match config.get(key) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Object(map)) => {
+                let bytes = share(key, map.len())?;
+                map.iter()
+                    .map(|(text, value)| {
+                        Ok((Pattern::suffix(key, text, bytes)?, read(key, value)?))
+                    })
+                    .collect::<Result<_, _>>()?
+            }
+            Some(other) => return Err(wrong(key, "an object of patterns", other)),
+        };
+        Ok(Self { default, patterns })
+    }
+
+    /// The value of the module called `name`: the first pattern's that matches it. That pattern is
+    /// put into `used`.
+    pub(super) fn value_for(
+        &self,
+        name: &str,
+        used: &mut BTreeSet<usize>,
+    ) -> Result<T, AdapterDefect> {
+        for (index, (pattern, value)) in self.patterns.iter().enumerate() {
+            if pattern.matches(name)? {
+                used.insert(index);
+                return Ok(*value);
+            }
+        }
+        Ok(self.default)
+    }
+
+    /// The patterns that are not among the `used` ones.
+    fn unused(&self, used: &BTreeSet<usize>) -> impl Iterator<Item = &Pattern> {
+        let patterns = self.patterns.iter().enumerate();
+        patterns.filter(|(index, _)| !used.contains(index)).map(|(_, (pattern, _))| pattern)
+    }
+}
+
+/// Refuses a key that is unknown, or has a value that is not supported.
 fn check_key(key: &str, value: &Value) -> Result<(), AdapterDefect> {
-    let unsupported = |advice| AdapterDefect::ConfigUnsupported {
-        key: key.to_owned(),
-        value: shorten(&value.to_string()),
-        advice,
-    };
     if key == "init_lora_weights" {
-        let Value::String(name) = value else {
-            let plain = matches!(value, Value::Null | Value::Bool(_));
-            return if plain { Ok(()) } else { Err(wrong(key, "a name, true or false", value)) };
-        };
-        let name = name.to_ascii_lowercase();
-        return match () {
-            () if PLAIN_INITS.contains(&name.as_str()) => Ok(()),
-            () if CHANGING_INITS.iter().any(|start| name.starts_with(start)) => Err(unsupported(
-                "this start changed the base's own weights, so the adapter does not fit the stock base; save it with \
-                 `save_pretrained(path, path_initial_model_for_weight_conversion=...)`, which turns it into a plain LoRA",
-            )),
-            () => Err(unsupported(
-                "this start is unknown here, and it may have changed the base's own weights; write true if you know that \
-                 it did not",
-            )),
-        };
+        return check_init(key, value);
     }
     if key == "bias"
         && value.as_str().is_none_or(|bias| !BIASES.contains(&bias))
@@ -218,12 +265,37 @@ fn check_key(key: &str, value: &Value) -> Result<(), AdapterDefect> {
         return Ok(());
     }
     match REFUSED.iter().find(|(name, _)| *name == key) {
-        Some((_, advice)) => Err(unsupported(advice)),
+        Some((_, advice)) => Err(unsupported(key, value, advice)),
         None => Err(AdapterDefect::ConfigUnknownKey {
             key: shorten(key),
             value: shorten(&value.to_string()),
         }),
     }
+}
+
+/// Refuses a start (`init_lora_weights`) that changed the base's own weights, or may have.
+fn check_init(key: &str, value: &Value) -> Result<(), AdapterDefect> {
+    let name = match value {
+        Value::String(name) => name.to_ascii_lowercase(),
+        Value::Null | Value::Bool(_) => return Ok(()),
+        _ => return Err(wrong(key, "a name, true or false", value)),
+    };
+    if PLAIN_INITS.contains(&name.as_str()) {
+        return Ok(());
+    }
+    let advice = if CHANGING_INITS.iter().any(|start| name.starts_with(start)) {
+        "this start changed the base's own weights, so the adapter does not fit the stock base; save it with \
+         `save_pretrained(path, path_initial_model_for_weight_conversion=...)`, which turns it into a plain LoRA"
+    } else {
+        "this start is unknown here, and it may have changed the base's own weights; write true if you know that it \
+         did not"
+    };
+    Err(unsupported(key, value, advice))
+}
+
+fn unsupported(key: &str, value: &Value, advice: &'static str) -> AdapterDefect {
+    let value = shorten(&value.to_string());
+    AdapterDefect::ConfigUnsupported { key: key.to_owned(), value, advice }
 }
 
 /// Whether a value says "not used".
@@ -266,25 +338,8 @@ fn parse_number(key: &str, value: &Value) -> Result<f64, AdapterDefect> {
         .ok_or_else(|| wrong(key, "a finite number", value))
 }
 
-fn patterns<T>(
-    config: &Map<String, Value>,
-    key: &'static str,
-    read: impl Fn(&str, &Value) -> Result<T, AdapterDefect>,
-) -> Result<Vec<(Pattern, T)>, AdapterDefect> {
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Object(map)) => {
-            let bytes = share(key, map.len())?;
-            map.iter()
-                .map(|(text, value)| Ok((Pattern::suffix(key, text, bytes)?, read(key, value)?)))
-                .collect()
-        }
-        Some(other) => Err(wrong(key, "an object of patterns", other)),
-    }
-}
-
 /// The first characters of a text that may be long.
-pub(crate) fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     const SHOWN: usize = 120;
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),

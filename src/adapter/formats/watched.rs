@@ -21,7 +21,7 @@ pub(super) struct Watched {
     opened: Stamp,
 }
 
-/// What tells a file from another, and from itself before it was written to.
+/// What a file and another differ in, and a file and itself before it was written to.
 #[derive(PartialEq)]
 struct Stamp {
     /// Device and number, where files have such.

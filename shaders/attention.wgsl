@@ -1,15 +1,16 @@
-// Grouped-query attention over the cache: softmax(q · k / sqrt(head_dim)) · v. Twin:
+// Grouped-query attention over the cache: softmax(cap(scale · q · k)) · v. Twin:
 // device/cpu/attention.rs.
 //
 // A workgroup takes four queries that read the same keys ("a quad": heads of one token, or of
-// neighbouring tokens) and goes over blocks of 128 positions. Each block gives for each query the
-// largest score, the sum of exp(score − largest) and the values weighed by it; `merge` joins two
-// blocks. With one part a workgroup merges its blocks itself; with more, each block is a
-// workgroup's, and `combine` merges what they left in `partials`, in the same order to the same
-// bits.
+// neighbouring tokens) and goes over blocks of THREADS positions. Each block leaves for each query
+// the largest score, the sum of exp(score − largest) and the values weighed by it; `merge` joins
+// two blocks, as in FlashAttention (arXiv 2205.14135). With one part a workgroup merges its blocks
+// itself; with more, each block is a workgroup's, and `combine` merges what they left in
+// `partials`, in the same order to the same bits: the split over keys of Flash-Decoding (Dao,
+// Haziza, Massa, Sizov, 2023).
 
 @group(0) @binding(0) var<storage, read> queries: array<f32>;
-// [slot][kv_head][position / 32][head_dim / 4][32]
+// [slot][kv_head][position / LANES][head_dim / 4][LANES]
 @group(0) @binding(1) var<storage, read> keys: array<vec4<f32>>;
 // [slot][kv_head][position][head_dim / 4]
 @group(0) @binding(2) var<storage, read> values: array<vec4<f32>>;
@@ -17,20 +18,31 @@
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: AttentionParams;
-@group(1) @binding(1) var<storage, read> words: array<u32>;
+@group(1) @binding(1) var<storage, read> quads: array<AttentionQuad>;
 
 // Invocations of a workgroup, and positions of a block.
-const THREADS = 128u;
+override THREADS: u32;
+// Positions whose keys lie side by side.
+override LANES: u32;
+// Values in the longest head.
+override LONGEST_HEAD: u32;
+// Whether scores are capped: a pipeline of its own, so that others pay nothing for it.
+override SOFT_CAP: bool;
+// Invocations that share out a reduction over a block: few enough that every invocation may reduce
+// what they leave, which saves a barrier.
+const REDUCERS = 16u;
+// Most invocations that share the positions of a block.
+const MOST_SHARING = 32u;
 // Below every score: that of a position that a query does not see.
 const LOWEST = -3.0e38;
 
 // By dimension: the four queries' values.
-var<workgroup> input: array<vec4<f32>, 256>;
+var<workgroup> input: array<vec4<f32>, LONGEST_HEAD>;
 // By position: the four queries' scores, then weights.
-var<workgroup> weights: array<vec4<f32>, 128>;
+var<workgroup> weights: array<vec4<f32>, THREADS>;
 // By query and invocation.
-var<workgroup> mixed: array<vec4<f32>, 512>;
-var<workgroup> reduced: array<vec4<f32>, 32>;
+var<workgroup> mixed: array<vec4<f32>, 4u * THREADS>;
+var<workgroup> reduced: array<vec4<f32>, MOST_SHARING>;
 
 struct State {
     largest: f32,
@@ -48,13 +60,7 @@ fn merge(a: State, b: State) -> State {
 struct Quad {
     index: u32,
     kv_head: u32,
-    slot: u32,
-    // Row of the span's first token, and its position.
-    row: u32,
-    past: u32,
-    // First query, and one past the span's last; query i is head i % group of token i / group.
-    first: u32,
-    end: u32,
+    at: AttentionQuad,
     // Of each query: its position, and the first it sees.
     positions: vec4<u32>,
     lowest: vec4<u32>,
@@ -62,36 +68,34 @@ struct Quad {
 
 fn quad_of(number: u32) -> Quad {
     let index = number / params.kv_heads % params.quads;
-    let at = params.words + 5u * index;
-    let first = words[at + 3u];
-    let end = words[at + 4u];
-    let past = words[at + 1u];
+    let at = quads[params.first_quad + index];
     let group = params.heads / params.kv_heads;
-    let positions = past + min(first + vec4(0u, 1u, 2u, 3u), vec4(end - 1u)) / group;
+    let queries = min(at.first + vec4(0u, 1u, 2u, 3u), vec4(at.end - 1u));
+    let positions = at.past + queries / group;
     let lowest = positions + 1u - min(positions + 1u, vec4(params.window));
-    return Quad(index, number % params.kv_heads, words[at], words[at + 2u], past, first, end, positions, lowest);
+    return Quad(index, number % params.kv_heads, at, positions, lowest);
 }
 
 // Start of query i among (rows, heads × head_dim).
 fn place(quad: Quad, i: u32) -> u32 {
     let group = params.heads / params.kv_heads;
-    let query = quad.first + i;
-    return ((quad.row + query / group) * params.heads + quad.kv_head * group + query % group) * params.head_dim;
+    let query = quad.at.first + i;
+    return ((quad.at.row + query / group) * params.heads + quad.kv_head * group + query % group) * params.head_dim;
 }
 
-fn partial(quad: Quad, part: u32, query: u32, quarters: u32) -> u32 {
-    return (((part * params.quads + quad.index) * params.kv_heads + quad.kv_head) * 4u + query) * (quarters + 1u);
+fn partial(quad: Quad, part: u32, query: u32, fours: u32) -> u32 {
+    return (((part * params.quads + quad.index) * params.kv_heads + quad.kv_head) * 4u + query) * (fours + 1u);
 }
 
-fn finish(quad: Quad, query: u32, quarter: u32, state: State) {
+fn finish(quad: Quad, query: u32, four: u32, state: State) {
     let result = state.mixed / state.sum;
-    let at = place(quad, query) + 4u * quarter;
-    for (var k = 0u; k < min(4u, params.head_dim - 4u * quarter); k++) {
+    let at = place(quad, query) + 4u * four;
+    for (var k = 0u; k < min(4u, params.head_dim - 4u * four); k++) {
         out[at + k] = result[k];
     }
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -109,21 +113,23 @@ fn main(
     if first_block * THREADS >= end {
         return;
     }
-    let quarters = (params.head_dim + 3u) / 4u;
-    for (var d = t; d < 4u * quarters; d += THREADS) {
-        var four = vec4(0.0);
+    let fours = (params.head_dim + 3u) / 4u;
+    for (var d = t; d < 4u * fours; d += THREADS) {
+        var query = vec4(0.0);
         for (var i = 0u; i < 4u; i++) {
-            if d < params.head_dim && quad.first + i < quad.end {
-                four[i] = queries[place(quad, i) + d];
+            if d < params.head_dim && quad.at.first + i < quad.at.end {
+                query[i] = queries[place(quad, i) + d];
             }
         }
-        input[d] = four * params.scale;
+        input[d] = query * params.scale;
     }
-    let region = (quad.slot * params.kv_heads + quad.kv_head) * params.capacity;
-    // Groups of invocations share the positions of a block, each invocation a quarter of the head.
-    let sharing = min(THREADS / quarters, 32u);
-    let share = t / quarters;
-    let quarter = t % quarters;
+    let region = (quad.at.slot * params.kv_heads + quad.kv_head) * params.capacity;
+    // Groups of invocations share the positions of a block, each invocation four dimensions of the
+    // head.
+    let sharing = min(THREADS / fours, MOST_SHARING);
+    let share = t / fours;
+    let four = t % fours;
+    // Of each of the (query, four) that this invocation finishes: THREADS apart, 4 · 64 at most.
     var states = array(State(LOWEST, 0.0, vec4(0.0)), State(LOWEST, 0.0, vec4(0.0)));
     workgroupBarrier();
 
@@ -131,28 +137,31 @@ fn main(
         let position = block * THREADS + t;
         var score = vec4(0.0);
         if position < end {
-            let at = (region + position / 32u * 32u) * quarters + position % 32u;
-            for (var d = 0u; d < quarters; d++) {
-                let key = keys[at + 32u * d];
+            let at = (region + position / LANES * LANES) * fours + position % LANES;
+            for (var d = 0u; d < fours; d++) {
+                let key = keys[at + LANES * d];
                 score = fma(input[4u * d], vec4(key.x), score);
                 score = fma(input[4u * d + 1u], vec4(key.y), score);
                 score = fma(input[4u * d + 2u], vec4(key.z), score);
                 score = fma(input[4u * d + 3u], vec4(key.w), score);
             }
         }
+        if SOFT_CAP {
+            score = params.soft_cap * tanh4(score / params.soft_cap);
+        }
         let seen = (vec4(position) >= quad.lowest) & (vec4(position) <= quad.positions);
         weights[t] = select(vec4(LOWEST), score, seen);
         workgroupBarrier();
-        if t < 16u {
+        if t < REDUCERS {
             var largest = weights[t];
-            for (var i = 1u; i < 8u; i++) {
-                largest = max(largest, weights[t + 16u * i]);
+            for (var i = 1u; i < THREADS / REDUCERS; i++) {
+                largest = max(largest, weights[t + REDUCERS * i]);
             }
             reduced[t] = largest;
         }
         workgroupBarrier();
         var largest = reduced[0];
-        for (var i = 1u; i < 16u; i++) {
+        for (var i = 1u; i < REDUCERS; i++) {
             largest = max(largest, reduced[i]);
         }
         weights[t] = select(vec4(0.0), exp(score - largest), seen);
@@ -162,9 +171,9 @@ fn main(
             var sums = array(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
             var total = vec4(0.0);
             let count = min(THREADS, end - block * THREADS);
-            let base = (region + block * THREADS) * quarters + quarter;
+            let base = (region + block * THREADS) * fours + four;
             for (var i = share; i < count; i += sharing) {
-                let value = values[base + i * quarters];
+                let value = values[base + i * fours];
                 let weight = weights[i];
                 sums[0] = fma(value, vec4(weight.x), sums[0]);
                 sums[1] = fma(value, vec4(weight.y), sums[1]);
@@ -175,19 +184,19 @@ fn main(
             for (var i = 0u; i < 4u; i++) {
                 mixed[i * THREADS + t] = sums[i];
             }
-            if quarter == 0u {
+            if four == 0u {
                 reduced[share] = total;
             }
         }
         workgroupBarrier();
         for (var k = 0u; k < 2u; k++) {
             let item = t + k * THREADS;
-            if item < 4u * quarters {
-                let query = item / quarters;
+            if item < 4u * fours {
+                let query = item / fours;
                 var here = State(largest[query], 0.0, vec4(0.0));
                 for (var i = 0u; i < sharing; i++) {
                     here.sum += reduced[i][query];
-                    here.mixed += mixed[query * THREADS + i * quarters + item % quarters];
+                    here.mixed += mixed[query * THREADS + i * fours + item % fours];
                 }
                 states[k] = merge(states[k], here);
             }
@@ -195,23 +204,23 @@ fn main(
     }
 
     for (var k = 0u; k < 2u; k++) {
-        let query = (t + k * THREADS) / quarters;
-        let quarter = (t + k * THREADS) % quarters;
-        if query < 4u && quad.first + query < quad.end {
+        let query = (t + k * THREADS) / fours;
+        let four = (t + k * THREADS) % fours;
+        if query < 4u && quad.at.first + query < quad.at.end {
             if params.parts == 1u {
-                finish(quad, query, quarter, states[k]);
+                finish(quad, query, four, states[k]);
             } else {
-                let at = partial(quad, part, query, quarters);
-                partials[at + quarter] = states[k].mixed;
-                if quarter == 0u {
-                    partials[at + quarters] = vec4(states[k].largest, states[k].sum, 0.0, 0.0);
+                let at = partial(quad, part, query, fours);
+                partials[at + four] = states[k].mixed;
+                if four == 0u {
+                    partials[at + fours] = vec4(states[k].largest, states[k].sum, 0.0, 0.0);
                 }
             }
         }
     }
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(THREADS)
 fn combine(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -222,18 +231,18 @@ fn combine(
         return;
     }
     let quad = quad_of(number);
-    let quarters = (params.head_dim + 3u) / 4u;
+    let fours = (params.head_dim + 3u) / 4u;
     let parts = quad.positions.w / THREADS - quad.lowest.x / THREADS + 1u;
-    for (var item = t; item < 4u * quarters; item += THREADS) {
-        let query = item / quarters;
-        if quad.first + query < quad.end {
+    for (var item = t; item < 4u * fours; item += THREADS) {
+        let query = item / fours;
+        if quad.at.first + query < quad.at.end {
             var state = State(LOWEST, 0.0, vec4(0.0));
             for (var part = 0u; part < parts; part++) {
-                let at = partial(quad, part, query, quarters);
-                let about = partials[at + quarters];
-                state = merge(state, State(about.x, about.y, partials[at + item % quarters]));
+                let at = partial(quad, part, query, fours);
+                let about = partials[at + fours];
+                state = merge(state, State(about.x, about.y, partials[at + item % fours]));
             }
-            finish(quad, query, item % quarters, state);
+            finish(quad, query, item % fours, state);
         }
     }
 }

@@ -1,5 +1,5 @@
 // Rotates queries in place, and new keys on their way into the cache; appends the values. Twin:
-// device/cpu/attention.rs.
+// device/cpu/rotate_append.rs.
 //
 // With h = head_dim / 2: x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j. One
 // invocation takes one such pair of a query, or four neighbours of a key or value. A head in the
@@ -10,13 +10,16 @@
 @group(0) @binding(2) var<storage, read> new_values: array<f32>;
 // (rows, head_dim): cosines, then sines.
 @group(0) @binding(3) var<storage, read> angles: array<f32>;
-// [slot][kv_head][position / 32][head_dim / 4][32]
+// [slot][kv_head][position / LANES][head_dim / 4][LANES]
 @group(0) @binding(4) var<storage, read_write> keys: array<vec4<f32>>;
 // [slot][kv_head][position][head_dim / 4]
 @group(0) @binding(5) var<storage, read_write> values: array<vec4<f32>>;
 @group(1) @binding(0) var<uniform> params: RotateAppendParams;
-// Slot and position of every row.
-@group(1) @binding(1) var<storage, read> words: array<u32>;
+@group(1) @binding(1) var<storage, read> rows: array<AppendedRow>;
+
+// Positions whose keys lie side by side.
+override LANES: u32;
+override THREADS: u32;
 
 // Element d of a key's head that starts at `first`, rotated.
 fn rotated(first: u32, d: u32, angle: u32) -> f32 {
@@ -27,14 +30,14 @@ fn rotated(first: u32, d: u32, angle: u32) -> f32 {
     return new_keys[first + d] * angles[angle + d - half] + new_keys[first + d - half] * angles[angle + d];
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let dim = params.head_dim;
     let half = dim / 2u;
-    let quarters = (dim + 3u) / 4u;
+    let fours = (dim + 3u) / 4u;
     let pairs = params.heads * half;
-    let a_row = pairs + 2u * params.kv_heads * quarters;
-    let i = id.y * groups.x * 64u + id.x;
+    let a_row = pairs + 2u * params.kv_heads * fours;
+    let i = id.y * groups.x * THREADS + id.x;
     let row = i / a_row;
     if row >= params.rows {
         return;
@@ -53,28 +56,28 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         return;
     }
     item -= pairs;
-    let is_key = item < params.kv_heads * quarters;
-    item %= params.kv_heads * quarters;
-    let kv_head = item / quarters;
-    let quarter = item % quarters;
-    let slot = words[params.words + 2u * row];
-    let position = words[params.words + 2u * row + 1u];
-    let region = (slot * params.kv_heads + kv_head) * params.capacity;
+    let is_key = item < params.kv_heads * fours;
+    item %= params.kv_heads * fours;
+    let kv_head = item / fours;
+    let four = item % fours;
+    let place = rows[params.first_row + row];
+    let position = place.position;
+    let region = (place.slot * params.kv_heads + kv_head) * params.capacity;
     let first = (row * params.kv_heads + kv_head) * dim;
-    var four = vec4(0.0);
+    var values_of_four = vec4(0.0);
     for (var k = 0u; k < 4u; k++) {
-        let d = 4u * quarter + k;
+        let d = 4u * four + k;
         if d < dim {
             if is_key {
-                four[k] = rotated(first, d, angle);
+                values_of_four[k] = rotated(first, d, angle);
             } else {
-                four[k] = new_values[first + d];
+                values_of_four[k] = new_values[first + d];
             }
         }
     }
     if is_key {
-        keys[(region + position / 32u * 32u) * quarters + quarter * 32u + position % 32u] = four;
+        keys[(region + position / LANES * LANES) * fours + four * LANES + position % LANES] = values_of_four;
     } else {
-        values[(region + position) * quarters + quarter] = four;
+        values[(region + position) * fours + four] = values_of_four;
     }
 }

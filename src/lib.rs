@@ -4,6 +4,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod adapter;
+pub mod arch;
 pub mod base;
 pub mod compile;
 mod contain;

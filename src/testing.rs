@@ -52,7 +52,7 @@ const MERGES: [(&str, &str); 5] = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell"
 /// Q8_0 can store them.
 #[derive(Clone, Debug)]
 pub struct TinyModel {
-    /// `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`.
+    /// The family, by its configuration class.
     pub arch: &'static str,
     /// Width of the residual stream.
     pub hidden: usize,
@@ -64,6 +64,8 @@ pub struct TinyModel {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
+    /// Width of a head; `None`: the hidden width, shared out.
+    pub head_dim: Option<usize>,
     /// Rows of the embedding; the tokenizer knows the first 264.
     pub vocab: usize,
     /// F32, F16 or BF16, of the folder.
@@ -87,6 +89,7 @@ impl Default for TinyModel {
             layers: 2,
             heads: 4,
             kv_heads: 2,
+            head_dim: None,
             vocab: 272,
             dtype: Dtype::F32,
             tied: true,
@@ -103,7 +106,8 @@ pub type TinyWeight = (Vec<usize>, Vec<f32>);
 impl TinyModel {
     /// Every weight by its Hugging Face name, in Hugging Face row order.
     pub fn weights(&self) -> BTreeMap<String, TinyWeight> {
-        let (hidden, kv) = (self.hidden, self.hidden / self.heads * self.kv_heads);
+        let (hidden, head_dim) = (self.hidden, self.head_dim());
+        let (q, kv) = (head_dim * self.heads, head_dim * self.kv_heads);
         let mut shapes = BTreeMap::from([
             ("model.embed_tokens.weight".to_owned(), vec![self.vocab, hidden]),
             ("model.norm.weight".to_owned(), vec![hidden]),
@@ -113,10 +117,10 @@ impl TinyModel {
         }
         for layer in 0..self.layers {
             for (module, shape) in [
-                ("self_attn.q_proj", vec![hidden, hidden]),
+                ("self_attn.q_proj", vec![q, hidden]),
                 ("self_attn.k_proj", vec![kv, hidden]),
                 ("self_attn.v_proj", vec![kv, hidden]),
-                ("self_attn.o_proj", vec![hidden, hidden]),
+                ("self_attn.o_proj", vec![hidden, q]),
                 ("mlp.gate_proj", vec![self.intermediate, hidden]),
                 ("mlp.up_proj", vec![self.intermediate, hidden]),
                 ("mlp.down_proj", vec![hidden, self.intermediate]),
@@ -131,6 +135,14 @@ impl TinyModel {
                 shapes.insert(format!("model.layers.{layer}.{module}.weight"), shape);
             }
         }
+        if self.norms_heads() {
+            for (layer, norm) in
+                (0..self.layers).flat_map(|layer| ["q_norm", "k_norm"].map(|norm| (layer, norm)))
+            {
+                let name = format!("model.layers.{layer}.self_attn.{norm}.weight");
+                shapes.insert(name, vec![head_dim]);
+            }
+        }
         let mut rng = StdRng::seed_from_u64(self.seed);
         shapes
             .into_iter()
@@ -142,6 +154,25 @@ impl TinyModel {
                 (name, (shape, values))
             })
             .collect()
+    }
+}
+
+impl TinyModel {
+    fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden / self.heads)
+    }
+
+    fn norms_heads(&self) -> bool {
+        self.arch.starts_with("Qwen3")
+    }
+
+    /// As a GGUF file names the family.
+    fn gguf_arch(&self) -> &'static str {
+        match self.arch {
+            "Qwen2ForCausalLM" => "qwen2",
+            "Qwen3ForCausalLM" => "qwen3",
+            _ => "llama",
+        }
     }
 }
 
@@ -188,7 +219,7 @@ pub fn tiny_hf_model_of(dir: &Path, model: &TinyModel, weights: &BTreeMap<String
 }
 
 fn tiny_config(model: &TinyModel) -> serde_json::Value {
-    json!({
+    let mut config = json!({
         "architectures": [model.arch],
         "hidden_size": model.hidden,
         "intermediate_size": model.intermediate,
@@ -204,12 +235,16 @@ fn tiny_config(model: &TinyModel) -> serde_json::Value {
         "attention_bias": false,
         "bos_token_id": 0,
         "eos_token_id": 2,
-    })
+    });
+    if let Some(head_dim) = model.head_dim {
+        config["head_dim"] = head_dim.into();
+    }
+    config
 }
 
 /// The same model as a GGUF file: matrices in `dtype`, vectors in F32.
 pub fn tiny_gguf(path: &Path, model: &TinyModel, dtype: GgmlDType) {
-    let arch = if model.arch.starts_with("Qwen2") { "qwen2" } else { "llama" };
+    let arch = model.gguf_arch();
     let weights = model.weights();
     let tensors: Vec<(String, QTensor)> = weights
         .iter()
@@ -256,6 +291,7 @@ pub fn tiny_gguf(path: &Path, model: &TinyModel, dtype: GgmlDType) {
         ("tokenizer.chat_template", Value::String(CHAT_TEMPLATE.to_owned())),
     ]
     .into_iter()
+    .chain(model.head_dim.map(|head_dim| ("{arch}.attention.key_length", number(head_dim))))
     .map(|(key, value)| (key.replace("{arch}", arch), value))
     .collect();
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
@@ -285,6 +321,8 @@ fn gguf_name(name: &str) -> String {
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),

@@ -182,7 +182,7 @@ fn a_family_under_another_ones_name_is_refused() {
     assert_eq!(config(LLAMA, json!({"model_type": "llama"})).architecture, LLAMA);
     let defect = refused(LLAMA, json!({"architectures": "absent"}));
     assert!(
-        matches!(&defect, ConfigDefect::Architecture { found } if found == "not named"),
+        matches!(&defect, ConfigDefect::Architecture { found, .. } if found == "not named"),
         "{defect}"
     );
     assert!(matches!(

@@ -13,6 +13,11 @@ struct SiluMulParams {
     len: u32,
 }
 
+struct GeluMulParams {
+    // Values.
+    len: u32,
+}
+
 struct RmsNormParams {
     rows: u32,
     // Values in a row.
@@ -20,9 +25,15 @@ struct RmsNormParams {
     eps: f32,
 }
 
+// Where the keys and values of a row go.
+struct AppendedRow {
+    slot: u32,
+    position: u32,
+}
+
 struct RotateAppendParams {
-    // Place of the rows' slots and positions.
-    words: u32,
+    // The first AppendedRow.
+    first_row: u32,
     rows: u32,
     heads: u32,
     kv_heads: u32,
@@ -31,10 +42,20 @@ struct RotateAppendParams {
     capacity: u32,
 }
 
+// Four queries of one span that read the same keys; query i is head i % group of token i / group.
+struct AttentionQuad {
+    slot: u32,
+    // Position of the span's first token, and its row.
+    past: u32,
+    row: u32,
+    // The first query, and one past the span's last.
+    first: u32,
+    end: u32,
+}
+
 struct AttentionParams {
-    // Place of the quads: slot, position and row of the span's first token, first query, queries of
-    // the span.
-    words: u32,
+    // The first AttentionQuad.
+    first_quad: u32,
     quads: u32,
     // Workgroups that share the positions of a quad.
     parts: u32,
@@ -45,8 +66,10 @@ struct AttentionParams {
     capacity: u32,
     // Tokens that a query sees.
     window: u32,
-    // 1 / sqrt(head_dim)
+    // What a query's product with a key is multiplied by.
     scale: f32,
+    // A score s becomes soft_cap · tanh(s / soft_cap), where the pipeline caps.
+    soft_cap: f32,
 }
 
 // Of argmax and sampling.

@@ -1,13 +1,9 @@
-//! A base as a GGUF file of architecture `llama` (Llama and Mistral) or `qwen2`.
+//! The hyper-parameters of a base that is a GGUF file.
 //!
-//! **Invariant:** rows come in Hugging Face order. The converter stores q and k of `llama` with
-//! each head's two halves interleaved; [`permuted_row`] says where a row went.
-//!
-//! **Source:** llama.cpp's GGUF keys and `LlamaModel.permute`:
-//! `w.reshape(heads, 2, rows / heads / 2, in).swapaxes(1, 2)`.
+//! **Source:** llama.cpp's GGUF keys.
 
-use super::config::{Biases, ModelConfig, RopeScaling, default_head_dim, wrong};
 use super::end_tokens;
+use crate::arch::{self, Biases, Family, ModelConfig, RopeScaling, default_head_dim, wrong};
 use crate::error::ConfigDefect;
 use crate::file::gguf::GgufFile;
 use crate::{Error, Result};
@@ -24,37 +20,13 @@ pub(super) fn read_config(file: &GgufFile) -> Result<(ModelConfig, Biases)> {
         return Err(error(file, ConfigDefect::GgufKind { found: found.to_owned(), advice }));
     }
     let arch = file.text("general.architecture")?.unwrap_or_default();
-    let architecture = match arch {
-        "llama" => "LlamaForCausalLM",
-        "qwen2" => "Qwen2ForCausalLM",
-        _ => return Err(error(file, ConfigDefect::Architecture { found: format!("`{arch}`") })),
-    };
-    let config = Metadata { file, arch }.config(architecture)?;
+    let family = arch::of_gguf(arch).map_err(|defect| error(file, defect))?;
+    let config = Metadata { file, arch }.config(family)?;
     config.check().map_err(|defect| error(file, defect))?;
     let has_bias = |module: &str| file.info(&format!("blk.0.{module}.bias")).is_ok();
     let biases =
         Biases { qkv: has_bias("attn_q"), o: has_bias("attn_output"), mlp: has_bias("ffn_gate") };
     Ok((config, biases))
-}
-
-/// Heads of a weight whose rows the converter interleaved.
-pub(super) fn permuted_heads(config: &ModelConfig, tensor: &str) -> Option<usize> {
-    if config.architecture.starts_with("Qwen2") {
-        return None;
-    }
-    match tensor.rsplit('.').nth(1) {
-        Some("attn_q") => Some(config.num_attention_heads),
-        Some("attn_k") => Some(config.num_key_value_heads),
-        _ => None,
-    }
-}
-
-/// The row of the file that holds row `row` (Hugging Face order) of a permuted weight, `head_dim`
-/// rows a head.
-pub(super) fn permuted_row(row: usize, head_dim: usize) -> usize {
-    let (head, within) = (row / head_dim, row % head_dim);
-    let (part, j) = (within / (head_dim / 2), within % (head_dim / 2));
-    head * head_dim + 2 * j + part
 }
 
 /// The metadata of one architecture: keys start with its name.
@@ -64,7 +36,7 @@ struct Metadata<'a> {
 }
 
 impl Metadata<'_> {
-    fn config(&self, architecture: &str) -> Result<ModelConfig> {
+    fn config(&self, family: &Family) -> Result<ModelConfig> {
         let file = self.file;
         self.refuse_unsupported()?;
         let hidden_size = self.required("embedding_length")?;
@@ -97,7 +69,8 @@ impl Metadata<'_> {
             );
         }
         Ok(ModelConfig {
-            architecture: architecture.to_owned(),
+            architecture: family.class.to_owned(),
+            block: family.block,
             hidden_size,
             intermediate_size: self
                 .needed("feed_forward_length", of_a_layer("feed_forward_length")?)?,
@@ -223,18 +196,4 @@ impl Metadata<'_> {
 
 fn error(file: &GgufFile, defect: ConfigDefect) -> Error {
     Error::Config { path: file.path().to_owned(), defect }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permuted_row_inverts_the_converters_reshape() {
-        // reshape(2 heads, 2, 2, in).swapaxes(1, 2) of rows 0..8 gives this order.
-        let file = [0, 2, 1, 3, 4, 6, 5, 7];
-        for (at, row) in file.into_iter().enumerate() {
-            assert_eq!(permuted_row(row, 4), at);
-        }
-    }
 }

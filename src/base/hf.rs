@@ -3,7 +3,8 @@
 //! **Invariant:** a setting that would change the computation and is not understood is refused by
 //! name.
 //!
-//! **Source:** transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config`.
+//! **Source:** transformers' configuration classes; what is particular to one is in
+//! [`crate::arch`].
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -12,12 +13,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::config::{Biases, ModelConfig, default_head_dim};
 use super::end_tokens::{EndTokens, token_id};
-use super::family::{self, Family, FamilyBiases, Window};
 use super::given::Given;
 use super::hf_rope::rope;
 use super::wrapped;
+use crate::arch::{self, Biases, Family, FamilyBiases, ModelConfig, Window, default_head_dim};
 use crate::error::ConfigDefect;
 use crate::file::safetensors::SafeTensorsFile;
 use crate::file::{from_json, read_limited};
@@ -25,8 +25,6 @@ use crate::{Error, Result};
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_INDEX_BYTES: u64 = 32 << 20;
-/// Names of the one activation that is run.
-const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
 
 /// `config.json` as it is written.
 #[derive(Default, Deserialize)]
@@ -96,55 +94,57 @@ pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, Biases)> {
 }
 
 fn interpret(raw: RawConfig) -> Result<(ModelConfig, Biases), ConfigDefect> {
-    let family =
-        family::of(raw.architectures.as_deref().unwrap_or_default(), raw.model_type.as_deref())?;
-    if let Some(activation) =
-        raw.hidden_act.as_ref().filter(|name| !ACTIVATIONS.contains(&name.as_str()))
-    {
-        return Err(unsupported("hidden_act", activation, ACTIVATIONS[0]));
+    let architectures = raw.architectures.as_deref().unwrap_or_default();
+    let family = arch::of_config(architectures, raw.model_type.as_deref())?;
+    let defaults = &family.defaults;
+    let activations = family.block.activation.names();
+    if let Some(other) = raw.hidden_act.as_ref().filter(|name| !activations.contains(&&name[..])) {
+        return Err(unsupported("hidden_act", other, activations[0]));
     }
     let max_position_embeddings = raw
         .max_position_embeddings
-        .or("max_position_embeddings", family.max_position_embeddings)?;
-    let (rope_theta, rope_scaling) = rope(&raw, family.rope_theta, max_position_embeddings)?;
-    let hidden_size = raw.hidden_size.or("hidden_size", family.hidden_size)?;
+        .or("max_position_embeddings", defaults.max_position_embeddings)?;
+    let (rope_theta, rope_scaling) = rope(&raw, defaults.rope_theta, max_position_embeddings)?;
+    let hidden_size = raw.hidden_size.or("hidden_size", defaults.hidden_size)?;
     let num_attention_heads =
-        raw.num_attention_heads.or("num_attention_heads", family.num_attention_heads)?;
-    let head_dim = match raw.head_dim {
+        raw.num_attention_heads.or("num_attention_heads", defaults.num_attention_heads)?;
+    let head_dim = match raw.head_dim.or(defaults.head_dim) {
         Some(head_dim) => head_dim,
         None => default_head_dim(hidden_size, num_attention_heads)?,
     };
     let num_hidden_layers =
-        raw.num_hidden_layers.or("num_hidden_layers", family.num_hidden_layers)?;
+        raw.num_hidden_layers.or("num_hidden_layers", defaults.num_hidden_layers)?;
     let sliding_window = window(&raw, family, num_hidden_layers, max_position_embeddings)?;
+    let attention = raw.attention_bias.unwrap_or(false);
     let biases = match family.biases {
         FamilyBiases::AsConfigured => {
-            let attention = raw.attention_bias.unwrap_or(false);
             Biases { qkv: attention, o: attention, mlp: raw.mlp_bias.unwrap_or(false) }
         }
+        FamilyBiases::Attention => Biases { qkv: attention, o: attention, mlp: false },
         FamilyBiases::Never => Biases::default(),
         FamilyBiases::QueryKeyValue => Biases { qkv: true, ..Biases::default() },
     };
     let config = ModelConfig {
-        architecture: family.architecture.to_owned(),
+        architecture: family.class.to_owned(),
+        block: family.block,
         hidden_size,
         intermediate_size: raw
             .intermediate_size
-            .or("intermediate_size", family.intermediate_size)?,
+            .or("intermediate_size", defaults.intermediate_size)?,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: raw
             .num_key_value_heads
-            .or_none(family.num_key_value_heads)
+            .or_none(defaults.num_key_value_heads)
             .unwrap_or(num_attention_heads),
         head_dim,
-        vocab_size: raw.vocab_size.or("vocab_size", family.vocab_size)?,
-        rms_norm_eps: raw.rms_norm_eps.or("rms_norm_eps", family.rms_norm_eps)?,
+        vocab_size: raw.vocab_size.or("vocab_size", defaults.vocab_size)?,
+        rms_norm_eps: raw.rms_norm_eps.or("rms_norm_eps", defaults.rms_norm_eps)?,
         rope_theta,
         rope_scaling,
         max_position_embeddings,
         sliding_window,
-        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(family.tie_word_embeddings),
+        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(defaults.tie_word_embeddings),
         eos_token_ids: raw.eos_token_id.map(EndTokens::ids).unwrap_or_default(),
         bos_token_id: raw.bos_token_id.and_then(token_id),
     };

@@ -10,8 +10,8 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{RopeScaling, wrong};
 use super::hf::{RawConfig, unsupported};
+use crate::arch::{RopeScaling, wrong};
 use crate::error::ConfigDefect;
 
 /// Base of the frequencies, and their scaling; `default_theta` is the family's.

@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use super::{BaseModel, Files, ModelConfig, RopeScaling, Weight, WeightInfo};
+use super::{BaseModel, Files, Weight, WeightInfo};
 use crate::WeightName;
+use crate::arch::{self, Biases, ModelConfig, RopeScaling};
 
 /// Shapes that can be made, by name.
 pub const SHAPES: [&str; 2] = ["llama-3.2-1b", "smollm2-135m"];
@@ -22,8 +23,10 @@ impl BaseModel {
             _ => return None,
         };
         let [hidden, intermediate, layers, heads, kv_heads, head_dim, vocab] = sizes;
+        let family = &arch::FAMILIES[0];
         let config = ModelConfig {
-            architecture: "LlamaForCausalLM".to_owned(),
+            architecture: family.class.to_owned(),
+            block: family.block,
             hidden_size: hidden,
             intermediate_size: intermediate,
             num_hidden_layers: layers,
@@ -40,17 +43,13 @@ impl BaseModel {
             eos_token_ids: Vec::new(),
             bos_token_id: None,
         };
-        let weights: BTreeMap<_, _> = config
-            .expected_weights(super::config::Biases::default())
-            .into_iter()
-            .map(|(name, shape)| {
-                let info = WeightInfo { shape, dtype: "made".to_owned() };
-                (
-                    name.clone(),
-                    Weight { info, file: 0, tensor: name.to_string(), permuted_heads: None },
-                )
-            })
-            .collect();
+        let made = |(name, shape): (WeightName, Vec<usize>)| {
+            let info = WeightInfo { shape, dtype: "made".to_owned() };
+            let tensor = name.to_string();
+            (name, Weight { info, file: 0, tensor, interleaved: None, added: 0.0 })
+        };
+        let weights: BTreeMap<_, _> =
+            config.expected_weights(Biases::default()).into_iter().map(made).collect();
         let path = PathBuf::from(format!("made:{name}"));
         Some(Self { path, config, files: Files::Made, weights, content_hash: OnceLock::new() })
     }

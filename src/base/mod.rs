@@ -1,11 +1,10 @@
 //! The base model: opened once, read-only, memory-mapped, with its content hash.
 //!
 //! **Invariant:** an open base has exactly the weights its architecture needs, each of the shape
-//! its configuration gives, whatever the file format; rows are given in Hugging Face order.
+//! its configuration gives, whatever the file format; rows are given in Hugging Face order, and
+//! norms as what is multiplied by.
 
-mod config;
 mod end_tokens;
-mod family;
 mod fetched;
 mod gguf;
 mod given;
@@ -22,12 +21,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub use config::{ModelConfig, RopeScaling};
+pub use crate::arch::{ModelConfig, RopeScaling};
 pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
 pub(crate) use published::{base_key, cached_model, is_published, plain_twin};
 
+use crate::arch::interleaved_row;
 use crate::error::{FileKind, WeightDefect};
 use crate::file::gguf::GgufFile;
 use crate::file::safetensors::SafeTensorsFile;
@@ -79,8 +79,10 @@ struct Weight {
     file: usize,
     /// Its name there.
     tensor: String,
-    /// Heads whose rows are permuted in the file.
-    permuted_heads: Option<usize>,
+    /// Rows of a head, if each head's two halves are interleaved in the file.
+    interleaved: Option<usize>,
+    /// What is added to every value as it is in the file.
+    added: f32,
 }
 
 impl BaseModel {
@@ -109,13 +111,14 @@ impl BaseModel {
         let (config, biases) = gguf::read_config(&file)?;
         let mut found = BTreeMap::new();
         for (tensor, info) in file.tensors().filter(|(tensor, _)| *tensor != gguf::ROPE_FACTORS) {
-            let name = WeightName::from_gguf(tensor);
+            let name = config.block.name_of_gguf(tensor);
             let name = name.ok_or_else(|| no_place(file.path(), WeightName::new(tensor)))?;
             let weight = Weight {
                 info: WeightInfo { shape: info.shape.clone(), dtype: info.dtype.to_string() },
                 file: 0,
                 tensor: tensor.to_owned(),
-                permuted_heads: gguf::permuted_heads(&config, tensor),
+                interleaved: config.block.is_interleaved(tensor).then_some(config.head_dim),
+                added: 0.0,
             };
             found.insert(name, weight);
         }
@@ -139,13 +142,14 @@ impl BaseModel {
         for (index, file) in files.iter().enumerate() {
             for tensor in file.names().filter(|tensor| !tensor.ends_with("rotary_emb.inv_freq")) {
                 let info = file.info(tensor)?;
+                let name = WeightName::new(if peft { wrapped::inner_name(tensor) } else { tensor });
                 let weight = Weight {
                     info: WeightInfo { shape: info.shape.clone(), dtype: info.dtype.to_string() },
                     file: index,
                     tensor: tensor.to_owned(),
-                    permuted_heads: None,
+                    interleaved: None,
+                    added: config.block.added(&name),
                 };
-                let name = WeightName::new(if peft { wrapped::inner_name(tensor) } else { tensor });
                 if found.insert(name.clone(), weight).is_some() {
                     let (path, defect) = (path.to_owned(), WeightDefect::Twice);
                     return Err(Error::Weight { path, weight: name, defect });
@@ -217,30 +221,30 @@ impl BaseModel {
             let defect = WeightDefect::Rows { start, end, out: out.len(), rows: count, cols };
             return Err(self.weight_error(name, defect));
         }
-        match (&self.files, weight.permuted_heads) {
-            (Files::Made, _) => {
-                made::fill(name, &weight.info, start..end, out);
-                Ok(())
-            }
+        match (&self.files, weight.interleaved) {
+            (Files::Made, _) => made::fill(name, &weight.info, start..end, out),
             (Files::SafeTensors(files), _) => {
-                files[weight.file].read_f32(&weight.tensor, start * cols..end * cols, out)
+                files[weight.file].read_f32(&weight.tensor, start * cols..end * cols, out)?;
             }
-            (Files::Gguf(file), None) => file.read_rows(&weight.tensor, start..end, out),
-            (Files::Gguf(file), Some(heads)) if weight.info.shape.len() == 1 => {
+            (Files::Gguf(file), None) => file.read_rows(&weight.tensor, start..end, out)?,
+            (Files::Gguf(file), Some(head_dim)) if weight.info.shape.len() == 1 => {
                 let mut stored = vec![0.0; cols];
                 file.read_rows(&weight.tensor, start..end, &mut stored)?;
                 for (row, value) in out.iter_mut().enumerate() {
-                    *value = stored[gguf::permuted_row(row, cols / heads)];
+                    *value = stored[interleaved_row(row, head_dim)];
                 }
-                Ok(())
             }
-            (Files::Gguf(file), Some(heads)) => {
-                (start..end).zip(out.chunks_exact_mut(cols)).try_for_each(|(row, out)| {
-                    let stored = gguf::permuted_row(row, count / heads);
-                    file.read_rows(&weight.tensor, stored..stored + 1, out)
-                })
+            (Files::Gguf(file), Some(head_dim)) => {
+                for (row, out) in (start..end).zip(out.chunks_exact_mut(cols)) {
+                    let stored = interleaved_row(row, head_dim);
+                    file.read_rows(&weight.tensor, stored..stored + 1, out)?;
+                }
             }
         }
+        if weight.added != 0.0 {
+            out.iter_mut().for_each(|value| *value += weight.added);
+        }
+        Ok(())
     }
 
     /// BLAKE3 of the weight file's bytes, in hex; of several files, BLAKE3 over one line

@@ -54,6 +54,7 @@ fn folder_gives_back_every_weight_bit_for_bit() {
         TinyModel::default(),
         TinyModel { arch: "MistralForCausalLM", tied: false, shards: 3, ..TinyModel::default() },
         TinyModel { arch: "Qwen2ForCausalLM", biases: true, ..TinyModel::default() },
+        TinyModel { arch: "Qwen3ForCausalLM", head_dim: Some(24), ..TinyModel::default() },
     ] {
         let dir = folder(&model);
         let base = BaseModel::open(dir.path()).unwrap();
@@ -94,6 +95,7 @@ fn gguf_gives_the_rows_in_hugging_face_order() {
         TinyModel { hidden: 96, heads: 3, kv_heads: 1, ..TinyModel::default() },
         TinyModel { biases: true, tied: false, ..TinyModel::default() },
         TinyModel { arch: "Qwen2ForCausalLM", biases: true, ..TinyModel::default() },
+        TinyModel { arch: "Qwen3ForCausalLM", head_dim: Some(24), ..TinyModel::default() },
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tiny.gguf");

@@ -1,4 +1,4 @@
-//! The tensor operations of the Llama family, on buffers that stay on the device. A forward pass is
+//! The tensor operations of a dense transformer, on buffers that stay on the device. A forward pass is
 //! a straight sequence of these calls, so a device may record them and run them at once; only
 //! [`Compute::read`] waits.
 //!
@@ -50,9 +50,9 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// What one attention layer reads and writes.
-pub struct Attention<'a, D: Compute + ?Sized> {
-    /// `(rows, heads × head_dim)`; may be rotated in place.
+/// What is rotated, and what goes into the cache.
+pub struct RotateAppend<'a, D: Compute + ?Sized> {
+    /// `(rows, heads × head_dim)`; rotated in place.
     pub queries: &'a mut D::Buffer,
     /// `(rows, kv_heads × head_dim)`; may be rotated in place.
     pub keys: &'a mut D::Buffer,
@@ -65,6 +65,20 @@ pub struct Attention<'a, D: Compute + ?Sized> {
     pub cache: &'a mut D::KvLayer,
     /// The heads.
     pub heads: Heads,
+}
+
+/// What one attention layer reads and writes.
+pub struct Attention<'a, D: Compute + ?Sized> {
+    /// `(rows, heads × head_dim)`.
+    pub queries: &'a D::Buffer,
+    /// The layer's cache, the keys and values of the same rows in it.
+    pub cache: &'a D::KvLayer,
+    /// The heads.
+    pub heads: Heads,
+    /// What a query's product with a key is multiplied by: its score.
+    pub scale: f32,
+    /// A score `s` becomes `cap · tanh(s / cap)`; above 0.
+    pub soft_cap: Option<f32>,
     /// How many tokens a query sees, itself included, if limited.
     pub window: Option<usize>,
     /// `(rows, heads × head_dim)`.
@@ -146,13 +160,19 @@ pub trait Compute: Device {
 
     /// Rotates queries and keys, with `h = head_dim / 2`:
     /// `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j`. Appends the keys and
-    /// values of every span to the cache, then lets every query see the keys up to its own
-    /// position: softmax of `q · k / sqrt(head_dim)`, times the values. Spans ascend in both rows
-    /// and slots; `past + rows` is within the capacity.
+    /// values of every span to the cache. Spans ascend in both rows and slots; `past + rows` is
+    /// within the capacity.
+    fn rotate_append(&self, what: RotateAppend<'_, Self>, spans: &[Span]);
+
+    /// Lets every query see the keys up to its own position: softmax of the scores
+    /// `scale · q · k`, capped if asked, times the values. The spans are those last appended.
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]);
 
     /// `gate ← gate / (1 + exp(−gate)) · up`, over `len` values.
     fn silu_mul(&self, gate: &mut Self::Buffer, up: &Self::Buffer, len: usize);
+
+    /// `gate ← gate / 2 · (1 + tanh(√(2/π) · (gate + 0.044715 gate³))) · up`, over `len` values.
+    fn gelu_mul(&self, gate: &mut Self::Buffer, up: &Self::Buffer, len: usize);
 
     /// `out[i] = x[rows[i]]`, rows of `width` values.
     fn select_rows(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);

@@ -90,12 +90,12 @@ pub enum ConfigDefect {
         reason: serde_json::Error,
     },
     /// An architecture that is not run.
-    #[error(
-        "the architecture is {found}; LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM (GGUF: llama, qwen2) are run"
-    )]
+    #[error("the architecture is {found}; {run} are run")]
     Architecture {
         /// The file's.
         found: String,
+        /// Those that are run.
+        run: String,
     },
     /// Two keys name two families.
     #[error(

@@ -17,7 +17,7 @@ pub enum Want {
 
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
-pub struct Sequence<'a> {
+pub struct NewTokens<'a> {
     /// Its slot in the cache.
     pub slot: usize,
     /// The tokens, following those in the cache.
@@ -29,8 +29,8 @@ pub struct Sequence<'a> {
 /// What one forward pass computes.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// The sequences, by ascending slot.
-    pub sequences: &'a [Sequence<'a>],
+    /// The new tokens of every sequence, by ascending slot.
+    pub sequences: &'a [NewTokens<'a>],
     /// Names the weights; the cache must have the same owner.
     pub owner: [u8; 32],
 }

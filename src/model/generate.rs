@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Batch, KvCache, Llama, Sampler, Sampling, Sequence, Want};
+use super::{Batch, KvCache, NewTokens, Sampler, Sampling, Transformer, Want};
 use crate::device::cpu::sample;
 use crate::device::{Choice, Compute};
 use crate::weights::Weights;
@@ -177,10 +177,10 @@ impl Decoding {
     }
 }
 
-/// Slot 0 of a cache, the model and the weights that fill it.
-pub struct Slot<'a, D: Compute> {
+/// One sequence, in slot 0 of a cache, with the model and the weights that run it.
+pub struct OneSequence<'a, D: Compute> {
     /// The model.
-    pub model: &'a Llama,
+    pub model: &'a Transformer,
     /// Where it runs.
     pub device: &'a D,
     /// Its weights.
@@ -191,21 +191,21 @@ pub struct Slot<'a, D: Compute> {
     pub owner: [u8; 32],
 }
 
-impl<D: Compute> Forward for Slot<'_, D> {
+impl<D: Compute> Forward for OneSequence<'_, D> {
     fn fill(&mut self, tokens: &[u32]) -> Result<()> {
-        let sequences = &[Sequence { slot: 0, tokens, want: Want::Nothing }];
+        let sequences = &[NewTokens { slot: 0, tokens, want: Want::Nothing }];
         let batch = Batch { sequences, owner: self.owner };
         self.model.forward(self.device, self.weights, self.cache, &batch).map(drop)
     }
 
     fn choose(&mut self, tokens: &[u32], choice: Choice) -> Result<u32> {
-        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+        let sequences = &[NewTokens { slot: 0, tokens, want: Want::Last }];
         let batch = Batch { sequences, owner: self.owner };
         Ok(self.model.next_tokens(self.device, self.weights, self.cache, &batch, &[choice])?[0])
     }
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let sequences = &[Sequence { slot: 0, tokens, want: Want::Last }];
+        let sequences = &[NewTokens { slot: 0, tokens, want: Want::Last }];
         let batch = Batch { sequences, owner: self.owner };
         let logits = self.model.forward(self.device, self.weights, self.cache, &batch)?;
         Ok(logits.last().unwrap_or_default().to_vec())

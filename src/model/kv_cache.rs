@@ -4,7 +4,7 @@
 //! **Invariant:** everything in the cache was computed with the weights its owner names; a forward
 //! pass under another owner is refused, and claiming the cache for another owner empties it.
 
-use crate::base::ModelConfig;
+use crate::arch::ModelConfig;
 use crate::device::{Compute, Heads};
 use crate::{Error, Result};
 
@@ -13,7 +13,7 @@ pub struct KvCache<D: Compute> {
     pub(super) layers: Vec<D::KvLayer>,
     pub(super) lengths: Vec<usize>,
     pub(super) heads: Heads,
-    pub(super) workspace: Option<super::llama::Workspace<D>>,
+    pub(super) workspace: Option<super::transformer::Workspace<D>>,
     capacity: usize,
     owner: [u8; 32],
 }
@@ -32,7 +32,7 @@ impl<D: Compute> KvCache<D> {
         owner: [u8; 32],
     ) -> Result<Self> {
         let capacity = capacity.min(config.max_position_embeddings);
-        let heads = super::llama::heads(config);
+        let heads = super::transformer::heads(config);
         // Padding at most doubles a head and adds 16 positions; 2^40 values are 4 TiB.
         let values = [slots, capacity + 16, heads.kv_heads, 2 * heads.head_dim];
         let total = values.into_iter().try_fold(1usize, |total, n| total.checked_mul(n));

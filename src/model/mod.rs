@@ -4,7 +4,6 @@ mod batch;
 pub mod chat;
 mod generate;
 mod kv_cache;
-mod llama;
 mod rope;
 mod sampling;
 mod special;
@@ -14,12 +13,13 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+mod transformer;
 
 pub use crate::device::cpu::argmax;
-pub use batch::{Batch, Logits, Sequence, Want};
-pub use generate::{Decoding, Forward, GenerateOptions, Slot, StopReason, prefill};
+pub use batch::{Batch, Logits, NewTokens, Want};
+pub use generate::{Decoding, Forward, GenerateOptions, OneSequence, StopReason, prefill};
 pub use kv_cache::KvCache;
-pub use llama::Llama;
 pub use rope::RopeTable;
 pub use sampling::{Sampler, Sampling, log_softmax_top};
 pub use stop::StopTexts;
+pub use transformer::Transformer;

@@ -5,7 +5,7 @@
 
 use std::f64::consts::TAU;
 
-use crate::base::{ModelConfig, RopeScaling};
+use crate::arch::{ModelConfig, RopeScaling};
 use crate::{Error, Result};
 
 /// `head_dim / 2` frequencies, in radians per position.

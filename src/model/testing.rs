@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::WeightName;
-use crate::base::{ModelConfig, RopeScaling};
+use crate::arch::{Activation, Block, FAMILIES, ModelConfig, RopeScaling};
 use crate::device::Device;
 use crate::lattice::LatticeMatrix;
 use crate::weights::Weights;
@@ -16,7 +16,8 @@ use crate::weights::Weights;
 /// Three layers, grouped queries, odd sizes.
 pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig {
-        architecture: "LlamaForCausalLM".to_owned(),
+        architecture: FAMILIES[0].class.to_owned(),
+        block: FAMILIES[0].block,
         hidden_size: 24,
         intermediate_size: 40,
         num_hidden_layers: 3,
@@ -35,6 +36,40 @@ pub(crate) fn tiny_config() -> ModelConfig {
     }
 }
 
+/// What models of the size of `base` may compute, with the names of their biased layers: every
+/// family's block, and every part that a block may have.
+pub(crate) fn cases(base: ModelConfig) -> Vec<(String, ModelConfig, &'static [&'static str])> {
+    let qkv: &[&str] = &["q_proj", "k_proj", "v_proj"];
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    let factors = RopeScaling::Factors(vec![1.0, 1.5, 8.0]);
+    let all_parts = Block {
+        attention_scale: Some(0.3),
+        score_soft_cap: Some(2.5),
+        activation: Activation::GeluTanh,
+        ..base.block
+    };
+    let families = FAMILIES.iter().map(|family| {
+        (
+            family.class.to_owned(),
+            ModelConfig { block: family.block, ..base.clone() },
+            [].as_slice(),
+        )
+    });
+    let more: [(&str, ModelConfig, &[&str]); 6] = [
+        ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
+        ("window", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
+        (
+            "biases of q, k and v",
+            ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() },
+            qkv,
+        ),
+        ("all biases", ModelConfig { rope_scaling: linear, ..base.clone() }, &["proj"]),
+        ("factors", ModelConfig { rope_scaling: factors, ..base.clone() }, &[]),
+        ("scale, soft cap and GELU", ModelConfig { block: all_parts, ..base.clone() }, &[]),
+    ];
+    families.chain(more.map(|(name, config, biased)| (name.to_owned(), config, biased))).collect()
+}
+
 /// A model's weights by name, before they are uploaded.
 pub(crate) struct TinyModel {
     pub(crate) config: ModelConfig,
@@ -48,30 +83,24 @@ impl TinyModel {
     pub(crate) fn random(config: ModelConfig, biased: &[&str], seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let c = &config;
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let mut shapes = vec![("model.embed_tokens".to_owned(), c.vocab_size, c.hidden_size)];
         if !c.tie_word_embeddings {
             shapes.push(("lm_head".to_owned(), c.vocab_size, c.hidden_size));
         }
         let mut vectors = BTreeMap::new();
-        let mut norm = |name: String, rng: &mut StdRng| {
-            vectors.insert(name, (0..c.hidden_size).map(|_| rng.random_range(0.5..1.5)).collect());
+        let mut norm = |name: String, len: usize, rng: &mut StdRng| {
+            vectors.insert(name, (0..len).map(|_| rng.random_range(0.5..1.5)).collect());
         };
-        norm("model.norm.weight".to_owned(), &mut rng);
-        for i in 0..c.num_hidden_layers {
-            for (name, rows, cols) in [
-                ("self_attn.q_proj", q, c.hidden_size),
-                ("self_attn.k_proj", kv, c.hidden_size),
-                ("self_attn.v_proj", kv, c.hidden_size),
-                ("self_attn.o_proj", c.hidden_size, q),
-                ("mlp.gate_proj", c.intermediate_size, c.hidden_size),
-                ("mlp.up_proj", c.intermediate_size, c.hidden_size),
-                ("mlp.down_proj", c.hidden_size, c.intermediate_size),
-            ] {
-                shapes.push((format!("model.layers.{i}.{name}"), rows, cols));
+        norm("model.norm.weight".to_owned(), c.hidden_size, &mut rng);
+        for (layer, tensor) in
+            (0..c.num_hidden_layers).flat_map(|i| c.block.tensors().map(move |tensor| (i, tensor)))
+        {
+            match tensor.shape(c)[..] {
+                [rows, cols] => {
+                    shapes.push((format!("model.layers.{layer}.{}", tensor.module), rows, cols));
+                }
+                _ => norm(tensor.weight(layer).to_string(), tensor.shape(c)[0], &mut rng),
             }
-            norm(format!("model.layers.{i}.input_layernorm.weight"), &mut rng);
-            norm(format!("model.layers.{i}.post_attention_layernorm.weight"), &mut rng);
         }
         let mut matrices = BTreeMap::new();
         for (name, rows, cols) in shapes {
@@ -120,6 +149,25 @@ impl TinyModel {
         x.iter().zip(&self.vectors[name]).map(|(x, w)| x * scale * f64::from(*w)).collect()
     }
 
+    /// Norms every head, if the block has a norm called so.
+    fn norm_heads(&self, name: &str, x: &mut [f64]) {
+        if self.vectors.contains_key(name) {
+            for head in x.chunks_exact_mut(self.config.head_dim) {
+                head.copy_from_slice(&self.norm(name, head));
+            }
+        }
+    }
+
+    fn activation(&self, x: f64) -> f64 {
+        match self.config.block.activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                x / 2.0 * (1.0 + inner.tanh())
+            }
+        }
+    }
+
     fn rotate(&self, x: &mut [f64], position: usize) {
         let half = self.config.head_dim / 2;
         for head in x.chunks_exact_mut(2 * half) {
@@ -155,6 +203,8 @@ impl TinyModel {
                 let n = self.norm(&name("input_layernorm.weight"), x);
                 let mut q = self.linear(&name("self_attn.q_proj"), &n);
                 let mut k = self.linear(&name("self_attn.k_proj"), &n);
+                self.norm_heads(&name("self_attn.q_norm.weight"), &mut q);
+                self.norm_heads(&name("self_attn.k_norm.weight"), &mut k);
                 self.rotate(&mut q, position);
                 self.rotate(&mut k, position);
                 keys.push(k);
@@ -167,7 +217,12 @@ impl TinyModel {
                     let score = |key: &Vec<f64>| {
                         let dot: f64 =
                             q[head * d..][..d].iter().zip(&key[from..]).map(|(q, k)| q * k).sum();
-                        (dot / (d as f64).sqrt()).exp()
+                        let score = dot
+                            * c.block.attention_scale.map_or(1.0 / (d as f64).sqrt(), f64::from);
+                        c.block
+                            .score_soft_cap
+                            .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                            .exp()
                     };
                     let weights: Vec<f64> = keys[first..].iter().map(score).collect();
                     let total: f64 = weights.iter().sum();
@@ -185,7 +240,7 @@ impl TinyModel {
                     .linear(&name("mlp.gate_proj"), &m)
                     .into_iter()
                     .zip(up)
-                    .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                    .map(|(g, u)| self.activation(g) * u)
                     .collect();
                 let out = self.linear(&name("mlp.down_proj"), &inner);
                 x.iter_mut().zip(out).for_each(|(x, y)| *x += y);

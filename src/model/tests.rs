@@ -3,11 +3,12 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "test code")]
 
-use super::testing::{TinyModel, tiny_config};
+use super::testing::{TinyModel, cases, tiny_config};
 use super::{
-    Batch, Decoding, GenerateOptions, KvCache, Llama, Sampling, Sequence, Slot, StopReason, Want,
+    Batch, Decoding, GenerateOptions, KvCache, NewTokens, OneSequence, Sampling, StopReason,
+    Transformer, Want,
 };
-use crate::base::{ModelConfig, RopeScaling};
+use crate::arch::ModelConfig;
 use crate::device::cpu::{Cpu, SimdLevel};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -17,13 +18,13 @@ const OWNER: [u8; 32] = [7; 32];
 struct Runner {
     cpu: Cpu,
     weights: Weights<Cpu>,
-    model: Llama,
+    model: Transformer,
 }
 
 impl Runner {
     fn new(model: &TinyModel, cpu: Cpu) -> Self {
         let weights = model.weights(&cpu);
-        let model = Llama::bind(&cpu, &model.config, &weights).expect("a whole model");
+        let model = Transformer::bind(&cpu, &model.config, &weights).expect("a whole model");
         Self { cpu, weights, model }
     }
 
@@ -36,8 +37,10 @@ impl Runner {
         cache: &mut KvCache<Cpu>,
         sequences: &[(usize, &[u32], Want)],
     ) -> Result<Vec<Vec<Vec<f32>>>> {
-        let sequences: Vec<Sequence<'_>> =
-            sequences.iter().map(|&(slot, tokens, want)| Sequence { slot, tokens, want }).collect();
+        let sequences: Vec<NewTokens<'_>> = sequences
+            .iter()
+            .map(|&(slot, tokens, want)| NewTokens { slot, tokens, want })
+            .collect();
         let logits = self.model.forward(
             &self.cpu,
             &self.weights,
@@ -72,30 +75,8 @@ fn default_runner() -> Runner {
 }
 
 #[test]
-fn forward_equals_the_textbook_for_every_family() {
-    let base = tiny_config();
-    let qwen = ["q_proj", "k_proj", "v_proj"];
-    let cases: [(&str, ModelConfig, &[&str]); 6] = [
-        ("llama", base.clone(), &[]),
-        ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
-        ("mistral", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
-        (
-            "qwen2",
-            ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() },
-            &qwen,
-        ),
-        (
-            "all biases",
-            ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base.clone() },
-            &["proj"],
-        ),
-        (
-            "factors",
-            ModelConfig { rope_scaling: RopeScaling::Factors(vec![1.0, 1.5, 8.0]), ..base },
-            &[],
-        ),
-    ];
-    for (name, config, biased) in cases {
+fn forward_equals_the_textbook_for_every_block() {
+    for (name, config, biased) in cases(tiny_config()) {
         let model = TinyModel::random(config, biased, 3);
         let input = tokens(23, 1);
         let expected = model.reference(&input);
@@ -204,7 +185,7 @@ fn cache_of_other_weights_is_refused_until_claimed() {
     let runner = default_runner();
     let mut cache = runner.cache(1);
     runner.forward(&mut cache, &[(0, &[1, 2], Want::Last)]);
-    let sequences = [Sequence { slot: 0, tokens: &[3], want: Want::Last }];
+    let sequences = [NewTokens { slot: 0, tokens: &[3], want: Want::Last }];
     let other = Batch { sequences: &sequences, owner: [8; 32] };
     let result = runner.model.forward(&runner.cpu, &runner.weights, &mut cache, &other);
     assert!(
@@ -269,7 +250,7 @@ fn incomplete_or_misshapen_weights_are_refused_by_name() {
     let bind = |change: &dyn Fn(&mut TinyModel)| {
         let mut model = TinyModel::random(tiny_config(), &["q_proj"], 1);
         change(&mut model);
-        Llama::bind(&cpu, &model.config, &model.weights(&cpu)).err().expect("refused")
+        Transformer::bind(&cpu, &model.config, &model.weights(&cpu)).err().expect("refused")
     };
     let name = "model.layers.1.mlp.down_proj.weight";
     let error = bind(&|m| drop(m.matrices.remove(name)));
@@ -308,8 +289,8 @@ fn run(
     let mut streamed = Vec::new();
     let mut decoding = Decoding::new(prompt, options, cache.capacity())?;
     let Runner { cpu: device, weights, model } = runner;
-    let mut slot = Slot { model, device, weights, cache: &mut cache, owner: OWNER };
-    while let Some(token) = decoding.step(&mut slot)? {
+    let mut forward = OneSequence { model, device, weights, cache: &mut cache, owner: OWNER };
+    while let Some(token) = decoding.step(&mut forward)? {
         streamed.push(token);
     }
     assert_eq!(streamed, decoding.token_ids());
@@ -366,7 +347,7 @@ fn long_prompt_in_parts_gives_the_tokens_of_one_prefill() {
     let mut decoding = Decoding::new(&prompt, &options, cache.capacity()).unwrap();
     let Runner { cpu: device, weights, model } = &runner;
     cache.clear();
-    let mut slot = Slot { model, device, weights, cache: &mut cache, owner: OWNER };
-    assert_eq!(decoding.step(&mut slot).unwrap(), Some(super::argmax(&whole).unwrap()));
+    let mut forward = OneSequence { model, device, weights, cache: &mut cache, owner: OWNER };
+    assert_eq!(decoding.step(&mut forward).unwrap(), Some(super::argmax(&whole).unwrap()));
     assert_eq!(cache.len(0), 1030);
 }

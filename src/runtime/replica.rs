@@ -21,7 +21,7 @@ use crate::device::Compute as Computing;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
-use crate::model::{Forward, KvCache, Llama, Slot};
+use crate::model::{Forward, KvCache, OneSequence, Transformer};
 use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
 use crate::{Error, Result, WeightName};
@@ -136,7 +136,7 @@ pub(super) struct DeviceReplica<D: Computing> {
     engine: Arc<Engine>,
     pub(super) device: D,
     pub(super) weights: Weights<D>,
-    model: Llama,
+    model: Transformer,
     /// The nodes that are applied, from the top down.
     applied: Vec<Resident<D>>,
     current: NodeVersion,
@@ -307,13 +307,13 @@ fn load<D: Computing>(
     engine: &Engine,
     device: &D,
     progress: impl FnMut(usize, usize) + Send,
-) -> Result<(Weights<D>, Llama)> {
+) -> Result<(Weights<D>, Transformer)> {
     let weights =
         engine.host.install(|| Weights::load(&engine.base, device, engine.headroom, progress))?;
     // The first copy's: those of another are equal.
     let grids = engine.grids.get_or_init(|| weights.grids().clone());
     debug_assert!(grids == weights.grids(), "a base has one lattice at one headroom");
-    let model = Llama::bind(device, engine.base.config(), &weights)?;
+    let model = Transformer::bind(device, engine.base.config(), &weights)?;
     Ok((weights, model))
 }
 
@@ -412,7 +412,7 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
             .filter(|_| owner == found);
         let cache = cache.ok_or(Error::CacheOwner { expected: owner, found })?;
         let Self { model, device, weights, .. } = self;
-        Ok(Box::new(Slot { model, device, weights, cache, owner }))
+        Ok(Box::new(OneSequence { model, device, weights, cache, owner }))
     }
 
     fn matrix(&self, id: MatrixId) -> Result<LatticeMatrix> {

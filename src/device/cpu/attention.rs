@@ -13,6 +13,7 @@ use super::buffer::FloatBuffer;
 use super::exp::exp;
 use super::parallel::{Plane, RowBlocks};
 use super::simd::{CHUNK, Kernel, Simd};
+use super::tanh::tanh;
 use crate::Result;
 use crate::device::compute::{Attention, Heads, Span};
 
@@ -28,13 +29,13 @@ thread_local! {
 /// Keys and values of one layer.
 #[derive(Debug)]
 pub struct CpuKvLayer {
-    heads: Heads,
+    pub(super) heads: Heads,
     /// Positions a slot can hold, a multiple of 16.
-    capacity: usize,
+    pub(super) capacity: usize,
     /// `[slot][kv_head][capacity / 16][head_dim][16]`
-    keys: FloatBuffer,
+    pub(super) keys: FloatBuffer,
     /// `[slot][kv_head][capacity][value_dim]`, padded with zeros to `value_dim`.
-    values: FloatBuffer,
+    pub(super) values: FloatBuffer,
 }
 
 impl CpuKvLayer {
@@ -50,7 +51,7 @@ impl CpuKvLayer {
         })
     }
 
-    fn value_dim(&self) -> usize {
+    pub(super) fn value_dim(&self) -> usize {
         self.heads.head_dim.next_multiple_of(CHUNK)
     }
 }
@@ -58,13 +59,8 @@ impl CpuKvLayer {
 impl Cpu {
     /// [`crate::device::Compute::attention`].
     pub(super) fn attend(&self, attention: Attention<'_, Self>, spans: &[Span]) {
-        let Attention { queries, keys, values, angles, cache, heads, window, out } = attention;
+        let Attention { queries, cache, heads, scale, soft_cap, window, out } = attention;
         assert_eq!(cache.heads, heads, "a cache of other heads");
-        let rows = spans.last().map_or(0, |span| span.rows.end);
-        self.rope_rows(queries, heads.heads, heads.head_dim, angles, rows);
-        self.rope_rows(keys, heads.kv_heads, heads.head_dim, angles, rows);
-        self.append(keys, values, cache, spans);
-
         let Heads { kv_heads, head_dim, .. } = heads;
         let (width, group) = (heads.heads * head_dim, heads.heads / kv_heads);
         let mut blocks = Vec::new();
@@ -79,7 +75,6 @@ impl Cpu {
                 places.push((span.slot, position));
             }
         }
-        let cache = &*cache;
         let plane = Plane { data: out, width, block: group * head_dim };
         self.for_tiles([plane], RowBlocks::These(&blocks), work, |mut tile| {
             let (slot, position) = places[tile.row_block];
@@ -118,6 +113,8 @@ impl Cpu {
                         keys,
                         values,
                         head_dim,
+                        scale,
+                        soft_cap,
                         lowest,
                         end,
                         visible: |i: usize| {
@@ -137,45 +134,6 @@ impl Cpu {
             }
         });
     }
-
-    /// Writes the new keys and values behind those of their sequences.
-    fn append(&self, keys: &[f32], values: &[f32], cache: &mut CpuKvLayer, spans: &[Span]) {
-        let Heads { kv_heads, head_dim, .. } = cache.heads;
-        let (width, value_dim, capacity) = (kv_heads * head_dim, cache.value_dim(), cache.capacity);
-        let Some(last) = spans.last() else { return };
-        let regions = (last.slot + 1) * kv_heads;
-        let planes = [
-            Plane { data: &mut cache.keys, width: capacity * head_dim, block: capacity * head_dim },
-            Plane {
-                data: &mut cache.values,
-                width: capacity * value_dim,
-                block: capacity * value_dim,
-            },
-        ];
-        let work = spans.iter().map(|span| span.rows.len()).sum::<usize>() * width * 2;
-        self.for_tiles(planes, RowBlocks::Every { rows: regions, block: 1 }, work, |mut tile| {
-            let region = tile.rows.start;
-            let (slot, kv_head) = (region / kv_heads, region % kv_heads);
-            let Ok(span) = spans.binary_search_by_key(&slot, |span| span.slot) else { return };
-            let span = &spans[span];
-            let plane = tile.plane;
-            let out = tile.row(region);
-            for (position, row) in (span.past..).zip(span.rows.clone()) {
-                let from = row * width + kv_head * head_dim;
-                if plane == 0 {
-                    let block = &mut out[position / CHUNK * CHUNK * head_dim..][..CHUNK * head_dim];
-                    for (key, lanes) in
-                        keys[from..][..head_dim].iter().zip(block.as_chunks_mut::<CHUNK>().0)
-                    {
-                        lanes[position % CHUNK] = *key;
-                    }
-                } else {
-                    out[position * value_dim..][..head_dim]
-                        .copy_from_slice(&values[from..][..head_dim]);
-                }
-            }
-        });
-    }
 }
 
 struct QueryBlock<'a, F> {
@@ -186,6 +144,8 @@ struct QueryBlock<'a, F> {
     /// The same head: `[position][value_dim]`.
     values: &'a [f32],
     head_dim: usize,
+    scale: f32,
+    soft_cap: Option<f32>,
     /// First position any of the queries may see, rounded down to a multiple of 16.
     lowest: usize,
     /// One past the last position any may see.
@@ -201,15 +161,15 @@ struct QueryBlock<'a, F> {
 impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { input, keys, values, head_dim, lowest, end, visible, scores, result } = self;
+        let Self { input, keys, values, head_dim, lowest, end, scores, result, .. } = self;
         let width = (end - lowest).next_multiple_of(CHUNK);
         let value_dim = head_dim.next_multiple_of(CHUNK);
         let queries = input.len() / head_dim;
         let (keys, _) = keys[lowest * head_dim..].as_chunks::<CHUNK>();
         let keys = &keys[..width / CHUNK * head_dim];
         let values = &values[lowest * value_dim..end * value_dim];
-        #[allow(clippy::cast_precision_loss, reason = "a head has fewer than 2^24 values")]
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        // Capped scores are scaled already; others are where their largest is taken off.
+        let scale = if self.soft_cap.is_some() { 1.0 } else { self.scale };
 
         let mut i = 0;
         while i < queries {
@@ -227,9 +187,12 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
                 2 => score::<S, 2>(simd, input, keys, scores),
                 _ => score::<S, 1>(simd, input, keys, scores),
             }
+            if let Some(cap) = self.soft_cap {
+                soft_cap(simd, scores, self.scale, cap);
+            }
             let mut inverse = [0.0; QUERIES];
             for (k, scores) in scores.chunks_exact_mut(width).enumerate() {
-                let (from, to) = visible(i + k);
+                let (from, to) = (self.visible)(i + k);
                 inverse[k] = softmax(simd, scores, scale, from - lowest, to - lowest);
             }
             let result = &mut result[i * value_dim..][..count * value_dim];
@@ -273,6 +236,15 @@ fn score<S: Simd, const Q: usize>(
                 simd.store(sums[q], &mut chunks[block], part);
             }
         }
+    }
+}
+
+/// Replaces the products by `cap · tanh(scale · product / cap)`.
+#[inline(always)]
+fn soft_cap<S: Simd>(simd: S, products: &mut [f32], scale: f32, cap: f32) {
+    let within = scale / cap;
+    for x in products {
+        *x = cap * tanh(simd, *x * within);
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Cpu, CpuKvLayer, FloatBuffer, sample};
 use crate::Result;
-use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
+use crate::device::compute::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
 use crate::lattice::LatticeMatrix;
 
 impl Compute for Cpu {
@@ -62,12 +62,20 @@ impl Compute for Cpu {
         self.products(x, rows, products);
     }
 
+    fn rotate_append(&self, what: RotateAppend<'_, Self>, spans: &[Span]) {
+        self.rotate_and_append(what, spans);
+    }
+
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {
         self.attend(attention, spans);
     }
 
     fn silu_mul(&self, gate: &mut FloatBuffer, up: &FloatBuffer, len: usize) {
         self.silu_mul_values(gate, up, len);
+    }
+
+    fn gelu_mul(&self, gate: &mut FloatBuffer, up: &FloatBuffer, len: usize) {
+        self.gelu_mul_values(gate, up, len);
     }
 
     fn select_rows(&self, x: &FloatBuffer, rows: &[usize], width: usize, out: &mut FloatBuffer) {

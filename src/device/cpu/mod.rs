@@ -13,6 +13,7 @@ mod delta_apply;
 mod embed;
 mod exp;
 mod fingerprint;
+mod gelu_mul;
 mod matmul;
 mod matvec;
 mod parallel;
@@ -22,6 +23,7 @@ mod rotate_append;
 mod sampling;
 mod silu_mul;
 pub mod simd;
+mod tanh;
 #[cfg(test)]
 mod tests;
 

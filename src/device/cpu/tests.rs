@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use super::parallel::{Plane, RowBlocks};
 use super::{Cpu, FloatBuffer, SimdLevel};
 use crate::Error;
-use crate::device::{Attention, Compute, Heads, Product, Span};
+use crate::device::{Attention, Compute, Heads, Product, RotateAppend, Span};
 use crate::lattice::LatticeMatrix;
 
 fn levels() -> Vec<Cpu> {
@@ -125,11 +125,21 @@ fn product_of_one_token_does_not_depend_on_the_others() {
 }
 
 /// Attention as the formula says, for one query over all keys and values of its sequence.
-fn attend_one(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f64> {
+fn attend_one(
+    query: &[f32],
+    keys: &[&[f32]],
+    values: &[&[f32]],
+    scale: f32,
+    soft_cap: Option<f32>,
+) -> Vec<f64> {
     let dot = |key: &&[f32]| {
         query.iter().zip(*key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
     };
-    let scores: Vec<f64> = keys.iter().map(|key| dot(key) / (query.len() as f64).sqrt()).collect();
+    let capped = |score: f64| match soft_cap.map(f64::from) {
+        Some(cap) => cap * (score / cap).tanh(),
+        None => score,
+    };
+    let scores: Vec<f64> = keys.iter().map(|key| capped(dot(key) * f64::from(scale))).collect();
     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
     let total: f64 = weights.iter().sum();
@@ -156,7 +166,15 @@ fn attention_equals_its_formula_for_ragged_batches() {
         for (heads, kv_heads, head_dim) in
             [(1, 1, 2), (6, 2, 6), (9, 3, 64), (14, 2, 20), (8, 8, 16), (11, 1, 80)]
         {
-            for window in [None, Some(1), Some(7), Some(33)] {
+            let usual = 1.0 / (head_dim as f32).sqrt();
+            for (window, scale, soft_cap) in [
+                (None, usual, None),
+                (Some(1), usual, None),
+                (Some(7), 0.3, None),
+                (Some(33), usual, None),
+                (None, usual, Some(2.5)),
+                (Some(33), 0.3, Some(50.0)),
+            ] {
                 let heads = Heads { heads, kv_heads, head_dim };
                 let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
                 let mut cache = cpu.alloc_kv(heads, 4, 100).unwrap();
@@ -180,13 +198,21 @@ fn attention_equals_its_formula_for_ragged_batches() {
                     let (mut keys, values) =
                         (random(&mut rng, rows * kv_width), random(&mut rng, rows * kv_width));
                     let mut out = FloatBuffer::zeros(rows * q_width);
-                    let attention = Attention {
+                    let rotate_append = RotateAppend {
                         queries: &mut queries,
                         keys: &mut keys,
                         values: &values,
                         angles: &unturned(rows, head_dim),
                         cache: &mut cache,
                         heads,
+                    };
+                    cpu.rotate_append(rotate_append, &spans);
+                    let attention = Attention {
+                        queries: &queries,
+                        cache: &cache,
+                        heads,
+                        scale,
+                        soft_cap,
                         window,
                         out: &mut out,
                     };
@@ -211,12 +237,12 @@ fn attention_equals_its_formula_for_ragged_batches() {
                                 let keys: Vec<&[f32]> = keys.iter().map(|k| &k[..]).collect();
                                 let values: Vec<&[f32]> = values.iter().map(|v| &v[..]).collect();
                                 let at = row * q_width + head * head_dim;
-                                let expected =
-                                    attend_one(&queries[at..][..head_dim], &keys, &values);
+                                let query = &queries[at..][..head_dim];
+                                let expected = attend_one(query, &keys, &values, scale, soft_cap);
                                 for (found, expected) in out[at..].iter().zip(expected) {
                                     assert!(
                                         (f64::from(*found) - expected).abs() < 2e-5,
-                                        "{:?} {heads:?} {window:?} row {row} head {head}: {found}, not {expected}",
+                                        "{:?} {heads:?} {window:?} {soft_cap:?} row {row} head {head}: {found}, not {expected}",
                                         cpu.simd(),
                                     );
                                 }
@@ -227,6 +253,11 @@ fn attention_equals_its_formula_for_ragged_batches() {
             }
         }
     }
+}
+
+/// The tanh form of GELU as the formula says.
+fn gelu(x: f64) -> f64 {
+    x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
 }
 
 #[test]
@@ -262,10 +293,19 @@ fn rowwise_operations_equal_their_formulas() {
                     );
                 }
 
+                let mut gate = before.clone();
+                cpu.gelu_mul(&mut gate, &up, rows * width);
+                for ((found, g), u) in gate.iter().zip(before.iter()).zip(up.iter()) {
+                    let expected = gelu(f64::from(*g)) * f64::from(*u);
+                    // What is left of 1 + tanh where that is nearly −1 is worth little.
+                    let size = (f64::from(*g) * f64::from(*u)).abs();
+                    assert!((f64::from(*found) - expected).abs() <= 3e-7 * size, "gelu({g})·{u}");
+                }
+
                 let (heads, half) = (3, width / 2);
                 let mut x = random(&mut rng, rows * heads * width);
                 let (before, angles) = (x.clone(), random(&mut rng, rows * width));
-                cpu.rope_rows(&mut x, heads, width, &angles, rows);
+                cpu.rotate_rows(&mut x, heads, width, &angles, rows);
                 for i in 0..rows * heads {
                     let (old, new) = (&before[i * width..][..width], &x[i * width..][..width]);
                     let angles = &angles[i / heads * width..][..width];

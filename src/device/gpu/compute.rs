@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use super::attention::GpuKvLayer;
 use super::context::Slice;
-use super::{Gpu, GpuBuffer, GpuMatrix, embed, lock, matmul, rms_norm, sampling, silu_mul};
+use super::{
+    Gpu, GpuBuffer, GpuMatrix, embed, gelu_mul, lock, matmul, rms_norm, sampling, silu_mul,
+};
 use crate::Result;
-use crate::device::compute::{Attention, Choice, Compute, Heads, Product, Span};
+use crate::device::compute::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
 
 impl Compute for Gpu {
     type KvLayer = GpuKvLayer;
@@ -71,12 +73,20 @@ impl Compute for Gpu {
         matmul::products(self, x, rows, &products);
     }
 
+    fn rotate_append(&self, what: RotateAppend<'_, Self>, spans: &[Span]) {
+        self.rotate_and_append(what, spans);
+    }
+
     fn attention(&self, attention: Attention<'_, Self>, spans: &[Span]) {
         self.attend(attention, spans);
     }
 
     fn silu_mul(&self, gate: &mut GpuBuffer, up: &GpuBuffer, len: usize) {
         silu_mul::silu_mul(self, gate, up, len);
+    }
+
+    fn gelu_mul(&self, gate: &mut GpuBuffer, up: &GpuBuffer, len: usize) {
+        gelu_mul::gelu_mul(self, gate, up, len);
     }
 
     fn select_rows(&self, x: &GpuBuffer, rows: &[usize], width: usize, out: &mut GpuBuffer) {

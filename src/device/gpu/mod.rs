@@ -17,6 +17,7 @@ mod delta_sparse;
 mod deltas;
 mod embed;
 mod fingerprint;
+mod gelu_mul;
 mod matmul;
 mod matrix;
 mod matvec;
@@ -26,6 +27,7 @@ mod params;
 mod pipeline;
 mod recording;
 mod rms_norm;
+mod rotate_append;
 mod sampling;
 mod silu_mul;
 #[cfg(test)]

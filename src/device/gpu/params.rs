@@ -30,11 +30,16 @@ params! {
     CeilingParams {
         /// Vectors of four words in the buffer.
         count: u32,
-        /// Recording of one invocation.
+        /// Steps of one invocation.
         per_invocation: u32,
     }
     /// `silu_mul.wgsl`.
     SiluMulParams {
+        /// Values.
+        len: u32,
+    }
+    /// `gelu_mul.wgsl`.
+    GeluMulParams {
         /// Values.
         len: u32,
     }
@@ -45,10 +50,15 @@ params! {
         width: u32,
         eps: f32,
     }
+    /// Where the keys and values of a row go.
+    AppendedRow {
+        slot: u32,
+        position: u32,
+    }
     /// `rotate_append.wgsl`.
     RotateAppendParams {
-        /// Place of the rows' slots and positions.
-        words: u32,
+        /// The first [`AppendedRow`].
+        first_row: u32,
         rows: u32,
         heads: u32,
         kv_heads: u32,
@@ -56,11 +66,22 @@ params! {
         /// Positions of one slot.
         capacity: u32,
     }
+    /// Four queries of one span that read the same keys.
+    AttentionQuad {
+        slot: u32,
+        /// Position of the span's first token.
+        past: u32,
+        /// Its row.
+        row: u32,
+        /// The first query.
+        first: u32,
+        /// One past the span's last.
+        end: u32,
+    }
     /// `attention.wgsl`.
     AttentionParams {
-        /// Place of the quads: slot, position and row of the span's first token, first query,
-        /// queries of the span.
-        words: u32,
+        /// The first [`AttentionQuad`].
+        first_quad: u32,
         quads: u32,
         /// Workgroups that share the positions of a quad.
         parts: u32,
@@ -71,8 +92,10 @@ params! {
         capacity: u32,
         /// Tokens that a query sees.
         window: u32,
-        /// `1 / sqrt(head_dim)`
+        /// What a query's product with a key is multiplied by.
         scale: f32,
+        /// What scores are capped at, where they are.
+        soft_cap: f32,
     }
     /// `argmax.wgsl` and `sampling.wgsl`.
     SamplingParams {

@@ -19,6 +19,7 @@ macro_rules! shaders {
             concat!(
                 include_str!("../../../shaders/shared/params.wgsl"),
                 include_str!("../../../shaders/shared/integers.wgsl"),
+                include_str!("../../../shaders/shared/tanh.wgsl"),
                 include_str!(concat!("../../../shaders/", $name, ".wgsl")),
             ),
         )),*];
@@ -29,6 +30,7 @@ shaders![
     #[cfg(feature = "measure")]
     "ceiling",
     "silu_mul",
+    "gelu_mul",
     "embed",
     "matmul",
     "matvec",

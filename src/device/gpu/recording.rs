@@ -23,8 +23,8 @@ pub(super) struct Recording {
     params: Vec<u8>,
     /// Words of the work: tokens, spans, records.
     words: Vec<u32>,
-    /// Those of them that were last shared.
-    shared: std::ops::Range<usize>,
+    /// Those of them that were last shared, the oldest first.
+    shared: [std::ops::Range<usize>; 2],
     /// Whether the device's clock is asked.
     pub(super) timed: bool,
 }
@@ -78,14 +78,21 @@ impl Recording {
         u32::try_from(at).expect("less than 16 GiB of parameters")
     }
 
-    /// The same as [`Self::words`], but words equal to those last shared are not appended again: the layers of one
-    /// pass have the same spans.
-    pub(super) fn shared_words(&mut self, words: &[u32]) -> u32 {
-        if self.words[self.shared.clone()] != *words {
-            self.shared = self.words.len()..self.words.len() + words.len();
-            self.words.extend_from_slice(words);
+    /// The same, but records equal to those shared last or before are not appended again: the layers
+    /// of one pass have the same rows and quads.
+    pub(super) fn shared_records<T: Pod>(&mut self, records: &[T]) -> u32 {
+        let words: &[u32] = bytemuck::cast_slice(records);
+        let size = size_of::<T>() / size_of::<u32>();
+        let is_known = |range: &&std::ops::Range<usize>| {
+            range.start % size == 0 && self.words[(*range).clone()] == *words
+        };
+        if let Some(known) = self.shared.iter().find(is_known) {
+            return word(known.start / size);
         }
-        u32::try_from(self.shared.start).expect("less than 16 GiB of parameters")
+        let first = self.records(records);
+        self.shared.rotate_left(1);
+        self.shared[1] = self.words.len() - words.len()..self.words.len();
+        first
     }
 
     /// Appends a dispatch of `groups` workgroups: `buffers` are group 0 in order, `params` the

@@ -2,15 +2,39 @@
 //! other.
 #![allow(clippy::cast_possible_truncation, reason = "made numbers")]
 
-mod attend;
+mod attention;
 mod forward;
+mod gelu_mul;
 mod layout;
 mod matmul;
+mod rms_norm;
+mod sampling;
 mod switch;
+
+use rand::Rng;
+use rand::rngs::StdRng;
 
 use super::*;
 use crate::device::{Ceilings, Compute};
 use crate::testing::gpu;
+
+fn minimal() -> Option<Gpu> {
+    gpu(&GpuOptions { minimal: true, ..GpuOptions::default() })
+}
+
+fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn near(found: &[f32], expected: &[f32], limit: f32, what: impl std::fmt::Display) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (found - expected).abs() <= limit * expected.abs().max(1.0),
+            "{what} {i}: {found}, not {expected}"
+        );
+    }
+}
 
 #[test]
 fn silu_mul_of_values_written_before_comes_back() {

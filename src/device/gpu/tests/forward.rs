@@ -2,12 +2,12 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "test code")]
 
-use crate::base::{ModelConfig, RopeScaling};
+use crate::arch::ModelConfig;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::GpuOptions;
 use crate::device::{Choice, Compute};
-use crate::model::testing::{TinyModel, tiny_config};
-use crate::model::{Batch, KvCache, Llama, Sequence, Want};
+use crate::model::testing::{TinyModel, cases, tiny_config};
+use crate::model::{Batch, KvCache, NewTokens, Transformer, Want};
 use crate::testing::gpu;
 
 fn tokens(count: usize, seed: usize) -> Vec<u32> {
@@ -22,21 +22,21 @@ fn logits<D: Compute>(
     ahead: [usize; 2],
 ) -> [Vec<Vec<f32>>; 2] {
     let weights = model.weights(device);
-    let llama = Llama::bind(device, &model.config, &weights).unwrap();
+    let transformer = Transformer::bind(device, &model.config, &weights).unwrap();
     let mut cache = KvCache::new(device, &model.config, 3, 200, [7; 32]).unwrap();
     let mut found = [Vec::new(), Vec::new()];
     let mut fed = [0, 0];
     let mut next = ahead;
     while fed != next {
         let picked: Vec<usize> = [0, 1].into_iter().filter(|&i| next[i] > fed[i]).collect();
-        let sequence = |&i: &usize| Sequence {
+        let sequence = |&i: &usize| NewTokens {
             slot: 2 * i,
             tokens: &inputs[i][fed[i]..next[i]],
             want: Want::All,
         };
-        let sequences: Vec<Sequence<'_>> = picked.iter().map(sequence).collect();
+        let sequences: Vec<NewTokens<'_>> = picked.iter().map(sequence).collect();
         let batch = Batch { sequences: &sequences, owner: [7; 32] };
-        let logits = llama.forward(device, &weights, &mut cache, &batch).unwrap();
+        let logits = transformer.forward(device, &weights, &mut cache, &batch).unwrap();
         for (at, &i) in picked.iter().enumerate() {
             found[i].extend(logits.sequence(at).map(<[f32]>::to_vec));
         }
@@ -47,24 +47,9 @@ fn logits<D: Compute>(
 }
 
 #[test]
-fn logits_equal_the_textbook_and_the_cpu_for_every_family() {
+fn logits_equal_the_textbook_and_the_cpu_for_every_block() {
     let base = ModelConfig { max_position_embeddings: 200, ..tiny_config() };
-    let qwen = ["q_proj", "k_proj", "v_proj"];
-    let cases: [(&str, ModelConfig, &[&str]); 5] = [
-        ("llama", base.clone(), &[]),
-        ("untied", ModelConfig { tie_word_embeddings: false, ..base.clone() }, &[]),
-        ("mistral", ModelConfig { sliding_window: Some(5), ..base.clone() }, &[]),
-        (
-            "qwen2",
-            ModelConfig { num_attention_heads: 7, num_key_value_heads: 1, ..base.clone() },
-            &qwen,
-        ),
-        (
-            "all biases",
-            ModelConfig { rope_scaling: RopeScaling::Linear { factor: 4.0 }, ..base },
-            &["proj"],
-        ),
-    ];
+    let cases = cases(base);
     // A device of the smallest limits whose matrices must be split, and one as it is.
     for options in [
         GpuOptions { minimal: true, max_binding_bytes: Some(1024), ..GpuOptions::default() },
@@ -103,16 +88,19 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
     let model = TinyModel::random(tiny_config(), &[], 1);
     fn run<D: Compute>(device: &D, model: &TinyModel) -> Vec<Vec<u32>> {
         let weights = model.weights(device);
-        let llama = Llama::bind(device, &model.config, &weights).unwrap();
+        let transformer = Transformer::bind(device, &model.config, &weights).unwrap();
         let mut cache = KvCache::new(device, &model.config, 2, 100, [7; 32]).unwrap();
         let mut texts = vec![tokens(9, 1), tokens(4, 2)];
         // A prefill that wants no logits.
-        let ahead = Sequence { slot: 0, tokens: &texts[0][..5], want: Want::Nothing };
+        let ahead = NewTokens { slot: 0, tokens: &texts[0][..5], want: Want::Nothing };
         let batch = Batch { sequences: &[ahead], owner: [7; 32] };
-        assert_eq!(llama.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(), 0);
+        assert_eq!(
+            transformer.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(),
+            0
+        );
         let mut fed = [5, 0];
         for turn in 0..20 {
-            let sequence = |slot: usize| Sequence {
+            let sequence = |slot: usize| NewTokens {
                 slot,
                 tokens: &texts[slot][fed[slot]..],
                 want: Want::Last,
@@ -128,7 +116,7 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
                 min_p: None,
                 random: f64::from(turn) / 20.3,
             };
-            let next = llama
+            let next = transformer
                 .next_tokens(device, &weights, &mut cache, &batch, &[greedy, sampled])
                 .unwrap();
             for (slot, token) in next.into_iter().enumerate() {

@@ -1,9 +1,11 @@
-//! The Llama family's forward pass (Llama, Mistral, Qwen2), written once over [`Compute`], for
-//! several sequences at once.
+//! The forward pass of a dense transformer, written once over [`Compute`], for several sequences at
+//! once. What a layer computes is the [`Block`](crate::arch::Block) of the model's configuration;
+//! no family is known here by name.
 //!
-//! Per layer: `x += O · attention(rope(Q·n), rope(K·n), V·n)` with `n = norm(x)`, then
-//! `x += Down · (silu(Gate·m) ⊙ Up·m)` with `m = norm(x)`; at the end `logits = Head · norm(x)` of
-//! the wanted rows.
+//! Per layer: `x += O · attention(rope(Q·n), rope(K·n), V·n)` with `n = norm(x)`, queries and keys
+//! normed head by head before their rotation where the block has norms for them, then
+//! `x += Down · (activation(Gate·m) ⊙ Up·m)` with `m = norm(x)`; at the end
+//! `logits = Head · norm(x)` of the wanted rows.
 //!
 //! **Invariant:** a sequence's logits depend on its own tokens alone, however it is batched or
 //! split: bit for bit on the CPU, to rounding on a device whose kernels differ by the number of
@@ -12,9 +14,9 @@
 use std::ops::Range;
 
 use super::batch::wanted_rows;
-use super::{Batch, KvCache, Logits, RopeTable, Sequence};
-use crate::base::ModelConfig;
-use crate::device::{Attention, Choice, Compute, Heads, Product, Span};
+use super::{Batch, KvCache, Logits, NewTokens, RopeTable};
+use crate::arch::{Activation, ModelConfig, Role, Tensor};
+use crate::device::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Weights};
 use crate::{Error, Result, WeightName};
 
@@ -38,18 +40,20 @@ impl Linear {
 }
 
 struct Layer {
-    input_norm: WeightName,
-    post_attention_norm: WeightName,
+    attention_norm: WeightName,
     /// q, k, v
     attention: [Linear; 3],
+    /// Of every head of q and of k.
+    head_norms: Option<[WeightName; 2]>,
     out: Linear,
+    feed_forward_norm: WeightName,
     /// gate, up
     feed_forward: [Linear; 2],
     down: Linear,
 }
 
 /// A model's structure, bound to the weights it reads.
-pub struct Llama {
+pub struct Transformer {
     config: ModelConfig,
     rope: RopeTable,
     embedding: MatrixId,
@@ -69,6 +73,8 @@ pub(super) struct Workspace<D: Compute> {
     keys: D::Buffer,
     values: D::Buffer,
     mixed: D::Buffer,
+    /// As `keys`, where these are normed.
+    normed_keys: Option<D::Buffer>,
     /// `(rows, intermediate)`
     gate: D::Buffer,
     up: D::Buffer,
@@ -91,59 +97,92 @@ pub(super) fn heads(config: &ModelConfig) -> Heads {
 struct Binder<'a, D: Compute> {
     device: &'a D,
     weights: &'a Weights<D>,
-    architecture: &'a str,
+    config: &'a ModelConfig,
 }
 
 impl<D: Compute> Binder<'_, D> {
-    fn matrix(&self, name: String, shape: [usize; 2]) -> Result<MatrixId> {
-        let weight = WeightName::new(name);
-        let Some(id) = self.weights.matrix_id(&weight) else {
-            return Err(Error::MissingWeight {
-                weight,
-                architecture: self.architecture.to_owned(),
-            });
-        };
-        let found = self.device.shape(self.weights.matrix(id));
-        if found != (shape[0], shape[1]) {
-            return Err(Error::WeightShape {
-                weight,
-                expected: shape.to_vec(),
-                found: vec![found.0, found.1],
-            });
+    fn missing(&self, weight: WeightName) -> Error {
+        Error::MissingWeight { weight, architecture: self.config.architecture.clone() }
+    }
+
+    fn check_shape(&self, weight: &WeightName, expected: &[usize], found: &[usize]) -> Result<()> {
+        if found == expected {
+            return Ok(());
         }
+        let (expected, found) = (expected.to_vec(), found.to_vec());
+        Err(Error::WeightShape { weight: weight.clone(), expected, found })
+    }
+
+    fn matrix(&self, weight: WeightName, shape: &[usize]) -> Result<MatrixId> {
+        let Some(id) = self.weights.matrix_id(&weight) else { return Err(self.missing(weight)) };
+        let (rows, cols) = self.device.shape(self.weights.matrix(id));
+        self.check_shape(&weight, shape, &[rows, cols])?;
         Ok(id)
     }
 
     /// The vector's name if it is there, `len` long.
     fn find_vector(&self, weight: &WeightName, len: usize) -> Result<bool> {
         let Some(vector) = self.weights.vector(weight) else { return Ok(false) };
-        let found = self.device.len(vector);
-        if found != len {
-            return Err(Error::WeightShape {
-                weight: weight.clone(),
-                expected: vec![len],
-                found: vec![found],
-            });
-        }
+        self.check_shape(weight, &[len], &[self.device.len(vector)])?;
         Ok(true)
     }
 
-    fn vector(&self, name: String, len: usize) -> Result<WeightName> {
-        let weight = WeightName::new(name);
-        if !self.find_vector(&weight, len)? {
-            return Err(Error::MissingWeight {
-                weight,
-                architecture: self.architecture.to_owned(),
-            });
-        }
-        Ok(weight)
+    fn vector(&self, weight: WeightName, len: usize) -> Result<WeightName> {
+        if self.find_vector(&weight, len)? { Ok(weight) } else { Err(self.missing(weight)) }
     }
 
-    fn linear(&self, prefix: &str, shape: [usize; 2]) -> Result<Linear> {
-        let weight = self.matrix(format!("{prefix}.weight"), shape)?;
-        let bias = WeightName::new(format!("{prefix}.bias"));
-        let bias = self.find_vector(&bias, shape[0])?.then_some(bias);
+    fn layer(&self, layer: usize) -> LayerBinder<'_, D> {
+        LayerBinder { binder: self, layer }
+    }
+}
+
+/// The same for one layer, by what a weight is for.
+struct LayerBinder<'a, D: Compute> {
+    binder: &'a Binder<'a, D>,
+    layer: usize,
+}
+
+impl<D: Compute> LayerBinder<'_, D> {
+    fn tensor(&self, role: Role) -> &'static Tensor {
+        let block = &self.binder.config.block;
+        block.tensor(role).unwrap_or_else(|| panic!("every block has a weight for {role:?}"))
+    }
+
+    fn linear(&self, role: Role) -> Result<Linear> {
+        let tensor = self.tensor(role);
+        let shape = tensor.shape(self.binder.config);
+        let bias = tensor.bias(self.layer);
+        let weight = self.binder.matrix(tensor.weight(self.layer), &shape)?;
+        let bias = self.binder.find_vector(&bias, shape[0])?.then_some(bias);
         Ok(Linear { weight, bias })
+    }
+
+    fn norm(&self, role: Role) -> Result<WeightName> {
+        let tensor = self.tensor(role);
+        self.binder.vector(tensor.weight(self.layer), tensor.shape(self.binder.config)[0])
+    }
+
+    fn head_norms(&self) -> Result<Option<[WeightName; 2]>> {
+        if self.binder.config.block.tensor(Role::QueryNorm).is_none() {
+            return Ok(None);
+        }
+        Ok(Some([self.norm(Role::QueryNorm)?, self.norm(Role::KeyNorm)?]))
+    }
+
+    fn bind(&self) -> Result<Layer> {
+        Ok(Layer {
+            attention_norm: self.norm(Role::AttentionNorm)?,
+            attention: [
+                self.linear(Role::Query)?,
+                self.linear(Role::Key)?,
+                self.linear(Role::Value)?,
+            ],
+            head_norms: self.head_norms()?,
+            out: self.linear(Role::Output)?,
+            feed_forward_norm: self.norm(Role::FeedForwardNorm)?,
+            feed_forward: [self.linear(Role::Gate)?, self.linear(Role::Up)?],
+            down: self.linear(Role::Down)?,
+        })
     }
 }
 
@@ -188,7 +227,7 @@ fn check(config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
-impl Llama {
+impl Transformer {
     /// Resolves every weight of `config` once. Biases are used where the base has them.
     ///
     /// # Errors
@@ -200,39 +239,21 @@ impl Llama {
         weights: &Weights<D>,
     ) -> Result<Self> {
         check(config)?;
-        let c = config;
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let binder = Binder { device, weights, architecture: &c.architecture };
-        let embedding = binder.matrix(EMBEDDING.to_owned(), [c.vocab_size, hidden])?;
-        let head = if c.tie_word_embeddings && weights.matrix_id(&WeightName::new(HEAD)).is_none() {
+        let binder = Binder { device, weights, config };
+        let table = [config.vocab_size, config.hidden_size];
+        let embedding = binder.matrix(WeightName::new(EMBEDDING), &table)?;
+        let head = WeightName::new(HEAD);
+        let head = if config.tie_word_embeddings && weights.matrix_id(&head).is_none() {
             embedding
         } else {
-            binder.matrix(HEAD.to_owned(), [c.vocab_size, hidden])?
+            binder.matrix(head, &table)?
         };
-        let layers = (0..c.num_hidden_layers)
-            .map(|i| {
-                let name = |rest: &str| format!("model.layers.{i}.{rest}");
-                Ok(Layer {
-                    input_norm: binder.vector(name("input_layernorm.weight"), hidden)?,
-                    post_attention_norm: binder
-                        .vector(name("post_attention_layernorm.weight"), hidden)?,
-                    attention: [
-                        binder.linear(&name("self_attn.q_proj"), [q, hidden])?,
-                        binder.linear(&name("self_attn.k_proj"), [kv, hidden])?,
-                        binder.linear(&name("self_attn.v_proj"), [kv, hidden])?,
-                    ],
-                    out: binder.linear(&name("self_attn.o_proj"), [hidden, q])?,
-                    feed_forward: [
-                        binder.linear(&name("mlp.gate_proj"), [inner, hidden])?,
-                        binder.linear(&name("mlp.up_proj"), [inner, hidden])?,
-                    ],
-                    down: binder.linear(&name("mlp.down_proj"), [hidden, inner])?,
-                })
-            })
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| binder.layer(layer).bind())
             .collect::<Result<_>>()?;
-        let norm = binder.vector("model.norm.weight".to_owned(), hidden)?;
-        Ok(Self { rope: RopeTable::new(c)?, config: c.clone(), embedding, layers, norm, head })
+        let norm = binder.vector(config.final_norm(), config.hidden_size)?;
+        let rope = RopeTable::new(config)?;
+        Ok(Self { rope, config: config.clone(), embedding, layers, norm, head })
     }
 
     /// The model's hyper-parameters.
@@ -349,7 +370,7 @@ impl Llama {
         for (index, sequence) in batch.sequences.iter().enumerate() {
             let refuse =
                 |problem| Err(Error::BatchSequence { index, problem, slots: cache.slots() });
-            let Sequence { slot, tokens, .. } = *sequence;
+            let NewTokens { slot, tokens, .. } = *sequence;
             let start = spans.last().map_or(0, |span| span.rows.end);
             if spans.last().is_some_and(|span| span.slot >= slot) {
                 return refuse("its slot does not follow the one before");
@@ -393,6 +414,7 @@ impl Llama {
             keys: alloc(kv)?,
             values: alloc(kv)?,
             mixed: alloc(q)?,
+            normed_keys: c.block.tensor(Role::KeyNorm).map(|_| alloc(kv)).transpose()?,
             gate: alloc(c.intermediate_size)?,
             up: alloc(c.intermediate_size)?,
             angles: alloc(c.head_dim)?,
@@ -417,11 +439,13 @@ impl Llama {
         let rows = tokens.len();
         #[allow(clippy::cast_possible_truncation, reason = "rounded to the activations' precision")]
         let eps = c.rms_norm_eps as f32;
+        let heads = heads(c);
+        let scale = c.block.scale(c.head_dim);
         let vector = |name: &WeightName| weights.vector(name).expect("bound to these weights");
         device.write(&w.angles_host, &mut w.angles);
         device.embed(weights.matrix(self.embedding), tokens, &mut w.stream);
         for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
-            device.rms_norm(&w.stream, vector(&layer.input_norm), eps, rows, &mut w.normed);
+            device.rms_norm(&w.stream, vector(&layer.attention_norm), eps, rows, &mut w.normed);
             let [q, k, v] = &layer.attention;
             let projections = [
                 q.product(weights, &mut w.queries, false),
@@ -429,33 +453,45 @@ impl Llama {
                 v.product(weights, &mut w.values, false),
             ];
             device.matmul(&w.normed, rows, projections);
-            let attention = Attention {
+            if let (Some([q, k]), Some(normed)) = (&layer.head_norms, &mut w.normed_keys) {
+                device.rms_norm(&w.queries, vector(q), eps, rows * heads.heads, &mut w.mixed);
+                device.rms_norm(&w.keys, vector(k), eps, rows * heads.kv_heads, normed);
+                std::mem::swap(&mut w.queries, &mut w.mixed);
+                std::mem::swap(&mut w.keys, normed);
+            }
+            let rotate_append = RotateAppend {
                 queries: &mut w.queries,
                 keys: &mut w.keys,
                 values: &w.values,
                 angles: &w.angles,
                 cache: kv,
-                heads: heads(c),
+                heads,
+            };
+            device.rotate_append(rotate_append, spans);
+            let attention = Attention {
+                queries: &w.queries,
+                cache: kv,
+                heads,
+                scale,
+                soft_cap: c.block.score_soft_cap,
                 window: c.sliding_window,
                 out: &mut w.mixed,
             };
             device.attention(attention, spans);
             device.matmul(&w.mixed, rows, [layer.out.product(weights, &mut w.stream, true)]);
 
-            device.rms_norm(
-                &w.stream,
-                vector(&layer.post_attention_norm),
-                eps,
-                rows,
-                &mut w.normed,
-            );
+            device.rms_norm(&w.stream, vector(&layer.feed_forward_norm), eps, rows, &mut w.normed);
             let [gate, up] = &layer.feed_forward;
             device.matmul(
                 &w.normed,
                 rows,
                 [gate.product(weights, &mut w.gate, false), up.product(weights, &mut w.up, false)],
             );
-            device.silu_mul(&mut w.gate, &w.up, rows * c.intermediate_size);
+            let len = rows * c.intermediate_size;
+            match c.block.activation {
+                Activation::Silu => device.silu_mul(&mut w.gate, &w.up, len),
+                Activation::GeluTanh => device.gelu_mul(&mut w.gate, &w.up, len),
+            }
             device.matmul(&w.gate, rows, [layer.down.product(weights, &mut w.stream, true)]);
         }
         if wanted.is_empty() {

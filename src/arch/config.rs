@@ -3,13 +3,11 @@
 //! **Invariant:** every size is at least one and at most a sane cap, so shapes computed from it
 //! cannot wrap; the key and value heads divide the query heads; a head's width is even.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use crate::WeightName;
+use super::Block;
 use crate::error::ConfigDefect;
-use crate::name::{EMBEDDING, HEAD};
 
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
@@ -41,12 +39,14 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
-/// The hyper-parameters of a Llama-family model (Llama, Mistral, Qwen2).
+/// The hyper-parameters of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`. A GGUF file of `llama` may
-    /// be Mistral's, too.
+    /// The family, by its configuration class, such as `LlamaForCausalLM`. A GGUF file of `llama`
+    /// may be Mistral's, too.
     pub architecture: String,
+    /// What a layer computes.
+    pub block: Block,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside the feed-forward block.
@@ -79,17 +79,9 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
 }
 
-/// Which linear layers have biases.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Biases {
-    pub(super) qkv: bool,
-    pub(super) o: bool,
-    pub(super) mlp: bool,
-}
-
 impl ModelConfig {
     /// Refuses absurd values before anything is computed from them.
-    pub(super) fn check(&self) -> Result<(), ConfigDefect> {
+    pub(crate) fn check(&self) -> Result<(), ConfigDefect> {
         within("hidden_size", self.hidden_size, 1..=MAX_WIDTH)?;
         within("intermediate_size", self.intermediate_size, 1..=MAX_WIDTH)?;
         within("num_hidden_layers", self.num_hidden_layers, 1..=MAX_LAYERS)?;
@@ -151,45 +143,10 @@ impl ModelConfig {
             }
         }
     }
-
-    /// Every weight the architecture has, with its shape.
-    pub(super) fn expected_weights(&self, biases: Biases) -> BTreeMap<WeightName, Vec<usize>> {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) =
-            (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
-        let mut weights = BTreeMap::new();
-        let mut add =
-            |name: String, shape: Vec<usize>| weights.insert(WeightName::new(name), shape);
-        add(EMBEDDING.to_owned(), vec![self.vocab_size, hidden]);
-        add("model.norm.weight".to_owned(), vec![hidden]);
-        if !self.tie_word_embeddings {
-            add(HEAD.to_owned(), vec![self.vocab_size, hidden]);
-        }
-        for layer in 0..self.num_hidden_layers {
-            for (module, rows, cols, bias) in [
-                ("self_attn.q_proj", q, hidden, biases.qkv),
-                ("self_attn.k_proj", kv, hidden, biases.qkv),
-                ("self_attn.v_proj", kv, hidden, biases.qkv),
-                ("self_attn.o_proj", hidden, q, biases.o),
-                ("mlp.gate_proj", inner, hidden, biases.mlp),
-                ("mlp.up_proj", inner, hidden, biases.mlp),
-                ("mlp.down_proj", hidden, inner, biases.mlp),
-            ] {
-                add(format!("model.layers.{layer}.{module}.weight"), vec![rows, cols]);
-                if bias {
-                    add(format!("model.layers.{layer}.{module}.bias"), vec![rows]);
-                }
-            }
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                add(format!("model.layers.{layer}.{norm}.weight"), vec![hidden]);
-            }
-        }
-        weights
-    }
 }
 
 /// Width of one head where the configuration does not give it.
-pub(super) fn default_head_dim(hidden: usize, heads: usize) -> Result<usize, ConfigDefect> {
+pub(crate) fn default_head_dim(hidden: usize, heads: usize) -> Result<usize, ConfigDefect> {
     match hidden.checked_rem(heads) {
         Some(0) => Ok(hidden / heads),
         _ => Err(wrong(
@@ -211,6 +168,6 @@ fn within<T: PartialOrd + Display>(
     Err(wrong(key, found, format!("{} to {}", range.start(), range.end())))
 }
 
-pub(super) fn wrong(key: &str, found: impl Display, expected: impl Into<String>) -> ConfigDefect {
+pub(crate) fn wrong(key: &str, found: impl Display, expected: impl Into<String>) -> ConfigDefect {
     ConfigDefect::Value { key: key.to_owned(), found: found.to_string(), expected: expected.into() }
 }

@@ -36,7 +36,8 @@ fn main() -> pleach::Result<()> {
 
     let report = runtime.verify(100, 10, 1, |_| ())?;
     println!(
-        "{} random switches, {} arrivals compared with a fresh load: {} nodes differ, and {} bits at /",
+        "{} random switches, {} arrivals compared with a fresh load: {} nodes differ, and {} bits \
+         at /",
         report.switches,
         report.compared,
         report.mismatched_nodes.len(),

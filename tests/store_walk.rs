@@ -10,8 +10,6 @@ mod stored;
 #[path = "common/walk.rs"]
 mod walk;
 
-use std::io::Write;
-
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use walk::{Tally, walk};
@@ -38,10 +36,10 @@ fn a_random_walk_finds_what_the_model_says() {
     for seed in 0..WALKS {
         let mut bytes = vec![0; BYTES];
         StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
-        std::io::stderr().write_all(format!("seed {seed}\n").as_bytes()).unwrap();
+        eprintln!("seed {seed}");
         sum = add(sum, walk(&bytes));
     }
-    std::io::stderr().write_all(format!("{sum:?}\n").as_bytes()).unwrap();
+    eprintln!("{sum:?}");
     // A walk that is refused everything, or that nothing breaks off, would test little.
     let Tally { made, refused, compacted, broken_off, .. } = sum;
     assert!(made > 200 && refused > 200 && compacted > 40 && broken_off > 50, "{sum:?}");

@@ -82,9 +82,7 @@ pub use runtime::{
     SwitchReport, VerifyReport,
 };
 #[doc(inline)]
-pub use store::{
-    Changes, Content, Details, ImportOptions, ImportReport, Store, StoreNode, StoreOptions,
-};
+pub use store::{Changes, Content, Details, ImportOptions, ImportReport, Store, StoreNode};
 #[doc(inline)]
 pub use tree::{AdapterTree, NodeId, NodeSource, SwitchPlan, TreeBuilder};
 

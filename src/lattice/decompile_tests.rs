@@ -67,6 +67,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
+    #[cfg_attr(miri, ignore = "96 cases of up to 200 components on 70 × 70 weights: hours")]
     fn a_decompiled_product_lies_within_half_a_step_a_chunk_and_recompiles_to_nearly_the_same(
         rows in prop_oneof![Just(1_usize), 2..10_usize, 30..70_usize],
         cols in prop_oneof![Just(1_usize), 2..10_usize, 30..70_usize],
@@ -126,6 +127,7 @@ fn largest(delta: &FloatDelta, cols: usize) -> Vec<[f32; 2]> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "67 components on 20 × 40 weights: minutes")]
 fn both_factors_of_a_component_are_of_one_size() {
     let rng = &mut StdRng::seed_from_u64(3);
     let grid = made_grid(rng, 20, 40);

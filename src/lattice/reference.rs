@@ -51,14 +51,14 @@ mod tests {
     fn every_kind_is_added_by_the_definition_and_subtracted_bit_for_bit() {
         let [low_rank, sparse, dense] = &deltas();
         let mut matrix = LatticeMatrix::zeros(3, 33);
-        let added = [low_rank, sparse].map(|delta| Segment { delta, sign: Sign::Add });
-        apply(&mut matrix, &added);
+        let added = [low_rank, sparse].map(SignedDelta::added);
+        delta_apply(&mut matrix, &added);
         let corners = |matrix: &LatticeMatrix| [0, 1, 2].map(|i| [0, 32].map(|j| matrix.row(i)[j]));
         assert_eq!(corners(&matrix), [[4, 104], [-10, -10], [-7, 0]]);
-        apply(&mut matrix, &[Segment { delta: dense, sign: Sign::Add }]);
+        delta_apply(&mut matrix, &[SignedDelta::added(dense)]);
         assert_eq!(corners(&matrix), [[4, 105], [-8, -7], [-3, 5]]);
-        let all = [dense, sparse, low_rank].map(|delta| Segment { delta, sign: Sign::Subtract });
-        apply(&mut matrix, &all);
+        let all = [dense, sparse, low_rank].map(SignedDelta::subtracted);
+        delta_apply(&mut matrix, &all);
         assert!(matrix.integers().iter().all(|&n| n == 0));
     }
 }

@@ -14,7 +14,7 @@ const NEAR: f32 = 0.625;
 pub(super) fn tanh<S: Simd>(simd: S, x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for c in [2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = simd.fma1(p, z, c);
     }
     let near = simd.fma1(p * z, x, x);

@@ -84,7 +84,7 @@ impl Recording {
         let words: &[u32] = bytemuck::cast_slice(records);
         let size = size_of::<T>() / size_of::<u32>();
         let is_known = |range: &&std::ops::Range<usize>| {
-            range.start % size == 0 && self.words[(*range).clone()] == *words
+            range.start.is_multiple_of(size) && self.words[(*range).clone()] == *words
         };
         if let Some(known) = self.shared.iter().find(is_known) {
             return word(known.start / size);

@@ -1,7 +1,7 @@
 //! The families that are run: one file each, which holds all that is particular to it, as data.
 //! What reads files ([`crate::base`]) and what computes ([`crate::model`]) know none by name.
 //!
-//! A dense family more is a file here, a line in [`FAMILIES`], and its goldens.
+//! A dense family more is a file here, a line in `FAMILIES`, and its goldens.
 //!
 //! **Invariant:** a default of a configuration class stands in its family's file and nowhere else.
 //!

@@ -77,6 +77,10 @@ pub(crate) trait Kernel {
 }
 
 /// The vector operations of one instruction set. A chunk of 16 values is `PARTS` vectors.
+#[cfg_attr(
+    not(feature = "measure"),
+    allow(dead_code, reason = "single pairs are multiplied for the ceilings alone")
+)]
 pub(crate) trait Simd: Copy {
     /// A vector of f32.
     type V: Copy;

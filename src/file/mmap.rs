@@ -1,7 +1,7 @@
 //! Maps a file into memory, read-only.
 //!
-//! **Invariant:** the only `unsafe` outside the instruction-set files. A mapped file must not be
-//! cut short or written in place while it is open: replace a model by renaming a new file over it.
+//! **Invariant:** the only place that maps one. A mapped file must not be cut short or written in
+//! place while it is open: replace a model by renaming a new file over it.
 
 #![allow(unsafe_code, reason = "mapping a file is unsafe: another process may change it")]
 

@@ -1,9 +1,28 @@
-//! Compiles a float delta to integers on a matrix's lattice, once, in f64 with IEEE operations
-//! only, so that every machine compiles the same integers.
+//! Compiles a float delta to integers on a matrix's lattice, once.
 //!
-//! For a low-rank delta `scaling · B · A` the rank components are balanced by powers of two, both
-//! factors are scaled to the same largest norm at a shift of 16, and a row of `B` too large for
-//! that takes the largest shift that keeps `‖B'_i‖ · max_j ‖A'_j‖ < 2^30`.
+//! A low-rank delta `scaling · B · A` stays factored; `delta.rs` has the formula of its entries.
+//!
+//! 1. Ranks above 64 are split into chunks, each rounded on its own.
+//! 2. Rank components are balanced by powers of two, so that each takes an equal share of both
+//!    factors.
+//! 3. One scale makes the largest row of `B'` and the largest column of `A'` the same norm at a
+//!    shift of 16, or `A'` the largest norm that i16 holds.
+//! 4. A row's shift is the largest up to 16 at which `B'_i` fits i16 and `‖B'_i‖ · max_j ‖A'_j‖ <
+//!    2^30`. Both norms are counted on the rounded integers, exactly.
+//!
+//! **Why the shift stops at 16.** The tiles of `device/cpu/simd/` hold sums for even and odd
+//! columns in two registers of i32. At a shift of 16 `Q` is the upper half of each sum as it
+//! stands: one shift of the even register and one blend make 32 results in column order, with no
+//! shift by row. Only a group of rows in which some row needs a smaller shift takes the longer way
+//! (`full_shift` in `simd/avx512.rs`). Accuracy does not suffer, since both factors share the 16
+//! bits: their rounding stays far below the half step of the final one.
+//!
+//! Dense deltas are integers laid out as the weights are, sparse ones compressed rows. No adapter
+//! file makes them yet.
+//!
+//! **Invariant:** by Cauchy–Schwarz every partial sum, in any order, fits an i32.
+//! **Invariant:** IEEE operations on f64 in a fixed order only: every machine compiles the same
+//! integers.
 
 use super::delta::{CompiledDelta, DeltaKind, Factors, SparseRows};
 use super::{Grid, LIMIT, LatticeMatrix};

@@ -1,9 +1,20 @@
-//! Whether a matrix stays on the lattice with the deltas of a path: one arithmetic for a switch and
-//! for every check before.
+//! Whether a matrix stays on the lattice with the deltas of a path: one arithmetic for a switch
+//! and for every check before.
+//!
+//! `row_max[i]` bounds `max_j |Q_ij|`: `compile` has it from Cauchy–Schwarz, `tighten_and_count`
+//! (`device/cpu/delta_apply/mod.rs`, called by `compile.rs`) replaces it by the counted maximum,
+//! with the switch's own kernel on rows of zeros, or in i64 where those could wrap.
 //!
 //! A row is clear where the base's largest integer and the deltas' largest ones sum to at most
-//! 32767. The others are counted: exactly where the row's integers are at hand; where they are not,
-//! from what the deltas alone add up to.
+//! 32767. The others are counted: exactly, in i64, where the row's integers are at hand; where
+//!        they are not, from what the deltas alone add up to. To refuse by the sum of the maxima
+//!        alone would refuse paths that fit, since the largest entries of a row seldom meet in one
+//!        column.
+//!
+//! Whether a node fits depends on its path alone, so a switch counts it once: `NodeDeltas`
+//! remembers the path it was found to fit with, by serial numbers that no second compilation has.
+//! `store::check_path` asks the same of a path before a change; `store/after.rs` says what the
+//! nodes will then be. `Store::apply` itself does not ask.
 
 use rayon::prelude::*;
 

@@ -3,6 +3,11 @@
 //! A switch adds and subtracts integers only, so it is exact, order-free and reversible (a
 //! ℤ-module): the bits at a node depend on the node, never on the route.
 //!
+//! `quantise.rs` puts a base on it, `compile.rs` a delta, `decompile.rs` takes a delta off it
+//! again. `fits.rs` says whether a path stays on it, `kept.rs` what share of a change it keeps,
+//! and `reference.rs` has the obvious loops that judge every kernel. Rows are padded with zeros to
+//! 32 columns, one cache line.
+//!
 //! **Invariant:** no float appears between reading compiled factors and writing `N`.
 
 mod base_lattice;

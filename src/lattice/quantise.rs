@@ -1,8 +1,13 @@
 //! Puts a base matrix on the lattice: each row gets a step, each weight the nearest integer.
 //!
-//! `u_i = max_j |W_ij| · headroom / 32767`. A row far below the matrix's others (an unused token,
-//! say) takes a sixteenth of the median step instead, so that a delta of ordinary size fits there
-//! too. The median: one row far above the others leaves theirs as fine as they are.
+//! ```text
+//! u_i = max_j |W_ij| · headroom / 32767      N_ij = round(W_ij / u_i)      in f64, on f32 steps
+//! ```
+//!
+//! A row whose step would be below a sixteenth of its matrix's median step (an unused token, say)
+//! takes that instead, so that a delta of ordinary size fits there too. The median: one row far
+//! above the others leaves theirs as fine as they are. A matrix of zeros takes steps of `2⁻¹⁵ ·
+//! headroom`.
 //!
 //! **Invariant:** `|W_ij − N_ij · u_i| ≤ u_i / 2`: the only rounding a base ever sees on this
 //! lattice.

@@ -1,12 +1,72 @@
-//! A store: the compiled deltas of a tree on disk, published to while they are served, and the
-//! caches above it.
+//! A store: the compiled deltas of a tree on disk, published to while they are served.
 //!
-//! A store is a folder: `catalogue.db` says which nodes there are, `segments/` holds their bytes.
-//! It opens at once however many nodes it has; what is not asked for is not read. It belongs to one
-//! base and one lattice.
+//! A store is a folder; docs/format.md draws its bytes. It opens at once however many nodes it
+//! has: only the catalogue's first pages are read. It holds deltas *compiled* for one base and one
+//! lattice, since that is what a switch needs: a cold switch reads, checks and copies, and
+//! compiles nothing. It also holds the lattice itself (names, steps, largest integers), so that
+//! publishing needs no base.
+//!
+//! **Three parts.** *Segments* are append-only files of blobs. The *catalogue* (redb) says which
+//! blob is which version of which node. In memory are the versions that somebody holds
+//! (`nodes/stored.rs`), found again by parent, name and generation.
+//!
+//! **Changes** (`change.rs`, `apply.rs`). Contents are compiled and encoded before anything is
+//! locked. Inside redb's write transaction, which excludes all other writers in all processes, the
+//! blobs go behind the tail and are synced; then the records and the new tail are committed.
+//!
+//! **Generations** count over the whole store, so nothing that is removed and made again can be
+//! mistaken for what it was. A version also has the generation that brought its *content*; moving
+//! and rolling back keep that. A node records the content of the parent it was trained on, and is
+//! stale if that, or the same of an ancestor, is no longer what it hangs under: rolling the parent
+//! back mends it, moving a whole subtree does not break it.
+//!
+//! **Versions.** Resolving a name compares its path in one committed state with the versions that
+//! are held, keeps those that still hold, and makes new ones from the first difference down. A
+//! version holds those above it: a runtime that stands on a replaced version still knows what it
+//! added and finds the way from there, and the caches never hold one version for another. What
+//! nobody holds is forgotten by itself.
+//!
+//! **Tiers.** Disk, memory, device: `Store::read` behind one `DeltaCache` in memory and one on a
+//! GPU (`nodes/cache.rs`), each with its budget and counters; the current path is pinned. A hit
+//! looks up the path in the catalogue, marks a use in O(log n), and evicts nothing unless the
+//! budget is exceeded.
+//!
+//! **One folder.** An open store is its folder, not its path (`folder.rs`). Before a change, the
+//! catalogue, the segments and the store's id must be those that were opened; a segment is
+//! appended to or removed only if its header does not name another store. The catalogue is opened
+//! for reading, and to write at the first change; readers wait for no change (`catalogue/wait.rs`
+//! says for whom what waits does). Where the file may not be written it is opened for reading
+//! (`catalogue/open.rs`), which waits for nobody and shares it with those who write; only the
+//! mending of what a killed writer left needs one who may.
+//!
+//! **Damage.** redb looks at its checksums only when it mends a file, so `catalogue/backend.rs`
+//! puts 16 bytes of BLAKE3 behind each page and compares them at every read. A record's BLAKE3
+//! covers its key, a blob's is in its record, a segment's header names store and number. A name
+//! whose link is there but not its record is damage, not an unknown node. Should redb panic,
+//! `catalogue/mod.rs` makes an error of it; after that or a failed write it opens the database
+//! again, so a full disk does not end a server. `Store::verify` looks at every page, record and
+//! byte; with `deep` it also counts every row's bound again. Whoever finds a file gone looks up
+//! again (`again`).
+//!
+//! **Disk space.** Compaction (`compact.rs`) forgets past versions and rewrites segments that hold
+//! dead bytes, a few MiB a transaction; files go only after a commit in which nothing names them:
+//! dead ones first, the others every gigabyte, so that a full disk can be emptied. A change that
+//! could not write its bytes cuts them off again. A mebibyte (`reserve.rs`) is freed where a
+//! removal would find no space, and where there is none for copies dead blocks become holes
+//! (Linux).
+//!
+//! **Tests.** `tests/store_damage.rs` changes bytes (`PLEACH_DAMAGE_STRIDE=1`: every one) and cuts
+//! files short; `store_crash.rs` makes every write, sync, rename and removal fail in turn;
+//! `store_kill.rs` kills processes; `store_walk.rs` walks at random beside a model in memory;
+//! `store_edges.rs` and `store_full.rs` are about full disks and read-only files, `store_swaps.rs`
+//! about stores that trade places.
 //!
 //! **Invariant:** what a change returns from is on disk whole; a change that fails has not
 //! happened.
+//! **Invariant:** the catalogue never names bytes that are not on disk.
+//! **Invariant:** bytes that it names are never written again, so reading a blob needs no lock.
+//! **Invariant:** nothing inside a change reads through the catalogue's other end: it may have to
+//! open the database again, which waits for the change.
 //! **Invariant:** bytes are used only if their BLAKE3 is the one written with them.
 
 mod after;

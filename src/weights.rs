@@ -1,6 +1,19 @@
 //! The live weights on one device and the ledger of what is applied to them: the only mutable
 //! state.
 //!
+//! **Order.** `Weights::untie`, `Weights::check_bounds`, `Weights::apply`. A head that is tied to
+//! the embedding gets a matrix of its own before the first adapter that touches either is added,
+//! since PEFT changes the one module alone: once, before either is touched, and a base whose
+//! adapters leave them alone never pays for it. Ids do not change: a tied head has its own from
+//! the start. `usable` is false while a pass runs and set back only at its end, so whatever breaks
+//! it off leaves it false.
+//!
+//! **Fingerprint.** BLAKE3 over, in name order, each matrix's name, a zero byte and its hash; then
+//! the hash of all vectors (name, zero byte, f32 values, in the base's order). A matrix's hash
+//! covers rows and columns (u64), the integers without padding and the steps, all little-endian. A
+//! tied head counts under its own name, so untying changes nothing. Only matrices touched since
+//! the last call are hashed again.
+//!
 //! **Invariant:** `N = base + Σ Q_v` over the nodes of the ledger, or the copy is marked unusable
 //! until it is loaded again.
 //! **Invariant:** every check that can fail is made before the first weight moves.

@@ -1,5 +1,32 @@
 //! The public face: one base, one tree, one live copy of the weights, moved from node to node.
 //!
+//! `engine.rs` has what all copies of the weights share, `replica.rs` one copy and what is applied
+//! to it, `switch.rs` the way from node to node.
+//!
+//! **Nodes.** A folder tree's node is one content for the engine's life: the hash of its files is
+//! kept when they are first read, others are refused (`TreeDefect::Changed`). Of a store the path
+//! is looked up in one committed state when a name is resolved, so a change is taken at the next
+//! switch.
+//!
+//! **Copies.** `Runtime::replica` loads another copy of the weights for the same engine: base,
+//! nodes, compiled deltas, tokenizer and templates are shared, and a version is compiled once. The
+//! deltas that a copy has applied are pinned and count for no budget; the budget is for the
+//! others, and holds after a switch, not within it.
+//!
+//! **Failures.** If a device's error or a panic breaks off a pass, `switch_to`, `generate`,
+//! `score` and `fingerprint` return `Error::Unusable` until `Runtime::restore` connects to the
+//! device again and loads the weights from the base, at the root. A GPU's error that comes at any
+//! other time is kept, too, and returned by every later call (`Error::DeviceFailed`).
+//!
+//! **Keys and values** are owned by 32 bytes that name the weights, and a forward pass under
+//! another owner is refused (`model/kv_cache.rs`). Here those are the version and the load of the
+//! replica that they were computed on: hashing the weights would cost more than the switch.
+//!
+//! **Sequences** (`sequence.rs`): tokens, sampler, keys and values, and the version they belong
+//! to. `Runtime::step` chooses one token; `generate` is a loop over it. The weights may move
+//! between two steps: back at the version, the sequence goes on and computes nothing again; keys
+//! and values that are lost (another load, another copy) are computed again from its tokens.
+//!
 //! **Invariant:** [`Runtime::switch_to`] takes `&mut self` and everything that reads the weights
 //! takes `&self`: no half-switched model can be read.
 //! **Invariant:** a switch that returns an error left node and weights as they were, or says that

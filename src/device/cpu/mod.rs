@@ -1,6 +1,25 @@
 //! The CPU: integer and float kernels with SIMD, chosen at run time, and the thread pool they run
 //! on.
 //!
+//! **The switch** is `delta_apply/`; blocks of rows over all matrices together go to the threads,
+//! and a small pass stays on the thread that calls. A tile of 8 rows of 32 columns (AVX-512; 2
+//! rows with AVX2) stays in registers while the factors pass.
+//!
+//! **The forward pass.** A product streams i16 rows and converts them in registers (`matvec.rs`,
+//! up to 6 tokens), or once per panel of 32 rows in the L2 (`matmul.rs`, more). One call takes
+//! several matrices of one input: q, k and v together; gate and up together.
+//!
+//! A call is one parallel region with one barrier and no allocation (`parallel.rs`): each worker
+//! walks its own stretch of tiles, then helps the others. Below 2^15 multiply-adds it stays on one
+//! thread. So a decoded token costs 4 regions a layer (q k v; o; gate up; down), a fifth for
+//! attention after some 30 positions, and one for the activation in wide models; norms and
+//! rotations stay on one thread.
+//!
+//! **Instruction sets.** A kernel is written once over the trait `Simd` and compiled for each
+//! level by `SimdLevel::run`, the only way to instructions found at run time; the switch's tile,
+//! whose registers are an instruction set's own, is a method of that trait, with one in plain Rust
+//! for the others. An instruction set is one file of `simd/`.
+//!
 //! **Invariant:** a result does not depend on the number of threads.
 
 mod argmax;

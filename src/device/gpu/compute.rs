@@ -1,4 +1,15 @@
 //! [`Compute`] for the GPU: each call becomes dispatches, handed over at the next read.
+//!
+//! One submit a token or prompt. Keys lie in blocks of 32 positions by fours of dimensions, values
+//! by position, both f32. Few sequences with long contexts are split over workgroups by blocks of
+//! 128 positions and combined, with the same bits (`attention.rs`). Arg-max and sampling run on
+//! the device, but where repetition is penalised: that token is chosen on the host. The host draws
+//! the random number, so a seed makes the CPU's tokens up to rounding. Passes of several threads
+//! take turns.
+//!
+//! **Invariant:** within one kernel a token's result does not depend on its neighbours. `matvec`
+//! (up to 8 tokens) and `matmul` sum in different orders, so a prompt split differently agrees to
+//! rounding, not to the bit as on the CPU.
 
 use std::ops::Range;
 

@@ -7,6 +7,14 @@
 //! turns, so that while the pass over one group runs the factors of the next can arrive, from
 //! staging memory if they are not on the device yet. All of it is one submit.
 //!
+//! Matrices are taken in groups of up to 8 MiB of factors, and one dispatch a matrix part reads
+//! and writes each weight once a group, whatever the number of deltas: the list of rank pairs goes
+//! by in workgroup memory, eight pairs at a time, with a tile of 64 × 128 weights in the registers
+//! of 256 threads, sign and shift as data. In order: copy 0, copy 1, pass 0, copy 2, pass 1, …:
+//! each copy's barrier is recorded before the next copy (`Recording::ready`). Parameters lie in
+//! one buffer, and nothing is read back but the clock. Dense and sparse deltas take a dispatch
+//! each.
+//!
 //! **Invariant:** integers throughout, modulo 2^16 in the end: neither groups nor parts nor order
 //! change a bit.
 

@@ -1,6 +1,34 @@
 //! The GPU, through wgpu: the only module that knows of it. Every kernel is a WGSL shader in
 //! `shaders/`.
 //!
+//! **Bits.** A matrix lies as on the CPU, two i16 to a u32, in parts of whole rows that fit one
+//! binding (128 MiB by default; `matrix.rs`). It is changed by `delta_apply`, `delta_dense` and
+//! `delta_sparse` alone, which know no floats (and, with the feature `measure`, by the ceiling
+//! that flips one bit of every word and flips it back). `fingerprint.wgsl` is BLAKE3 of the same
+//! bytes as on the CPU, a chunk of 1 KiB a thread and then the tree, so 32 bytes a matrix come
+//! back and a node has one fingerprint everywhere.
+//!
+//! **Errors.** Buffers are made in an error scope: no memory, or too large, is an ordinary error,
+//! and nothing has changed. A switch makes all it needs before it is handed over
+//! (`Device::prepare_pass`), so only the device's own failure makes the copy unusable. What comes
+//! outside a scope (a lost device, a refused command, no memory for wgpu's own staging) is kept by
+//! the connection and returned from then on. Some drivers call work done that was given up, so the
+//! last step of every submit copies a number that no other has, and work that does not bring it
+//! back was not done. Where the deltas on the GPU leave no memory, those not in use go and the
+//! upload is tried again. `tests/gpu.rs` makes every allocation and submit of a switch and of a
+//! generation fail in turn.
+//!
+//! **Memory.** Weights as on the CPU, 2 bytes each and 4 a row; what the CPU keeps beside them
+//! stays on the host. Uploads go 4 MiB at a time, so staging stays small. Compiled deltas have a
+//! budget of their own. Compiled shaders are kept in the cache folder where the backend can,
+//! behind their hash (`pipeline.rs`).
+//!
+//! **Layout.** Parameters and the records of a dispatch are structures in `params.rs` and in
+//! `shaders/shared/params.wgsl`. Numbers that both sides know (tiles, workgroups, the rows'
+//! alignment) are constants of Rust that set overrides without a value of their own. Bind group
+//! layouts are read from the shader itself. All shaders are validated in a test that needs no GPU
+//! (`tests/layout.rs`).
+//!
 //! **Invariant:** a switch moves integers only, so the weights at a node are the CPU's, bit for
 //! bit.
 

@@ -1,5 +1,9 @@
 //! Conversations as prompts, through the model's own chat template.
 //!
+//! Templates render on a thread of their own with a large stack, since nesting is bounded by fuel
+//! alone. Python's `%` is compiled to a call, because minijinja's operator knows no texts. What
+//! makes the library panic is refused, and the panic stays off stderr (`contain.rs`).
+//!
 //! **Invariant:** a template has no access to anything but its conversation, the special tokens and
 //! the time, and stops after a fixed amount of work.
 //!

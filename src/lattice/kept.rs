@@ -11,7 +11,8 @@
 //! nothing is left, and its distance from 1 is the relative error of what a layer adds to an input
 //! of no preferred direction. A change whose entries are 5 steps on average keeps about 94 %, one
 //! of half a step about half. [`tighten_and_count`](crate::device::cpu::tighten_and_count) counts
-//! it; [`row_squares`] is the definition.
+//! it while an adapter is compiled; [`row_squares`] is the definition. The integers do not depend
+//! on it.
 
 use super::{CompiledDelta, Grid, Sign, headroom_for};
 use crate::WeightName;

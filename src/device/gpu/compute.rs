@@ -5,11 +5,8 @@
 //! 128 positions and combined, with the same bits (`attention.rs`). Arg-max and sampling run on
 //! the device, but where repetition is penalised: that token is chosen on the host. The host draws
 //! the random number, so a seed makes the CPU's tokens up to rounding. Passes of several threads
-//! take turns.
-//!
-//! **Invariant:** within one kernel a token's result does not depend on its neighbours. `matvec`
-//! (up to 8 tokens) and `matmul` sum in different orders, so a prompt split differently agrees to
-//! rounding, not to the bit as on the CPU.
+//! take turns. `matvec` (up to 8 tokens) and `matmul` sum in different orders, so a prompt split
+//! differently agrees to rounding, not to the bit as on the CPU.
 
 use std::ops::Range;
 

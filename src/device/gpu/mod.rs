@@ -4,7 +4,7 @@
 //! **Bits.** A matrix lies as on the CPU, two i16 to a u32, in parts of whole rows that fit one
 //! binding: as large as the GPU allows, or 128 MiB, which is WebGPU's default, where `GpuOptions`
 //! asks for the smallest GPU there can be (`matrix.rs`). It is changed by `delta_apply`,
-//! `delta_dense` and `delta_sparse` alone, which know no floats (and, with `measure`, by the ceiling
+//! `delta_dense` and `delta_sparse` alone, which know no floats (and, with `measure`, by a ceiling
 //! that flips one bit of every word and flips it back). `fingerprint.wgsl` is BLAKE3 of the same
 //! bytes as on the CPU, a chunk of 1 KiB a thread and then the tree, so 32 bytes a matrix come
 //! back and a node has one fingerprint everywhere.

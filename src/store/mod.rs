@@ -58,8 +58,8 @@
 //! **Tests.** `tests/store_damage.rs` changes bytes (`PLEACH_DAMAGE_STRIDE=1`: every one) and cuts
 //! files short; `store_crash.rs` makes every write, sync, rename and removal fail in turn;
 //! `store_kill.rs` kills processes; `store_walk.rs` walks at random beside a model in memory;
-//! `store_edges.rs` and `store_full.rs` are about full disks and read-only files, `store_swaps.rs`
-//! about stores that trade places.
+//! `store_edges.rs` and `store_full.rs` are about full disks, read-only files and names that trade
+//! places, `store_swaps.rs` about stores that do, `store_processes.rs` about several programs.
 //!
 //! **Invariant:** what a change returns from is on disk whole; a change that fails has not
 //! happened.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Longest file, in lines.
 const MAX_LINES: usize = 640;
 /// Longest shader.
-const MAX_SHADER_LINES: usize = 280;
+const MAX_SHADER_LINES: usize = 250;
 
 /// The library's modules: each uses only those before it.
 const MODULES: [&str; 18] = [
@@ -301,7 +301,7 @@ fn parts_of_a_module_leave_to_others_what_is_theirs() {
 
 /// A rule that hangs on a family's name is missed by whoever adds a family.
 #[test]
-fn families_are_named_in_their_room_alone() {
+fn families_are_named_in_arch_alone() {
     let sources = sources();
     let names_one = |source: &Source| {
         let code = source.code().to_lowercase();

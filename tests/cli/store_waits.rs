@@ -172,7 +172,8 @@ fn the_command_line_tells_for_whom_it_waits_and_no_longer_than_asked() {
         (0..).find_map(|step| {
             let (folder, path) = made();
             let stopped = Stopped::before_step(step, &path).unwrap();
-            read_all(&path).is_ok().then_some((stopped, folder, path))
+            // Before its change is made: behind it nobody waits.
+            (read_all(&path).ok() == Some(1)).then_some((stopped, folder, path))
         })
     };
     let (stopped, _folder, path) = stopped_writing_a_segment().unwrap();

@@ -165,6 +165,7 @@ fn attention_of_a_token_does_not_depend_on_what_is_computed_beside_it() {
     for parts in [
         Parts::new(heads(9, 3, 20), None),
         Parts::new(heads(9, 3, 20), Some(150)),
+        Parts::new(heads(8, 8, 6), None),
         Parts { soft_cap: Some(3.0), ..Parts::new(heads(8, 8, 6), None) },
     ] {
         let [tokens, others] = [400, 400].map(|count| Tokens::random(&mut rng, parts.heads, count));
@@ -172,22 +173,22 @@ fn attention_of_a_token_does_not_depend_on_what_is_computed_beside_it() {
         let whole = Layer::new(&gpu, parts, 1, 400).feed(&[(0, &tokens, 0..400)]);
         // Parts and single tokens, among others: each block of positions is a workgroup's.
         let mut layer = Layer::new(&gpu, parts, 3, 500);
-        let mut parts = layer.feed(&[(1, &tokens, 0..37), (2, &others, 0..330)]);
-        parts.truncate(37);
+        let mut in_parts = layer.feed(&[(1, &tokens, 0..37), (2, &others, 0..330)]);
+        in_parts.truncate(37);
         for at in [37..38, 38..126, 126..127, 127..128, 128..129, 129..390] {
             let beside = 330 + at.start % 5;
             layer.feed(&[(2, &others, beside..beside + 1)]);
             let count = at.len();
-            parts.extend(
+            in_parts.extend(
                 layer
                     .feed(&[(1, &tokens, at), (2, &others, beside + 1..beside + 3)])
                     .drain(..count),
             );
         }
         for at in 390..400 {
-            parts.extend(layer.feed(&[(1, &tokens, at..at + 1)]));
+            in_parts.extend(layer.feed(&[(1, &tokens, at..at + 1)]));
         }
-        for (row, (found, expected)) in parts.iter().zip(&whole).enumerate() {
+        for (row, (found, expected)) in in_parts.iter().zip(&whole).enumerate() {
             assert!(found == expected, "{parts:?} row {row}");
         }
     }

@@ -239,8 +239,10 @@ impl Block {
     /// What is added to the values of a weight as a Hugging Face file has them.
     pub(crate) fn added(&self, name: &WeightName) -> f32 {
         let module = name.as_str().strip_suffix(".weight").unwrap_or_default();
+        let of_a_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
         let is_norm = |tensor: &Tensor| {
-            matches!(tensor.shape, Shape::Norm(_)) && module.ends_with(tensor.module)
+            matches!(tensor.shape, Shape::Norm(_))
+                && of_a_layer.is_some_and(|(_, module)| module == tensor.module)
         };
         if module == NORM || self.tensors().any(is_norm) { self.norm_offset } else { 0.0 }
     }
@@ -351,6 +353,7 @@ mod tests {
             ("model.norm.weight", 1.0),
             ("model.layers.3.input_layernorm.weight", 1.0),
             ("model.layers.12.post_attention_layernorm.weight", 1.0),
+            ("model.layers.3.other_input_layernorm.weight", 0.0),
             ("model.layers.3.self_attn.q_proj.weight", 0.0),
             ("model.layers.3.self_attn.q_proj.bias", 0.0),
             ("model.embed_tokens.weight", 0.0),

@@ -72,6 +72,17 @@ fn folder_gives_back_every_weight_bit_for_bit() {
 }
 
 #[test]
+fn what_a_family_adds_to_norms_is_in_the_rows_that_are_read() {
+    let dir = folder(&TinyModel::default());
+    let mut base = BaseModel::open(dir.path()).unwrap();
+    let name = "model.layers.1.input_layernorm.weight";
+    let stored = read_all(&base, name);
+    base.weights.get_mut(&WeightName::new(name)).unwrap().added = 1.0;
+    let expected: Vec<f32> = stored.iter().map(|value| value + 1.0).collect();
+    assert_eq!(read_all(&base, name), expected);
+}
+
+#[test]
 fn half_precision_folder_gives_the_rounded_weights() {
     for (dtype, round) in [
         (Dtype::F16, (|v| half::f16::from_f32(v).to_f32()) as fn(f32) -> f32),

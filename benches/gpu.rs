@@ -200,7 +200,7 @@ struct Products {
 type Multiply = fn(&Gpu, &GpuBuffer, usize, Product<'_, Gpu>);
 
 fn tiled(gpu: &Gpu, x: &GpuBuffer, tokens: usize, product: Product<'_, Gpu>) {
-    gpu.matmul(x, tokens, [product]);
+    gpu.matmul(x, tokens, [product], &Default::default());
 }
 
 impl Products {
@@ -223,7 +223,7 @@ impl Products {
                     gpu,
                     &self.input,
                     self.tokens,
-                    Product { weight, bias: None, out, accumulate: false },
+                    Product { weight, id: MatrixId(0), bias: None, out, accumulate: false },
                 );
             }
             gpu.finish().expect("the GPU works").pass_ms

@@ -6,9 +6,9 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pleach::device::cpu::{Cpu, FloatBuffer};
+use pleach::device::cpu::{Cpu, FloatBuffer, Unmerged};
 use pleach::device::{Compute, Product};
-use pleach::lattice::LatticeMatrix;
+use pleach::lattice::{LatticeMatrix, MatrixId};
 use pleach::testing::measures;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -51,7 +51,13 @@ fn multiply(
     tokens: usize,
     y: &mut FloatBuffer,
 ) {
-    cpu.matmul(x, tokens, [Product { weight: matrix, bias: None, out: y, accumulate: false }]);
+    let merged = Unmerged::default();
+    cpu.matmul(
+        x,
+        tokens,
+        [Product { weight: matrix, id: MatrixId(0), bias: None, out: y, accumulate: false }],
+        &merged,
+    );
 }
 
 fn read_all(cpu: &Cpu, matrices: &[LatticeMatrix]) -> u64 {

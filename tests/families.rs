@@ -46,7 +46,7 @@ fn logits<D: Compute>(device: &D, base: &BaseModel, tokens: &[u32], ahead: usize
     let (first, rest) = tokens.split_at(ahead);
     for tokens in std::iter::once(first).chain(rest.chunks(1)) {
         let sequences = &[NewTokens { slot: 0, tokens, want: Want::All }];
-        let batch = Batch { sequences, owner: OWNER };
+        let batch = Batch::merged(sequences, OWNER);
         let logits = model.forward(device, &weights, &mut cache, &batch).unwrap();
         found.extend(logits.rows().map(<[f32]>::to_vec));
     }

@@ -8,23 +8,42 @@
 //! **Invariant:** a row's result depends on that row and its own sequence alone, bit for bit,
 //! whatever else is in the batch. (A device may have several kernels for different numbers of rows;
 //! between them results agree to rounding. The CPU's agree to the bit.)
+//!
+//! **Unmerged deltas.** The weights may stand above the node of a row. What lies between is then
+//! added to the products of that row in factored form, from the very integers that a switch would
+//! add: `y_i += u_i · Σ_chunks 2^(−s_i) · Σ_r B'_ir · (Σ_j A'_rj x_j)`. A switch rounds each
+//! `Q_ij` to half a step per chunk, this does not, so with exact sums the two differ by at most
+//! `u_i · chunks / 2 · Σ_j |x_j|`. Dense and sparse deltas are integers already, and rows of an
+//! embedding are summed as integers: these do not differ at all.
 
 use std::ops::Range;
 
 use super::Device;
 use crate::Result;
+use crate::lattice::MatrixId;
 
 /// One product of [`Compute::matmul`]: `out[t] = W · x[t]`, plus `bias`, plus the old `out[t]` if
 /// `accumulate`.
 pub struct Product<'a, D: Device + ?Sized> {
     /// `W (out, in)`.
     pub weight: &'a D::Matrix,
+    /// Which matrix it is: unmerged deltas are found by it. Two matrices may share one `weight`.
+    pub id: MatrixId,
     /// `(out)`, added to every row.
     pub bias: Option<&'a D::Buffer>,
     /// `(rows, out)`.
     pub out: &'a mut D::Buffer,
     /// Whether `out` is added to (a residual) or overwritten.
     pub accumulate: bool,
+}
+
+/// A node whose deltas are not merged into the weights, and the rows of a batch that are at it or
+/// below it.
+pub struct NodeRows<'a, D: Device + ?Sized> {
+    /// A range of rows, none empty.
+    pub rows: Range<usize>,
+    /// The node's deltas.
+    pub deltas: &'a D::Deltas,
 }
 
 /// The new tokens of one sequence: consecutive rows of the batch.
@@ -105,6 +124,11 @@ pub struct Choice {
 pub trait Compute: Device {
     /// Keys and values of one layer, for several sequences.
     type KvLayer: Send + Sync;
+    /// Deltas that are not in the weights, by matrix, ready to be added to the rows of a batch; by
+    /// default none.
+    type Unmerged<'a>: Default + Send + Sync
+    where
+        Self: 'a;
 
     /// Runs `work`, a sequence of calls to this device, as one unit.
     fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
@@ -136,9 +160,27 @@ pub trait Compute: Device {
     /// When the device failed since the last read.
     fn read(&self, buffer: &Self::Buffer, range: Range<usize>) -> Result<Vec<f32>>;
 
-    /// `out[t] = table[tokens[t]]`, `(tokens, columns of table)`. Every token is below the rows of
-    /// `table`.
-    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer);
+    /// Makes ready the deltas of nodes that are not in the weights, for products with the matrices
+    /// that `is_used` names and for their embedding. A row gets the deltas of its nodes in the order
+    /// of `nodes`: from the top of its path down.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    fn unmerged<'a>(
+        &self,
+        nodes: &[NodeRows<'a, Self>],
+        is_used: impl Fn(MatrixId) -> bool,
+    ) -> Result<Self::Unmerged<'a>>;
+
+    /// `out[t] = table[tokens[t]]`, `(tokens, columns of table)`, with what is unmerged of that
+    /// matrix. Every token is below the rows of `table`.
+    fn embed(
+        &self,
+        table: (&Self::Matrix, MatrixId),
+        tokens: &[u32],
+        unmerged: &Self::Unmerged<'_>,
+        out: &mut Self::Buffer,
+    );
 
     /// `out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight` for `rows` rows as wide as `weight`.
     fn rms_norm(
@@ -150,12 +192,14 @@ pub trait Compute: Device {
         out: &mut Self::Buffer,
     );
 
-    /// Multiplies `x (rows, in)` by several matrices at once. All have the same number of inputs.
+    /// Multiplies `x (rows, in)` by several matrices at once, with what is unmerged of them for
+    /// these rows. All have the same number of inputs.
     fn matmul<const N: usize>(
         &self,
         x: &Self::Buffer,
         rows: usize,
         products: [Product<'_, Self>; N],
+        unmerged: &Self::Unmerged<'_>,
     );
 
     /// Rotates queries and keys, with `h = head_dim / 2`:

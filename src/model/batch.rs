@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::device::Span;
+use crate::device::{Device, NodeRows, Span};
 
 /// Which logits of a sequence are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +26,54 @@ pub struct NewTokens<'a> {
     pub want: Want,
 }
 
+/// A node whose deltas are not merged into the weights.
+pub struct UnmergedNode<'a, D: Device> {
+    /// The sequences at it or below it: a range of the batch.
+    pub sequences: Range<usize>,
+    /// Its deltas.
+    pub deltas: &'a D::Deltas,
+}
+
 /// What one forward pass computes.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a> {
+pub struct Batch<'a, D: Device> {
     /// The new tokens of every sequence, by ascending slot.
     pub sequences: &'a [NewTokens<'a>],
+    /// What lies between the weights and the nodes of the sequences, each node before those below
+    /// it.
+    pub unmerged: &'a [UnmergedNode<'a, D>],
     /// Names the weights; the cache must have the same owner.
     pub owner: [u8; 32],
+}
+
+impl<'a, D: Device> Batch<'a, D> {
+    /// Sequences that all stand where the weights stand.
+    pub fn merged(sequences: &'a [NewTokens<'a>], owner: [u8; 32]) -> Self {
+        Self { sequences, unmerged: &[], owner }
+    }
+
+    /// The unmerged nodes by rows of the batch.
+    pub(super) fn node_rows(&self, spans: &[Span]) -> Vec<NodeRows<'a, D>> {
+        let nodes = self.unmerged.iter().map(|node| {
+            let spans = &spans[node.sequences.clone()];
+            let rows = spans.first().map_or(0, |span| span.rows.start)
+                ..spans.last().map_or(0, |span| span.rows.end);
+            NodeRows { rows, deltas: node.deltas }
+        });
+        nodes.collect()
+    }
+}
+
+/// The same nodes by the wanted rows alone, which ascend.
+pub(super) fn among_wanted<'a, D: Device>(
+    nodes: &[NodeRows<'a, D>],
+    wanted: &[usize],
+) -> Vec<NodeRows<'a, D>> {
+    let place = |row: usize| wanted.partition_point(|&wanted| wanted < row);
+    let among = |node: &NodeRows<'a, D>| NodeRows {
+        rows: place(node.rows.start)..place(node.rows.end),
+        deltas: node.deltas,
+    };
+    nodes.iter().map(among).filter(|node| !node.rows.is_empty()).collect()
 }
 
 /// The wanted logits, in the order of the batch: a row of `vocab_size` per wanted position.
@@ -70,7 +111,10 @@ impl Logits {
 }
 
 /// The batch rows whose logits are wanted, and which of them belong to each sequence.
-pub(super) fn wanted_rows(batch: &Batch<'_>, spans: &[Span]) -> (Vec<usize>, Vec<Range<usize>>) {
+pub(super) fn wanted_rows<D: Device>(
+    batch: &Batch<'_, D>,
+    spans: &[Span],
+) -> (Vec<usize>, Vec<Range<usize>>) {
     let mut wanted = Vec::new();
     let sequences = batch.sequences.iter().zip(spans).map(|(sequence, span)| {
         let start = wanted.len();

@@ -194,19 +194,19 @@ pub struct OneSequence<'a, D: Compute> {
 impl<D: Compute> Forward for OneSequence<'_, D> {
     fn fill(&mut self, tokens: &[u32]) -> Result<()> {
         let sequences = &[NewTokens { slot: 0, tokens, want: Want::Nothing }];
-        let batch = Batch { sequences, owner: self.owner };
+        let batch = Batch::merged(sequences, self.owner);
         self.model.forward(self.device, self.weights, self.cache, &batch).map(drop)
     }
 
     fn choose(&mut self, tokens: &[u32], choice: Choice) -> Result<u32> {
         let sequences = &[NewTokens { slot: 0, tokens, want: Want::Last }];
-        let batch = Batch { sequences, owner: self.owner };
+        let batch = Batch::merged(sequences, self.owner);
         Ok(self.model.next_tokens(self.device, self.weights, self.cache, &batch, &[choice])?[0])
     }
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let sequences = &[NewTokens { slot: 0, tokens, want: Want::Last }];
-        let batch = Batch { sequences, owner: self.owner };
+        let batch = Batch::merged(sequences, self.owner);
         let logits = self.model.forward(self.device, self.weights, self.cache, &batch)?;
         Ok(logits.last().unwrap_or_default().to_vec())
     }

@@ -16,7 +16,7 @@ pub mod tokenizer;
 mod transformer;
 
 pub use crate::device::cpu::argmax;
-pub use batch::{Batch, Logits, NewTokens, Want};
+pub use batch::{Batch, Logits, NewTokens, UnmergedNode, Want};
 pub use generate::{Decoding, Forward, GenerateOptions, OneSequence, StopReason, prefill};
 pub use kv_cache::KvCache;
 pub use rope::RopeTable;

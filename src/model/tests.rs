@@ -45,7 +45,7 @@ impl Runner {
             &self.cpu,
             &self.weights,
             cache,
-            &Batch { sequences: &sequences, owner: OWNER },
+            &Batch::merged(&sequences, OWNER),
         )?;
         Ok((0..sequences.len())
             .map(|i| logits.sequence(i).map(<[f32]>::to_vec).collect())
@@ -186,7 +186,7 @@ fn cache_of_other_weights_is_refused_until_claimed() {
     let mut cache = runner.cache(1);
     runner.forward(&mut cache, &[(0, &[1, 2], Want::Last)]);
     let sequences = [NewTokens { slot: 0, tokens: &[3], want: Want::Last }];
-    let other = Batch { sequences: &sequences, owner: [8; 32] };
+    let other = Batch::merged(&sequences, [8; 32]);
     let result = runner.model.forward(&runner.cpu, &runner.weights, &mut cache, &other);
     assert!(
         matches!(result, Err(Error::CacheOwner { expected, found: OWNER }) if expected == [8; 32])

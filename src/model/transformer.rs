@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::batch::wanted_rows;
+use super::batch::{among_wanted, wanted_rows};
 use super::{Batch, KvCache, Logits, NewTokens, RopeTable};
 use crate::arch::{Activation, ModelConfig, Role, Tensor};
 use crate::device::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
@@ -35,7 +35,8 @@ impl Linear {
     ) -> Product<'a, D> {
         let bias =
             self.bias.as_ref().map(|name| weights.vector(name).expect("bound to these weights"));
-        Product { weight: weights.matrix(self.weight), bias, out, accumulate }
+        let (weight, id) = (weights.matrix(self.weight), self.weight);
+        Product { weight, id, bias, out, accumulate }
     }
 }
 
@@ -83,6 +84,12 @@ pub(super) struct Workspace<D: Compute> {
     angles_host: Vec<f32>,
     /// `(wanted rows, vocab)`
     logits: D::Buffer,
+}
+
+/// What is not in the weights, for every row and for those whose logits are wanted.
+struct UnmergedDeltas<'a, D: Compute + 'a> {
+    of_rows: D::Unmerged<'a>,
+    of_wanted: D::Unmerged<'a>,
 }
 
 pub(super) fn heads(config: &ModelConfig) -> Heads {
@@ -276,7 +283,7 @@ impl Transformer {
         device: &D,
         weights: &Weights<D>,
         cache: &mut KvCache<D>,
-        batch: &Batch<'_>,
+        batch: &Batch<'_, D>,
     ) -> Result<Logits> {
         let vocab_size = self.config.vocab_size;
         self.forward_then(device, weights, cache, batch, |logits, sequences| {
@@ -299,7 +306,7 @@ impl Transformer {
         device: &D,
         weights: &Weights<D>,
         cache: &mut KvCache<D>,
-        batch: &Batch<'_>,
+        batch: &Batch<'_, D>,
         choices: &[Choice],
     ) -> Result<Vec<u32>> {
         self.forward_then(device, weights, cache, batch, |logits, sequences| {
@@ -317,7 +324,7 @@ impl Transformer {
         device: &D,
         weights: &Weights<D>,
         cache: &mut KvCache<D>,
-        batch: &Batch<'_>,
+        batch: &Batch<'_, D>,
         finish: impl FnOnce(&D::Buffer, Vec<Range<usize>>) -> Result<R> + Send,
     ) -> Result<R> {
         let spans = self.check_batch(cache, batch)?;
@@ -336,8 +343,13 @@ impl Transformer {
         };
         let positions = spans.iter().flat_map(|span| span.past..span.past + span.rows.len());
         self.rope.angles(positions, &mut workspace.angles_host);
+        let nodes = batch.node_rows(&spans);
+        let unmerged = UnmergedDeltas {
+            of_rows: device.unmerged(&nodes, |id| id != self.head)?,
+            of_wanted: device.unmerged(&among_wanted(&nodes, &wanted), |id| id == self.head)?,
+        };
         let result = device.submit(|| {
-            self.run(device, weights, cache, &mut workspace, &tokens, &spans, &wanted);
+            self.run(device, weights, cache, &mut workspace, &tokens, &spans, &wanted, &unmerged);
             finish(&workspace.logits, sequences)
         })?;
         for (span, sequence) in spans.iter().zip(batch.sequences) {
@@ -351,7 +363,11 @@ impl Transformer {
         wanted.len() * self.config.vocab_size
     }
 
-    fn check_batch<D: Compute>(&self, cache: &KvCache<D>, batch: &Batch<'_>) -> Result<Vec<Span>> {
+    fn check_batch<D: Compute>(
+        &self,
+        cache: &KvCache<D>,
+        batch: &Batch<'_, D>,
+    ) -> Result<Vec<Span>> {
         let expected = heads(&self.config);
         for (field, expected, found) in [
             ("layers", self.layers.len(), cache.layers.len()),
@@ -434,6 +450,7 @@ impl Transformer {
         tokens: &[u32],
         spans: &[Span],
         wanted: &[usize],
+        unmerged: &UnmergedDeltas<'_, D>,
     ) {
         let c = &self.config;
         let rows = tokens.len();
@@ -443,7 +460,9 @@ impl Transformer {
         let scale = c.block.scale(c.head_dim);
         let vector = |name: &WeightName| weights.vector(name).expect("bound to these weights");
         device.write(&w.angles_host, &mut w.angles);
-        device.embed(weights.matrix(self.embedding), tokens, &mut w.stream);
+        let table = (weights.matrix(self.embedding), self.embedding);
+        let UnmergedDeltas { of_rows, of_wanted } = unmerged;
+        device.embed(table, tokens, of_rows, &mut w.stream);
         for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
             device.rms_norm(&w.stream, vector(&layer.attention_norm), eps, rows, &mut w.normed);
             let [q, k, v] = &layer.attention;
@@ -452,7 +471,7 @@ impl Transformer {
                 k.product(weights, &mut w.keys, false),
                 v.product(weights, &mut w.values, false),
             ];
-            device.matmul(&w.normed, rows, projections);
+            device.matmul(&w.normed, rows, projections, of_rows);
             if let (Some([q, k]), Some(normed)) = (&layer.head_norms, &mut w.normed_keys) {
                 device.rms_norm(&w.queries, vector(q), eps, rows * heads.heads, &mut w.mixed);
                 device.rms_norm(&w.keys, vector(k), eps, rows * heads.kv_heads, normed);
@@ -478,7 +497,8 @@ impl Transformer {
                 out: &mut w.mixed,
             };
             device.attention(attention, spans);
-            device.matmul(&w.mixed, rows, [layer.out.product(weights, &mut w.stream, true)]);
+            let out = layer.out.product(weights, &mut w.stream, true);
+            device.matmul(&w.mixed, rows, [out], of_rows);
 
             device.rms_norm(&w.stream, vector(&layer.feed_forward_norm), eps, rows, &mut w.normed);
             let [gate, up] = &layer.feed_forward;
@@ -486,13 +506,15 @@ impl Transformer {
                 &w.normed,
                 rows,
                 [gate.product(weights, &mut w.gate, false), up.product(weights, &mut w.up, false)],
+                of_rows,
             );
             let len = rows * c.intermediate_size;
             match c.block.activation {
                 Activation::Silu => device.silu_mul(&mut w.gate, &w.up, len),
                 Activation::GeluTanh => device.gelu_mul(&mut w.gate, &w.up, len),
             }
-            device.matmul(&w.gate, rows, [layer.down.product(weights, &mut w.stream, true)]);
+            let down = layer.down.product(weights, &mut w.stream, true);
+            device.matmul(&w.gate, rows, [down], of_rows);
         }
         if wanted.is_empty() {
             return;
@@ -501,6 +523,7 @@ impl Transformer {
         let head = Linear { weight: self.head, bias: None };
         device.select_rows(&w.stream, wanted, c.hidden_size, &mut w.normed);
         device.rms_norm(&w.normed, norm, eps, wanted.len(), &mut w.stream);
-        device.matmul(&w.stream, wanted.len(), [head.product(weights, &mut w.logits, false)]);
+        let logits = head.product(weights, &mut w.logits, false);
+        device.matmul(&w.stream, wanted.len(), [logits], of_wanted);
     }
 }

@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use super::{Cpu, CpuKvLayer, FloatBuffer, sample};
+use super::{Cpu, CpuKvLayer, FloatBuffer, Unmerged, sample};
 use crate::Result;
-use crate::device::compute::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
-use crate::lattice::LatticeMatrix;
+use crate::device::compute::{
+    Attention, Choice, Compute, Heads, NodeRows, Product, RotateAppend, Span,
+};
+use crate::lattice::{LatticeMatrix, MatrixId};
 
 impl Compute for Cpu {
     type KvLayer = CpuKvLayer;
+    type Unmerged<'a> = Unmerged<'a>;
 
     fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.install(work)
@@ -38,8 +41,22 @@ impl Compute for Cpu {
         Ok(buffer[range].to_vec())
     }
 
-    fn embed(&self, table: &LatticeMatrix, tokens: &[u32], out: &mut FloatBuffer) {
-        self.embed_rows(table, tokens, out);
+    fn unmerged<'a>(
+        &self,
+        nodes: &[NodeRows<'a, Self>],
+        is_used: impl Fn(MatrixId) -> bool,
+    ) -> Result<Unmerged<'a>> {
+        Ok(Unmerged::new(nodes, is_used))
+    }
+
+    fn embed(
+        &self,
+        (table, id): (&LatticeMatrix, MatrixId),
+        tokens: &[u32],
+        unmerged: &Unmerged<'_>,
+        out: &mut FloatBuffer,
+    ) {
+        self.embed_rows(table, tokens, unmerged.on(id), out);
     }
 
     fn rms_norm(
@@ -58,8 +75,9 @@ impl Compute for Cpu {
         x: &FloatBuffer,
         rows: usize,
         products: [Product<'_, Self>; N],
+        unmerged: &Unmerged<'_>,
     ) {
-        self.products(x, rows, products);
+        self.products(x, rows, products, unmerged);
     }
 
     fn rotate_append(&self, what: RotateAppend<'_, Self>, spans: &[Span]) {

@@ -9,10 +9,12 @@ use std::cell::RefCell;
 
 use super::Cpu;
 use super::buffer::FloatBuffer;
+use super::expand::Expand;
 use super::matvec::{FEW, Matvec};
 use super::parallel::{Plane, RowBlocks};
 use super::product::{COLUMNS, ROWS, TileProduct};
 use super::simd::{CHUNK, Kernel, Simd};
+use super::unmerged::{Unmerged, addends};
 use crate::device::compute::Product;
 
 /// Rows converted to one f32 panel (128 KiB).
@@ -33,6 +35,7 @@ impl Cpu {
         x: &[f32],
         tokens: usize,
         mut products: [Product<'_, Self>; N],
+        unmerged: &Unmerged<'_>,
     ) {
         let Some(first) = products.first() else { return };
         let (cols, stride) = (first.weight.cols(), first.weight.stride());
@@ -55,6 +58,10 @@ impl Cpu {
             (product.weight, product.bias.map(|bias| &bias[..]), product.accumulate)
         });
         let work = parts.iter().map(|(weight, ..)| weight.rows()).sum::<usize>() * stride * tokens;
+        let mut used = vec![0; tokens];
+        let addends =
+            products.each_ref().map(|product| addends(unmerged.on(product.id), &mut used));
+        let shrunk = self.shrink(x, tokens, &addends);
         let planes = products.each_mut().map(|product| {
             let width = product.weight.rows();
             Plane { data: &mut product.out[..tokens * width], width, block }
@@ -65,16 +72,21 @@ impl Cpu {
             work,
             |tile| {
                 let (weight, bias, accumulate) = parts[tile.plane];
-                let product = TileProduct { x, weight, bias, accumulate, tile };
+                let addends = &addends[tile.plane];
+                let mut product = TileProduct { x, weight, bias, accumulate, tile };
                 if few {
-                    return self.simd.run(Matvec(product));
+                    self.simd.run(Matvec(&mut product));
+                } else {
+                    PANEL.with_borrow_mut(|panel| {
+                        if panel.is_empty() {
+                            *panel = FloatBuffer::zeros(PANEL_ROWS * COLUMNS);
+                        }
+                        self.simd.run(Matmul { product: &mut product, panel: &mut panel[..] });
+                    });
                 }
-                PANEL.with_borrow_mut(|panel| {
-                    if panel.is_empty() {
-                        *panel = FloatBuffer::zeros(PANEL_ROWS * COLUMNS);
-                    }
-                    self.simd.run(Matmul { product, panel: &mut panel[..] });
-                });
+                if !addends.is_empty() {
+                    self.simd.run(Expand { product: &mut product, addends, shrunk: &shrunk });
+                }
             },
         );
     }
@@ -93,16 +105,16 @@ fn pad(x: &[f32], cols: usize, stride: usize) -> FloatBuffer {
 }
 
 /// A tile of a product whose weights are converted panel by panel.
-struct Matmul<'a, 't> {
-    product: TileProduct<'a, 't>,
-    /// Room for `PANEL_ROWS` rows of `COLUMNS`.
-    panel: &'a mut [f32],
+struct Matmul<'p, 'a, 't> {
+    product: &'p mut TileProduct<'a, 't>,
+    /// Memory for `PANEL_ROWS` rows of `COLUMNS`.
+    panel: &'p mut [f32],
 }
 
-impl Kernel for Matmul<'_, '_> {
+impl Kernel for Matmul<'_, '_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { mut product, panel } = self;
+        let Self { product, panel } = self;
         product.start();
         let (integers, _) = product.weight.integers().as_chunks::<CHUNK>();
         let row_chunks = product.weight.stride() / CHUNK;
@@ -119,7 +131,8 @@ impl Kernel for Matmul<'_, '_> {
             }
             let first = product.tile.cols.start;
             let panel = &*panel;
-            product.sweep(simd, from, first, |i| &panel[(i - first) * width..][..width]);
+            let row = |i: usize| &panel[(i - first) * width..][..width];
+            product.sweep(simd, product.tile.rows.clone(), from, row);
         }
     }
 }

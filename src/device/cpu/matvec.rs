@@ -8,20 +8,19 @@ use super::simd::{CHUNK, Kernel, Simd};
 pub(super) const FEW: usize = 6;
 
 /// A tile of a product whose weights are read once.
-pub(super) struct Matvec<'a, 't>(pub(super) TileProduct<'a, 't>);
+pub(super) struct Matvec<'p, 'a, 't>(pub(super) &'p mut TileProduct<'a, 't>);
 
-impl Kernel for Matvec<'_, '_> {
+impl Kernel for Matvec<'_, '_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self(mut product) = self;
+        let Self(product) = self;
         product.start();
         let (integers, _) = product.weight.integers().as_chunks::<CHUNK>();
         let row_chunks = product.weight.stride() / CHUNK;
         for from in (0..row_chunks).step_by(COLUMNS / CHUNK) {
             let columns = from..row_chunks.min(from + COLUMNS / CHUNK);
             let row = |i: usize| &integers[i * row_chunks..][columns.clone()];
-            let first = product.tile.cols.start;
-            product.sweep(simd, from, first, row);
+            product.sweep(simd, product.tile.rows.clone(), from, row);
         }
     }
 }

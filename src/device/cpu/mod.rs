@@ -31,6 +31,7 @@ mod compute;
 mod delta_apply;
 mod embed;
 mod exp;
+mod expand;
 mod fingerprint;
 mod gelu_mul;
 mod matmul;
@@ -40,11 +41,13 @@ mod product;
 mod rms_norm;
 mod rotate_append;
 mod sampling;
+mod shrink;
 mod silu_mul;
 pub mod simd;
 mod tanh;
 #[cfg(test)]
 mod tests;
+mod unmerged;
 
 pub use argmax::argmax;
 pub use attention::CpuKvLayer;
@@ -52,6 +55,7 @@ pub use buffer::FloatBuffer;
 pub use delta_apply::{delta_apply, tighten, tighten_and_count};
 pub use sampling::{sample, top_k_tokens};
 pub use simd::SimdLevel;
+pub use unmerged::Unmerged;
 
 use std::sync::Arc;
 #[cfg(feature = "measure")]

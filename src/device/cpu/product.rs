@@ -5,6 +5,7 @@
 //! neighbours.
 
 use std::array::from_fn;
+use std::ops::Range;
 
 use super::parallel::Tile;
 use super::simd::{CHUNK, Simd};
@@ -45,27 +46,27 @@ impl TileProduct<'_, '_> {
     }
 
     /// Adds the products of the columns from chunk `from` on, as many as `row(i)` returns of weight
-    /// row `i`.
+    /// row `i`, for some tokens of the tile.
     #[inline(always)]
     pub(super) fn sweep<'w, S: Simd, E: Element>(
         &mut self,
         simd: S,
+        tokens: Range<usize>,
         from: usize,
-        first: usize,
         row: impl Fn(usize) -> &'w [[E; CHUNK]],
     ) {
         let stride = self.weight.stride();
-        let mut t = self.tile.rows.start;
-        while t < self.tile.rows.end {
-            let tokens = (self.tile.rows.end - t).min(S::TOKENS);
+        let mut t = tokens.start;
+        while t < tokens.end {
+            let tokens = (tokens.end - t).min(S::TOKENS);
             let x = &self.x[t * stride..(t + tokens) * stride];
             match tokens {
-                6 => self.rows::<S, E, 6>(simd, t, x, from, first, &row),
-                5 => self.rows::<S, E, 5>(simd, t, x, from, first, &row),
-                4 => self.rows::<S, E, 4>(simd, t, x, from, first, &row),
-                3 => self.rows::<S, E, 3>(simd, t, x, from, first, &row),
-                2 => self.rows::<S, E, 2>(simd, t, x, from, first, &row),
-                _ => self.rows::<S, E, 1>(simd, t, x, from, first, &row),
+                6 => self.rows::<S, E, 6>(simd, t, x, from, &row),
+                5 => self.rows::<S, E, 5>(simd, t, x, from, &row),
+                4 => self.rows::<S, E, 4>(simd, t, x, from, &row),
+                3 => self.rows::<S, E, 3>(simd, t, x, from, &row),
+                2 => self.rows::<S, E, 2>(simd, t, x, from, &row),
+                _ => self.rows::<S, E, 1>(simd, t, x, from, &row),
             }
             t += tokens;
         }
@@ -79,13 +80,12 @@ impl TileProduct<'_, '_> {
         t: usize,
         x: &[f32],
         from: usize,
-        first: usize,
         row: &impl Fn(usize) -> &'w [[E; CHUNK]],
     ) {
         let (x, _) = x.as_chunks::<CHUNK>();
         let stride = self.weight.stride();
         let cols = self.tile.cols.clone();
-        let width = row(first).len();
+        let width = row(cols.start).len();
         let x: [_; T] = from_fn(|k| &x[k * (stride / CHUNK) + from..][..width]);
         let ahead = ROWS * stride;
         let mut i = cols.start;
@@ -136,7 +136,7 @@ impl Element for f32 {
 
 /// `Σ_j w[r][j] · x[t][j]` for `ROWS` rows and `T` tokens.
 #[inline(always)]
-fn dot<S: Simd, E: Element, const T: usize>(
+pub(super) fn dot<S: Simd, E: Element, const T: usize>(
     simd: S,
     w: [&[[E; CHUNK]]; ROWS],
     x: [&[[f32; CHUNK]]; T],

@@ -99,6 +99,8 @@ pub(crate) trait Simd: Copy {
     fn load(self, chunk: &[f32; CHUNK], part: usize) -> Self::V;
     /// Vector `part` of `chunk`, converted.
     fn load_i16(self, chunk: &[i16; CHUNK], part: usize) -> Self::V;
+    /// Vector `part` of the first and of the second members of 16 pairs, converted.
+    fn load_pairs(self, pairs: &[i16; 2 * CHUNK], part: usize) -> [Self::V; 2];
     /// Writes vector `part` of `chunk`.
     fn store(self, value: Self::V, chunk: &mut [f32; CHUNK], part: usize);
     /// `a + b`

@@ -6,10 +6,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::parallel::{Plane, RowBlocks};
-use super::{Cpu, FloatBuffer, SimdLevel};
+use super::{Cpu, FloatBuffer, SimdLevel, Unmerged};
 use crate::Error;
 use crate::device::{Attention, Compute, Heads, Product, RotateAppend, Span};
-use crate::lattice::LatticeMatrix;
+use crate::lattice::{LatticeMatrix, MatrixId};
 
 fn levels() -> Vec<Cpu> {
     SimdLevel::available().map(|level| Cpu::with_simd(Some(2), level).expect("a pool")).collect()
@@ -50,9 +50,22 @@ fn check_product(cpu: &Cpu, rng: &mut StdRng, rows: [usize; 2], cols: usize, tok
         &x,
         tokens,
         [
-            Product { weight: &matrices[0], bias: Some(&bias), out: out_0, accumulate: false },
-            Product { weight: &matrices[1], bias: None, out: out_1, accumulate: true },
+            Product {
+                weight: &matrices[0],
+                id: MatrixId(0),
+                bias: Some(&bias),
+                out: out_0,
+                accumulate: false,
+            },
+            Product {
+                weight: &matrices[1],
+                id: MatrixId(1),
+                bias: None,
+                out: out_1,
+                accumulate: true,
+            },
         ],
+        &Unmerged::default(),
     );
     for t in 0..tokens {
         for which in 0..2 {
@@ -106,7 +119,14 @@ fn product_of_one_token_does_not_depend_on_the_others() {
                 cpu.matmul(
                     x,
                     tokens,
-                    [Product { weight: &matrix, bias: None, out: &mut out, accumulate: false }],
+                    [Product {
+                        weight: &matrix,
+                        id: MatrixId(0),
+                        bias: None,
+                        out: &mut out,
+                        accumulate: false,
+                    }],
+                    &Unmerged::default(),
                 );
                 out.to_vec()
             };
@@ -327,7 +347,7 @@ fn embedding_and_selection_take_the_named_rows() {
     let cpu = &levels()[0];
     let table = random_matrix(&mut rng, 9, 37);
     let mut out = FloatBuffer::zeros(3 * 37);
-    cpu.embed(&table, &[8, 0, 8], &mut out);
+    cpu.embed((&table, MatrixId(0)), &[8, 0, 8], &Unmerged::default(), &mut out);
     for (row, token) in [8usize, 0, 8].into_iter().enumerate() {
         for (found, n) in out[row * 37..][..37].iter().zip(table.row(token)) {
             assert_eq!(*found, f32::from(*n) * table.steps()[token]);

@@ -16,10 +16,14 @@ use super::{
     Gpu, GpuBuffer, GpuMatrix, embed, gelu_mul, lock, matmul, rms_norm, sampling, silu_mul,
 };
 use crate::Result;
-use crate::device::compute::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
+use crate::device::compute::{
+    Attention, Choice, Compute, Heads, NodeRows, Product, RotateAppend, Span,
+};
+use crate::lattice::MatrixId;
 
 impl Compute for Gpu {
     type KvLayer = GpuKvLayer;
+    type Unmerged<'a> = ();
 
     fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let _turn = lock(&self.turn);
@@ -62,7 +66,22 @@ impl Compute for Gpu {
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    fn embed(&self, table: &GpuMatrix, tokens: &[u32], out: &mut GpuBuffer) {
+    fn unmerged<'a>(
+        &self,
+        nodes: &[NodeRows<'a, Self>],
+        _is_used: impl Fn(MatrixId) -> bool,
+    ) -> Result<()> {
+        assert!(nodes.is_empty());
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        (table, _id): (&GpuMatrix, MatrixId),
+        tokens: &[u32],
+        (): &(),
+        out: &mut GpuBuffer,
+    ) {
         embed::embed(self, table, tokens, out);
     }
 
@@ -77,7 +96,13 @@ impl Compute for Gpu {
         rms_norm::rms_norm(self, x, weight, eps, rows, out);
     }
 
-    fn matmul<const N: usize>(&self, x: &GpuBuffer, rows: usize, products: [Product<'_, Self>; N]) {
+    fn matmul<const N: usize>(
+        &self,
+        x: &GpuBuffer,
+        rows: usize,
+        products: [Product<'_, Self>; N],
+        (): &(),
+    ) {
         matmul::products(self, x, rows, &products);
     }
 

@@ -71,7 +71,7 @@ pub(super) fn matmul(
     products: &[Product<'_, Gpu>],
 ) {
     let mut pending = gpu.pending();
-    for Product { weight, bias, out, accumulate } in products {
+    for Product { weight, bias, out, accumulate, .. } in products {
         assert!(
             rows * weight.cols <= x.len && rows * weight.rows <= out.len,
             "more rows than a buffer holds"

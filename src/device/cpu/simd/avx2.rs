@@ -59,6 +59,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_pairs(self, pairs: &[i16; 2 * CHUNK], part: usize) -> [__m256; 2] {
+        let half = &pairs[part * CHUNK..][..CHUNK];
+        // SAFETY: `self` proves the features; the half is 8 pairs, 32 bytes.
+        unsafe {
+            let both = _mm256_loadu_si256(half.as_ptr().cast());
+            let low = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(both));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(both))]
+        }
+    }
+
+    #[inline(always)]
     fn store(self, value: __m256, chunk: &mut [f32; CHUNK], part: usize) {
         let half = &mut chunk[part * 8..][..8];
         // SAFETY: `self` proves the features; the half is 8 values.

@@ -68,6 +68,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_pairs(self, pairs: &[i16; 2 * CHUNK], _part: usize) -> [__m512; 2] {
+        // SAFETY: `self` proves the features; 16 pairs are 64 bytes.
+        unsafe {
+            let both = _mm512_loadu_si512(pairs.as_ptr().cast());
+            let low = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(both));
+            [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(both))]
+        }
+    }
+
+    #[inline(always)]
     fn store(self, value: __m512, chunk: &mut [f32; CHUNK], _part: usize) {
         // SAFETY: `self` proves the features; the chunk is 16 values.
         unsafe { _mm512_storeu_ps(chunk.as_mut_ptr(), value) }

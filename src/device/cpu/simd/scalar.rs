@@ -31,6 +31,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_pairs(self, pairs: &[i16; 2 * CHUNK], part: usize) -> [[f32; 4]; 2] {
+        [0, 1].map(|member| from_fn(|i| f32::from(pairs[(part * 4 + i) * 2 + member])))
+    }
+
+    #[inline(always)]
     fn store(self, value: [f32; 4], chunk: &mut [f32; CHUNK], part: usize) {
         chunk[part * 4..][..4].copy_from_slice(&value);
     }

@@ -35,7 +35,7 @@ fn logits<D: Compute>(
             want: Want::All,
         };
         let sequences: Vec<NewTokens<'_>> = picked.iter().map(sequence).collect();
-        let batch = Batch { sequences: &sequences, owner: [7; 32] };
+        let batch = Batch::merged(&sequences, [7; 32]);
         let logits = transformer.forward(device, &weights, &mut cache, &batch).unwrap();
         for (at, &i) in picked.iter().enumerate() {
             found[i].extend(logits.sequence(at).map(<[f32]>::to_vec));
@@ -93,7 +93,7 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
         let mut texts = vec![tokens(9, 1), tokens(4, 2)];
         // A prefill that wants no logits.
         let ahead = NewTokens { slot: 0, tokens: &texts[0][..5], want: Want::Nothing };
-        let batch = Batch { sequences: &[ahead], owner: [7; 32] };
+        let batch = Batch::merged(&[ahead], [7; 32]);
         assert_eq!(
             transformer.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(),
             0
@@ -106,7 +106,7 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
                 want: Want::Last,
             };
             let sequences = [sequence(0), sequence(1)];
-            let batch = Batch { sequences: &sequences, owner: [7; 32] };
+            let batch = Batch::merged(&sequences, [7; 32]);
             let greedy =
                 Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
             let sampled = Choice {

@@ -71,6 +71,7 @@ fn multiply<D: Compute, const N: usize>(
         &x,
         std::array::from_fn(|i| Product {
             weight: &weights[i],
+            id: MatrixId(0),
             bias: biases[i].as_ref(),
             out: out.next().unwrap(),
             accumulate: cases[i].accumulate,
@@ -94,10 +95,10 @@ fn check<const N: usize>(
     let x = random(rng, tokens * inputs);
     let cases = outputs.map(|outputs| Case::random(rng, outputs, inputs, tokens));
     let expected = multiply(&Cpu::new(Some(2)).unwrap(), &x, &cases, |cpu, x, products| {
-        cpu.matmul(x, tokens, products)
+        cpu.matmul(x, tokens, products, &Default::default())
     });
     let found = multiply(gpu, &x, &cases, |gpu, x, products| match by {
-        Kernels::Chosen => gpu.matmul(x, tokens, products),
+        Kernels::Chosen => gpu.matmul(x, tokens, products, &Default::default()),
         Kernels::NaiveMatvec => {
             products.into_iter().for_each(|product| naive::matvec(gpu, x, tokens, product))
         }
@@ -227,12 +228,12 @@ fn embed_is_the_cpus_to_the_bit_however_the_table_is_split() {
         let table = random_matrix(&mut rng, rows as usize, cols);
         let tokens: Vec<u32> = (0..50).map(|_| rng.random_range(0..rows)).collect();
         let mut expected = cpu.alloc(50 * cols).unwrap();
-        cpu.embed(&table, &tokens, &mut expected);
+        cpu.embed((&table, MatrixId(0)), &tokens, &Default::default(), &mut expected);
         for gpu in &gpus {
             let there = gpu.upload_matrix(table.clone()).unwrap();
             let mut out = gpu.alloc(50 * cols + 3).unwrap();
-            gpu.embed(&there, &tokens[..20], &mut out);
-            gpu.embed(&there, &tokens, &mut out);
+            gpu.embed((&there, MatrixId(0)), &tokens[..20], &Default::default(), &mut out);
+            gpu.embed((&there, MatrixId(0)), &tokens, &Default::default(), &mut out);
             assert_eq!(gpu.read(&out, 0..50 * cols).unwrap(), expected[..]);
         }
     }

@@ -11,6 +11,8 @@ use crate::Error;
 use crate::device::{Attention, Compute, Heads, Product, RotateAppend, Span};
 use crate::lattice::{LatticeMatrix, MatrixId};
 
+mod unmerged;
+
 fn levels() -> Vec<Cpu> {
     SimdLevel::available().map(|level| Cpu::with_simd(Some(2), level).expect("a pool")).collect()
 }

@@ -93,7 +93,8 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
         let mut texts = vec![tokens(9, 1), tokens(4, 2)];
         // A prefill that wants no logits.
         let ahead = NewTokens { slot: 0, tokens: &texts[0][..5], want: Want::Nothing };
-        let batch = Batch::merged(&[ahead], [7; 32]);
+        let ahead = [ahead];
+        let batch = Batch::merged(&ahead, [7; 32]);
         assert_eq!(
             transformer.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(),
             0

@@ -8,6 +8,7 @@ use crate::device::Product;
 use crate::device::cpu::Cpu;
 use crate::device::gpu::matmul::{Tiling, matmul};
 use crate::device::gpu::naive;
+use crate::lattice::MatrixId;
 
 fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use super::TableId;
 use crate::device::Span;
 
 /// Which logits of a sequence are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// None: the tokens only fill the cache.
+    /// None: only keys and values are computed.
     Nothing,
     /// Those after the last new token.
     Last,
@@ -18,9 +19,11 @@ pub enum Want {
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
-    /// Its slot in the cache.
-    pub slot: usize,
-    /// The tokens, following those in the cache.
+    /// Its table, which grows by as many pages as the tokens need.
+    pub table: TableId,
+    /// Names the weights that the sequence goes on with; its table has to have the same owner.
+    pub owner: [u8; 32],
+    /// The tokens, following those in the table's pages.
     pub tokens: &'a [u32],
     /// Which logits to return.
     pub want: Want,
@@ -29,10 +32,8 @@ pub struct NewTokens<'a> {
 /// What one forward pass computes.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
-    /// The new tokens of every sequence, by ascending slot.
+    /// The new tokens of every sequence, in any order.
     pub sequences: &'a [NewTokens<'a>],
-    /// Names the weights; the cache must have the same owner.
-    pub owner: [u8; 32],
 }
 
 /// The wanted logits, in the order of the batch: a row of `vocab_size` per wanted position.

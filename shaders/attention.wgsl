@@ -1,4 +1,4 @@
-// Grouped-query attention over the cache: softmax(cap(scale · q · k)) · v. Twin:
+// Grouped-query attention over pages: softmax(cap(scale · q · k)) · v. Twin:
 // device/cpu/attention.rs.
 //
 // A workgroup takes four queries that read the same keys ("a quad": heads of one token, or of
@@ -10,20 +10,21 @@
 // Haziza, Massa, Sizov, 2023).
 
 @group(0) @binding(0) var<storage, read> queries: array<f32>;
-// [slot][kv_head][position / LANES][head_dim / 4][LANES]
+// [page][kv_head][head_dim / 4][PAGE]
 @group(0) @binding(1) var<storage, read> keys: array<vec4<f32>>;
-// [slot][kv_head][position][head_dim / 4]
+// [page][kv_head][PAGE][head_dim / 4]
 @group(0) @binding(2) var<storage, read> values: array<vec4<f32>>;
 // [part][quad][kv_head][query][head_dim / 4 + 1]: weighed values, then (largest, sum).
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: AttentionParams;
-@group(1) @binding(1) var<storage, read> quads: array<AttentionQuad>;
+// Each sequence's pages, by position; the quads, as records of QUAD_WORDS.
+@group(1) @binding(1) var<storage, read> words: array<u32>;
 
 // Invocations of a workgroup, and positions of a block.
 override THREADS: u32;
-// Positions whose keys lie side by side.
-override LANES: u32;
+// Positions in a page, a whole number of times in a block.
+override PAGE: u32;
 // Values in the longest head.
 override LONGEST_HEAD: u32;
 // Whether scores are capped: a pipeline of its own, so that others pay nothing for it.
@@ -35,6 +36,8 @@ const REDUCERS = 16u;
 const MOST_SHARING = 32u;
 // Below every score: that of a position that a query does not see.
 const LOWEST = -3.0e38;
+// Words of an AttentionQuad.
+const QUAD_WORDS = 5u;
 
 // By dimension: the four queries' values.
 var<workgroup> input: array<vec4<f32>, LONGEST_HEAD>;
@@ -43,6 +46,8 @@ var<workgroup> weights: array<vec4<f32>, THREADS>;
 // By query and invocation.
 var<workgroup> mixed: array<vec4<f32>, 4u * THREADS>;
 var<workgroup> reduced: array<vec4<f32>, MOST_SHARING>;
+// By page of the block: where its keys and its values begin.
+var<workgroup> regions: array<u32, THREADS / PAGE>;
 
 struct State {
     largest: f32,
@@ -68,7 +73,8 @@ struct Quad {
 
 fn quad_of(number: u32) -> Quad {
     let index = number / params.kv_heads % params.quads;
-    let at = quads[params.first_quad + index];
+    let first = QUAD_WORDS * (params.first_quad + index);
+    let at = AttentionQuad(words[first], words[first + 1u], words[first + 2u], words[first + 3u], words[first + 4u]);
     let group = params.heads / params.kv_heads;
     let queries = min(at.first + vec4(0u, 1u, 2u, 3u), vec4(at.end - 1u));
     let positions = at.past + queries / group;
@@ -123,7 +129,6 @@ fn main(
         }
         input[d] = query * params.scale;
     }
-    let region = (quad.at.slot * params.kv_heads + quad.kv_head) * params.capacity;
     // Groups of invocations share the positions of a block, each invocation four dimensions of the
     // head.
     let sharing = min(THREADS / fours, MOST_SHARING);
@@ -137,9 +142,14 @@ fn main(
         let position = block * THREADS + t;
         var score = vec4(0.0);
         if position < end {
-            let at = (region + position / LANES * LANES) * fours + position % LANES;
+            let page = words[quad.at.pages + position / PAGE];
+            let region = (page * params.kv_heads + quad.kv_head) * PAGE * fours;
+            if t % PAGE == 0u {
+                regions[t / PAGE] = region;
+            }
+            let at = region + position % PAGE;
             for (var d = 0u; d < fours; d++) {
-                let key = keys[at + LANES * d];
+                let key = keys[at + PAGE * d];
                 score = fma(input[4u * d], vec4(key.x), score);
                 score = fma(input[4u * d + 1u], vec4(key.y), score);
                 score = fma(input[4u * d + 2u], vec4(key.z), score);
@@ -171,9 +181,8 @@ fn main(
             var sums = array(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
             var total = vec4(0.0);
             let count = min(THREADS, end - block * THREADS);
-            let base = (region + block * THREADS) * fours + four;
             for (var i = share; i < count; i += sharing) {
-                let value = values[base + i * fours];
+                let value = values[regions[i / PAGE] + i % PAGE * fours + four];
                 let weight = weights[i];
                 sums[0] = fma(value, vec4(weight.x), sums[0]);
                 sums[1] = fma(value, vec4(weight.y), sums[1]);

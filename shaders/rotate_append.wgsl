@@ -1,24 +1,24 @@
-// Rotates queries in place, and new keys on their way into the cache; appends the values. Twin:
+// Rotates queries in place, and new keys on their way into their pages; appends the values. Twin:
 // device/cpu/rotate_append.rs.
 //
 // With h = head_dim / 2: x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j. One
-// invocation takes one such pair of a query, or four neighbours of a key or value. A head in the
-// cache is padded with zeros to whole vec4.
+// invocation takes one such pair of a query, or four neighbours of a key or value. A head in a
+// page is padded with zeros to whole vec4.
 
 @group(0) @binding(0) var<storage, read_write> queries: array<f32>;
 @group(0) @binding(1) var<storage, read> new_keys: array<f32>;
 @group(0) @binding(2) var<storage, read> new_values: array<f32>;
 // (rows, head_dim): cosines, then sines.
 @group(0) @binding(3) var<storage, read> angles: array<f32>;
-// [slot][kv_head][position / LANES][head_dim / 4][LANES]
+// [page][kv_head][head_dim / 4][PAGE]
 @group(0) @binding(4) var<storage, read_write> keys: array<vec4<f32>>;
-// [slot][kv_head][position][head_dim / 4]
+// [page][kv_head][PAGE][head_dim / 4]
 @group(0) @binding(5) var<storage, read_write> values: array<vec4<f32>>;
 @group(1) @binding(0) var<uniform> params: RotateAppendParams;
 @group(1) @binding(1) var<storage, read> rows: array<AppendedRow>;
 
-// Positions whose keys lie side by side.
-override LANES: u32;
+// Positions in a page.
+override PAGE: u32;
 override THREADS: u32;
 
 // Element d of a key's head that starts at `first`, rotated.
@@ -60,9 +60,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     item %= params.kv_heads * fours;
     let kv_head = item / fours;
     let four = item % fours;
-    let place = rows[params.first_row + row];
-    let position = place.position;
-    let region = (place.slot * params.kv_heads + kv_head) * params.capacity;
+    let to = rows[params.first_row + row];
+    let region = (to.page * params.kv_heads + kv_head) * PAGE * fours;
     let first = (row * params.kv_heads + kv_head) * dim;
     var values_of_four = vec4(0.0);
     for (var k = 0u; k < 4u; k++) {
@@ -76,8 +75,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         }
     }
     if is_key {
-        keys[(region + position / LANES * LANES) * fours + four * LANES + position % LANES] = values_of_four;
+        keys[region + four * PAGE + to.place] = values_of_four;
     } else {
-        values[(region + position) * fours + four] = values_of_four;
+        values[region + to.place * fours + four] = values_of_four;
     }
 }

@@ -332,14 +332,14 @@ pub enum Error {
         found: Vec<usize>,
     },
 
-    /// A cache of keys and values was made at another node.
+    /// Keys and values were computed at another node.
     #[error(
-        "the cache belongs to another node's weights; clear it with `KvCache::claim` before using it here"
+        "the sequence's keys and values belong to another node's weights; release them with `KvPages::release` and open anew here"
     )]
     CacheOwner {
-        /// Fingerprint the batch was made for.
+        /// Whose keys and values the batch goes on from.
         expected: [u8; 32],
-        /// Fingerprint the cache was filled under.
+        /// Whose the sequence's are.
         found: [u8; 32],
     },
 
@@ -355,28 +355,43 @@ pub enum Error {
         weights: String,
     },
 
-    /// A cache was made for a model of another form.
+    /// Pages were made for a model of another form.
     #[error(
-        "the cache was made for another model: {field} is {found}, expected {expected}; make one for this model"
+        "the pages were made for another model: {field} is {found}, expected {expected}; make a pool for this model"
     )]
     CacheShape {
         /// What differs.
         field: &'static str,
         /// The model's value.
         expected: usize,
-        /// The cache's value.
+        /// The pool's value.
         found: usize,
     },
 
-    /// A cache would be too large to address.
+    /// A pool of no page, or of more than can be addressed.
     #[error(
-        "a cache of {slots} sequences of {capacity} tokens is not possible here; ask for at least 1 and fewer"
+        "keys and values in {bytes} bytes are not possible here; ask for at least {page_bytes}, which are one page, and for less than {most}"
     )]
     CacheSize {
-        /// Sequences.
-        slots: usize,
-        /// Tokens each.
-        capacity: usize,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes of one page.
+        page_bytes: u64,
+        /// The first size that is too large.
+        most: u64,
+    },
+
+    /// The pages that are free do not hold what a batch brings.
+    #[error(
+        "the batch needs {needed} pages more for keys and values, and {free} of {pages} are free; wait until other sequences have ended, or give keys and values more memory"
+    )]
+    OutOfPages {
+        /// Pages that all its sequences need beside their own.
+        needed: usize,
+        /// Pages that no sequence holds.
+        free: usize,
+        /// All pages.
+        pages: usize,
     },
 
     /// A device has no room for a buffer.
@@ -388,30 +403,28 @@ pub enum Error {
         bytes: usize,
     },
 
-    /// A sequence would outgrow its cache or the model's context.
+    /// A sequence would outgrow the model's context, or the room that was asked for it.
     #[error(
-        "sequence {slot} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt"
+        "sequence {index} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt"
     )]
     ContextFull {
-        /// The sequence's place in the cache.
-        slot: usize,
+        /// The sequence's place in the batch.
+        index: usize,
         /// Tokens it would hold.
         needed: usize,
         /// Tokens there is room for.
         capacity: usize,
     },
 
-    /// The sequences of a batch do not fit the cache.
+    /// A sequence cannot be in a batch as it is.
     #[error(
-        "sequence {index} of the batch: {problem}; slots must ascend, be below {slots}, and bring at least one token"
+        "sequence {index} of the batch: {problem}; each stands there once, has an open table in this pool, and brings at least one token"
     )]
     BatchSequence {
         /// Which sequence.
         index: usize,
         /// What is wrong.
         problem: &'static str,
-        /// Slots in the cache.
-        slots: usize,
     },
 
     /// A token is not in the vocabulary.

@@ -12,7 +12,7 @@ use pleach::base::BaseModel;
 use pleach::device::Compute;
 use pleach::device::cpu::Cpu;
 use pleach::lattice::DEFAULT_HEADROOM;
-use pleach::model::{Batch, KvCache, NewTokens, Transformer, Want};
+use pleach::model::{Batch, KvPool, NewTokens, Transformer, Want};
 use pleach::weights::Weights;
 use serde::Deserialize;
 
@@ -41,13 +41,13 @@ fn folders() -> Vec<PathBuf> {
 fn logits<D: Compute>(device: &D, base: &BaseModel, tokens: &[u32], ahead: usize) -> Vec<Vec<f32>> {
     let weights = Weights::load(base, device, DEFAULT_HEADROOM, |_, _| ()).unwrap();
     let model = Transformer::bind(device, base.config(), &weights).unwrap();
-    let mut cache = KvCache::new(device, base.config(), 1, tokens.len(), OWNER).unwrap();
+    let mut pool = KvPool::for_tokens(device, base.config(), tokens.len()).unwrap();
+    let table = pool.pages_mut().open(OWNER);
     let mut found = Vec::new();
     let (first, rest) = tokens.split_at(ahead);
     for tokens in std::iter::once(first).chain(rest.chunks(1)) {
-        let sequences = &[NewTokens { slot: 0, tokens, want: Want::All }];
-        let batch = Batch::merged(sequences, OWNER);
-        let logits = model.forward(device, &weights, &mut cache, &batch).unwrap();
+        let sequences = &[NewTokens { table, owner: OWNER, tokens, want: Want::All }];
+        let logits = model.forward(device, &weights, &mut pool, &Batch::merged(sequences)).unwrap();
         found.extend(logits.rows().map(<[f32]>::to_vec));
     }
     found

@@ -27,8 +27,9 @@ struct RmsNormParams {
 
 // Where the keys and values of a row go.
 struct AppendedRow {
-    slot: u32,
-    position: u32,
+    page: u32,
+    // Its place in the page.
+    place: u32,
 }
 
 struct RotateAppendParams {
@@ -38,13 +39,12 @@ struct RotateAppendParams {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    // Positions of one slot.
-    capacity: u32,
 }
 
 // Four queries of one span that read the same keys; query i is head i % group of token i / group.
 struct AttentionQuad {
-    slot: u32,
+    // The word with the sequence's first page.
+    pages: u32,
     // Position of the span's first token, and its row.
     past: u32,
     row: u32,
@@ -62,8 +62,6 @@ struct AttentionParams {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    // Positions of one slot.
-    capacity: u32,
     // Tokens that a query sees.
     window: u32,
     // What a query's product with a key is multiplied by.

@@ -46,15 +46,49 @@ pub struct NodeRows<'a, D: Device + ?Sized> {
     pub deltas: &'a D::Deltas,
 }
 
+/// Positions in one page of keys and values.
+pub const PAGE: usize = 32;
+
 /// The new tokens of one sequence: consecutive rows of the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// The sequence's place in the cache.
-    pub slot: usize,
     /// Its rows in the batch.
     pub rows: Range<usize>,
-    /// Tokens of the sequence already in the cache: the position of the first new one.
+    /// Tokens of the sequence that were appended before: the position of the first new one.
     pub past: usize,
+    /// The pages of every layer that hold the sequence, [`PAGE`] positions each, in their order: at
+    /// least as many as the past and new tokens need.
+    pub pages: Vec<u32>,
+}
+
+/// The new tokens of one sequence that go to one page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The page.
+    pub page: u32,
+    /// Their rows in the batch.
+    pub rows: Range<usize>,
+    /// The place in the page of the first.
+    pub first: usize,
+}
+
+impl Span {
+    /// Its rows, page by page.
+    ///
+    /// # Panics
+    /// When it has fewer pages than its tokens need.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let end = self.past + self.rows.len();
+        (self.past / PAGE..end.div_ceil(PAGE)).map(move |index| {
+            let positions = self.past.max(index * PAGE)..end.min((index + 1) * PAGE);
+            let row = |position: usize| self.rows.start + position - self.past;
+            Piece {
+                page: self.pages[index],
+                rows: row(positions.start)..row(positions.end),
+                first: positions.start - index * PAGE,
+            }
+        })
+    }
 }
 
 /// Heads of one attention layer.
@@ -69,7 +103,7 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// What is rotated, and what goes into the cache.
+/// What is rotated, and what goes into the pages.
 pub struct RotateAppend<'a, D: Compute + ?Sized> {
     /// `(rows, heads × head_dim)`; rotated in place.
     pub queries: &'a mut D::Buffer,
@@ -80,7 +114,7 @@ pub struct RotateAppend<'a, D: Compute + ?Sized> {
     /// `(rows, head_dim)`: `head_dim / 2` cosines, then as many sines, for the position of every
     /// row.
     pub angles: &'a D::Buffer,
-    /// The layer's cache.
+    /// The layer's pages.
     pub cache: &'a mut D::KvLayer,
     /// The heads.
     pub heads: Heads,
@@ -90,7 +124,7 @@ pub struct RotateAppend<'a, D: Compute + ?Sized> {
 pub struct Attention<'a, D: Compute + ?Sized> {
     /// `(rows, heads × head_dim)`.
     pub queries: &'a D::Buffer,
-    /// The layer's cache, the keys and values of the same rows in it.
+    /// The layer's pages, the keys and values of the same rows in them.
     pub cache: &'a D::KvLayer,
     /// The heads.
     pub heads: Heads,
@@ -122,7 +156,7 @@ pub struct Choice {
 
 /// A device that can run a model.
 pub trait Compute: Device {
-    /// Keys and values of one layer, for several sequences.
+    /// Keys and values of one layer, in pages that sequences share out among them.
     type KvLayer: Send + Sync;
     /// Deltas that are not in the weights, by matrix, ready to be added to the rows of a batch; by
     /// default none.
@@ -145,11 +179,15 @@ pub trait Compute: Device {
     /// When the device has no memory left.
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;
 
-    /// Room for `slots` sequences of `capacity` tokens each.
+    /// `pages` pages of one layer, each for [`PAGE`] positions of one sequence. What a page holds
+    /// before something is appended to it is not specified.
     ///
     /// # Errors
-    /// When the device has no memory left.
-    fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<Self::KvLayer>;
+    /// When the device has no memory left, or the layer does not fit what can be bound at once.
+    fn alloc_kv(&self, heads: Heads, pages: usize) -> Result<Self::KvLayer>;
+
+    /// Bytes of one page of one layer.
+    fn kv_page_bytes(&self, heads: Heads) -> u64;
 
     /// Overwrites the start of `out`.
     fn write(&self, values: &[f32], out: &mut Self::Buffer);
@@ -203,9 +241,9 @@ pub trait Compute: Device {
     );
 
     /// Rotates queries and keys, with `h = head_dim / 2`:
-    /// `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j`. Appends the keys and
-    /// values of every span to the cache. Spans ascend in both rows and slots; `past + rows` is
-    /// within the capacity.
+    /// `x_j, x_{j+h} ← x_j·cos_j − x_{j+h}·sin_j, x_{j+h}·cos_j + x_j·sin_j`. Writes the keys and
+    /// values of every span to its pages. Spans ascend in rows; a page that one of them writes is
+    /// no other's, pages that are full before may be several's.
     fn rotate_append(&self, what: RotateAppend<'_, Self>, spans: &[Span]);
 
     /// Lets every query see the keys up to its own position: softmax of the scores

@@ -7,7 +7,9 @@ pub mod gpu;
 
 use std::sync::Arc;
 
-pub use compute::{Attention, Choice, Compute, Heads, NodeRows, Product, RotateAppend, Span};
+pub use compute::{
+    Attention, Choice, Compute, Heads, NodeRows, PAGE, Piece, Product, RotateAppend, Span,
+};
 
 use crate::Result;
 use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};

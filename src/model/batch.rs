@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use super::TableId;
 use crate::device::{Device, NodeRows, Span};
 
 /// Which logits of a sequence are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// None: the tokens only fill the cache.
+    /// None: only keys and values are computed.
     Nothing,
     /// Those after the last new token.
     Last,
@@ -18,9 +19,11 @@ pub enum Want {
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct NewTokens<'a> {
-    /// Its slot in the cache.
-    pub slot: usize,
-    /// The tokens, following those in the cache.
+    /// Its table, which grows by as many pages as the tokens need.
+    pub table: TableId,
+    /// Names the weights that the sequence goes on with; its table has to have the same owner.
+    pub owner: [u8; 32],
+    /// The tokens, following those in the table's pages.
     pub tokens: &'a [u32],
     /// Which logits to return.
     pub want: Want,
@@ -36,19 +39,17 @@ pub struct UnmergedNode<'a, D: Device> {
 
 /// What one forward pass computes.
 pub struct Batch<'a, D: Device> {
-    /// The new tokens of every sequence, by ascending slot.
+    /// The new tokens of every sequence, in any order.
     pub sequences: &'a [NewTokens<'a>],
     /// What lies between the weights and the nodes of the sequences, each node before those below
     /// it.
     pub unmerged: &'a [UnmergedNode<'a, D>],
-    /// Names the weights; the cache must have the same owner.
-    pub owner: [u8; 32],
 }
 
 impl<'a, D: Device> Batch<'a, D> {
     /// Sequences that all stand where the weights stand.
-    pub fn merged(sequences: &'a [NewTokens<'a>], owner: [u8; 32]) -> Self {
-        Self { sequences, unmerged: &[], owner }
+    pub fn merged(sequences: &'a [NewTokens<'a>]) -> Self {
+        Self { sequences, unmerged: &[] }
     }
 
     /// The unmerged nodes by rows of the batch.

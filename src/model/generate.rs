@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Batch, KvCache, NewTokens, Sampler, Sampling, Transformer, Want};
+use super::{Batch, KvPool, NewTokens, Sampler, Sampling, TableId, Transformer, Want};
 use crate::device::cpu::sample;
 use crate::device::{Choice, Compute};
 use crate::weights::Weights;
@@ -177,7 +177,7 @@ impl Decoding {
     }
 }
 
-/// One sequence, in slot 0 of a cache, with the model and the weights that run it.
+/// One sequence of a pool, with the model and the weights that run it.
 pub struct OneSequence<'a, D: Compute> {
     /// The model.
     pub model: &'a Transformer,
@@ -186,28 +186,36 @@ pub struct OneSequence<'a, D: Compute> {
     /// Its weights.
     pub weights: &'a Weights<D>,
     /// Keys and values of the tokens that were run.
-    pub cache: &'a mut KvCache<D>,
+    pub pool: &'a mut KvPool<D>,
+    /// The pages of them that are the sequence's.
+    pub table: TableId,
     /// Names the weights.
     pub owner: [u8; 32],
 }
 
+impl<D: Compute> OneSequence<'_, D> {
+    fn new_tokens<'a>(&self, tokens: &'a [u32], want: Want) -> [NewTokens<'a>; 1] {
+        [NewTokens { table: self.table, owner: self.owner, tokens, want }]
+    }
+}
+
 impl<D: Compute> Forward for OneSequence<'_, D> {
     fn fill(&mut self, tokens: &[u32]) -> Result<()> {
-        let sequences = &[NewTokens { slot: 0, tokens, want: Want::Nothing }];
-        let batch = Batch::merged(sequences, self.owner);
-        self.model.forward(self.device, self.weights, self.cache, &batch).map(drop)
+        let new = self.new_tokens(tokens, Want::Nothing);
+        let batch = Batch::merged(&new);
+        self.model.forward(self.device, self.weights, self.pool, &batch).map(drop)
     }
 
     fn choose(&mut self, tokens: &[u32], choice: Choice) -> Result<u32> {
-        let sequences = &[NewTokens { slot: 0, tokens, want: Want::Last }];
-        let batch = Batch::merged(sequences, self.owner);
-        Ok(self.model.next_tokens(self.device, self.weights, self.cache, &batch, &[choice])?[0])
+        let new = self.new_tokens(tokens, Want::Last);
+        let batch = Batch::merged(&new);
+        Ok(self.model.next_tokens(self.device, self.weights, self.pool, &batch, &[choice])?[0])
     }
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let sequences = &[NewTokens { slot: 0, tokens, want: Want::Last }];
-        let batch = Batch::merged(sequences, self.owner);
-        let logits = self.model.forward(self.device, self.weights, self.cache, &batch)?;
+        let new = self.new_tokens(tokens, Want::Last);
+        let batch = Batch::merged(&new);
+        let logits = self.model.forward(self.device, self.weights, self.pool, &batch)?;
         Ok(logits.last().unwrap_or_default().to_vec())
     }
 }
@@ -226,7 +234,7 @@ pub fn prefill(forward: &mut dyn Forward, prompt: &[u32], capacity: usize) -> Re
 fn check_prompt(prompt: &[u32], capacity: usize) -> Result<()> {
     match prompt.len() {
         0 => Err(Error::EmptyPrompt),
-        needed if needed > capacity => Err(Error::ContextFull { slot: 0, needed, capacity }),
+        needed if needed > capacity => Err(Error::ContextFull { index: 0, needed, capacity }),
         _ => Ok(()),
     }
 }

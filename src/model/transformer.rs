@@ -11,12 +11,13 @@
 //! split: bit for bit on the CPU, to rounding on a device whose kernels differ by the number of
 //! rows.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::batch::{among_wanted, wanted_rows};
-use super::{Batch, KvCache, Logits, NewTokens, RopeTable};
+use super::{Batch, KvPages, KvPool, Logits, NewTokens, RopeTable};
 use crate::arch::{Activation, ModelConfig, Role, Tensor};
-use crate::device::{Attention, Choice, Compute, Heads, Product, RotateAppend, Span};
+use crate::device::{Attention, Choice, Compute, Device, Heads, Product, RotateAppend, Span};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Weights};
 use crate::{Error, Result, WeightName};
 
@@ -268,13 +269,13 @@ impl Transformer {
         &self.config
     }
 
-    /// Runs the new tokens of every sequence through the model, appends them to the cache and
+    /// Runs the new tokens of every sequence through the model, appends them to its table and
     /// returns the wanted logits.
     ///
     /// # Errors
-    /// Before anything is computed: when the cache belongs to other weights or another model, a
-    /// sequence is out of order, empty or too long, or a token is unknown. The cache is then
-    /// unchanged.
+    /// Before anything is computed: when the pool is another model's, a table other weights', a
+    /// sequence twice there, empty or too long, a token unknown, or pages are lacking
+    /// ([`Error::OutOfPages`]). After any error every table is as before.
     ///
     /// # Panics
     /// When `weights` are not those the model was bound to.
@@ -282,11 +283,11 @@ impl Transformer {
         &self,
         device: &D,
         weights: &Weights<D>,
-        cache: &mut KvCache<D>,
+        pool: &mut KvPool<D>,
         batch: &Batch<'_, D>,
     ) -> Result<Logits> {
         let vocab_size = self.config.vocab_size;
-        self.forward_then(device, weights, cache, batch, |logits, sequences| {
+        self.forward_then(device, weights, pool, batch, |logits, sequences| {
             let wanted = sequences.last().map_or(0, |rows| rows.end);
             Ok(Logits::new(device.read(logits, 0..wanted * vocab_size)?, vocab_size, sequences))
         })
@@ -296,8 +297,7 @@ impl Transformer {
     /// and only the tokens leave it: one for each of `choices`.
     ///
     /// # Errors
-    /// As [`Self::forward`], and [`Error::NonFiniteLogits`]; the cache then holds the new tokens or
-    /// not.
+    /// As [`Self::forward`], and [`Error::NonFiniteLogits`].
     ///
     /// # Panics
     /// When the batch does not want as many rows of logits as there are choices.
@@ -305,11 +305,11 @@ impl Transformer {
         &self,
         device: &D,
         weights: &Weights<D>,
-        cache: &mut KvCache<D>,
+        pool: &mut KvPool<D>,
         batch: &Batch<'_, D>,
         choices: &[Choice],
     ) -> Result<Vec<u32>> {
-        self.forward_then(device, weights, cache, batch, |logits, sequences| {
+        self.forward_then(device, weights, pool, batch, |logits, sequences| {
             assert_eq!(
                 sequences.last().map_or(0, |rows| rows.end),
                 choices.len(),
@@ -323,16 +323,38 @@ impl Transformer {
         &self,
         device: &D,
         weights: &Weights<D>,
-        cache: &mut KvCache<D>,
+        pool: &mut KvPool<D>,
         batch: &Batch<'_, D>,
         finish: impl FnOnce(&D::Buffer, Vec<Range<usize>>) -> Result<R> + Send,
     ) -> Result<R> {
-        let spans = self.check_batch(cache, batch)?;
+        self.check_batch(pool, batch)?;
+        let sequences = batch.sequences;
+        pool.pages.grow(sequences.iter().map(|new| (new.table, new.tokens.len())))?;
+        let result = self.forward_grown(device, weights, pool, batch, finish);
+        for new in sequences {
+            match &result {
+                Ok(_) => pool.pages.append(new.table, new.tokens),
+                Err(_) => pool.pages.shrink(new.table),
+            }
+        }
+        result
+    }
+
+    /// The same for a checked batch whose tables have pages enough.
+    fn forward_grown<D: Compute, R: Send>(
+        &self,
+        device: &D,
+        weights: &Weights<D>,
+        pool: &mut KvPool<D>,
+        batch: &Batch<'_, D>,
+        finish: impl FnOnce(&D::Buffer, Vec<Range<usize>>) -> Result<R> + Send,
+    ) -> Result<R> {
+        let spans = spans(&pool.pages, batch);
         let rows = spans.last().map_or(0, |span| span.rows.end);
         let tokens: Vec<u32> =
             batch.sequences.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let (wanted, sequences) = wanted_rows(batch, &spans);
-        let mut workspace = match cache.workspace.take() {
+        let mut workspace = match pool.workspace.take() {
             Some(workspace)
                 if workspace.rows >= rows
                     && device.len(&workspace.logits) >= self.logits_len(&wanted) =>
@@ -349,13 +371,10 @@ impl Transformer {
             of_wanted: device.unmerged(&among_wanted(&nodes, &wanted), |id| id == self.head)?,
         };
         let result = device.submit(|| {
-            self.run(device, weights, cache, &mut workspace, &tokens, &spans, &wanted, &unmerged);
+            self.run(device, weights, pool, &mut workspace, &tokens, &spans, &wanted, &unmerged);
             finish(&workspace.logits, sequences)
         })?;
-        for (span, sequence) in spans.iter().zip(batch.sequences) {
-            cache.lengths[span.slot] += sequence.tokens.len();
-        }
-        cache.workspace = Some(workspace);
+        pool.workspace = Some(workspace);
         Ok(result)
     }
 
@@ -363,54 +382,50 @@ impl Transformer {
         wanted.len() * self.config.vocab_size
     }
 
-    fn check_batch<D: Compute>(
-        &self,
-        cache: &KvCache<D>,
-        batch: &Batch<'_, D>,
-    ) -> Result<Vec<Span>> {
+    fn check_batch<D: Compute>(&self, pool: &KvPool<D>, batch: &Batch<'_, D>) -> Result<()> {
         let expected = heads(&self.config);
         for (field, expected, found) in [
-            ("layers", self.layers.len(), cache.layers.len()),
-            ("heads", expected.heads, cache.heads.heads),
-            ("kv_heads", expected.kv_heads, cache.heads.kv_heads),
-            ("head_dim", expected.head_dim, cache.heads.head_dim),
+            ("layers", self.layers.len(), pool.layers.len()),
+            ("heads", expected.heads, pool.heads.heads),
+            ("kv_heads", expected.kv_heads, pool.heads.kv_heads),
+            ("head_dim", expected.head_dim, pool.heads.head_dim),
         ] {
             if expected != found {
                 return Err(Error::CacheShape { field, expected, found });
             }
         }
-        if cache.owner() != batch.owner {
-            return Err(Error::CacheOwner { expected: batch.owner, found: cache.owner() });
+        let mut tables = BTreeSet::new();
+        for (index, new) in batch.sequences.iter().enumerate() {
+            if !tables.insert(new.table) {
+                return Err(Error::BatchSequence { index, problem: "it is there already" });
+            }
+            self.check_sequence(&pool.pages, index, new)?;
         }
-        let mut spans: Vec<Span> = Vec::with_capacity(batch.sequences.len());
-        for (index, sequence) in batch.sequences.iter().enumerate() {
-            let refuse =
-                |problem| Err(Error::BatchSequence { index, problem, slots: cache.slots() });
-            let NewTokens { slot, tokens, .. } = *sequence;
-            let start = spans.last().map_or(0, |span| span.rows.end);
-            if spans.last().is_some_and(|span| span.slot >= slot) {
-                return refuse("its slot does not follow the one before");
-            } else if slot >= cache.slots() {
-                return refuse("there is no such slot");
-            } else if tokens.is_empty() {
-                return refuse("it brings no tokens");
-            }
-            let past = cache.len(slot);
-            let capacity = cache.capacity().min(self.config.max_position_embeddings);
-            if tokens.len() > capacity - past {
-                return Err(Error::ContextFull {
-                    slot,
-                    needed: past.saturating_add(tokens.len()),
-                    capacity,
-                });
-            }
-            let vocab_size = self.config.vocab_size;
-            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
-                return Err(Error::UnknownToken { token, vocab_size });
-            }
-            spans.push(Span { slot, rows: start..start + tokens.len(), past });
+        Ok(())
+    }
+
+    fn check_sequence(&self, pages: &KvPages, index: usize, new: &NewTokens<'_>) -> Result<()> {
+        let NewTokens { table, owner, tokens, .. } = *new;
+        if !pages.is_open(table) {
+            return Err(Error::BatchSequence { index, problem: "it has no table here" });
         }
-        Ok(spans)
+        if tokens.is_empty() {
+            return Err(Error::BatchSequence { index, problem: "it brings no tokens" });
+        }
+        let found = pages.owner(table);
+        if found != owner {
+            return Err(Error::CacheOwner { expected: owner, found });
+        }
+        let (capacity, past) = (self.config.max_position_embeddings, pages.len(table));
+        if tokens.len() > capacity - past {
+            let needed = past.saturating_add(tokens.len());
+            return Err(Error::ContextFull { index, needed, capacity });
+        }
+        let vocab_size = self.config.vocab_size;
+        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(&token) => Err(Error::UnknownToken { token, vocab_size }),
+            None => Ok(()),
+        }
     }
 
     fn workspace<D: Compute>(
@@ -445,7 +460,7 @@ impl Transformer {
         &self,
         device: &D,
         weights: &Weights<D>,
-        cache: &mut KvCache<D>,
+        pool: &mut KvPool<D>,
         w: &mut Workspace<D>,
         tokens: &[u32],
         spans: &[Span],
@@ -463,7 +478,7 @@ impl Transformer {
         let table = (weights.matrix(self.embedding), self.embedding);
         let UnmergedDeltas { of_rows, of_wanted } = unmerged;
         device.embed(table, tokens, of_rows, &mut w.stream);
-        for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
+        for (layer, kv) in self.layers.iter().zip(&mut pool.layers) {
             device.rms_norm(&w.stream, vector(&layer.attention_norm), eps, rows, &mut w.normed);
             let [q, k, v] = &layer.attention;
             let projections = [
@@ -526,4 +541,16 @@ impl Transformer {
         let logits = head.product(weights, &mut w.logits, false);
         device.matmul(&w.stream, wanted.len(), [logits], of_wanted);
     }
+}
+
+/// Where every sequence of a batch stands, whose tables have pages enough.
+fn spans<D: Device>(pages: &KvPages, batch: &Batch<'_, D>) -> Vec<Span> {
+    let mut rows = 0;
+    let span = |new: &NewTokens<'_>| {
+        let start = rows;
+        rows += new.tokens.len();
+        let (past, pages) = (pages.len(new.table), pages.pages(new.table).to_vec());
+        Span { rows: start..rows, past, pages }
+    };
+    batch.sequences.iter().map(span).collect()
 }

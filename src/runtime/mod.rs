@@ -19,7 +19,7 @@
 //! other time is kept, too, and returned by every later call (`Error::DeviceFailed`).
 //!
 //! **Keys and values** are owned by 32 bytes that name the weights, and a forward pass under
-//! another owner is refused (`model/kv_cache.rs`). Here those are the version and the load of the
+//! another owner is refused (`model/kv_pool.rs`). Here those are the version and the load of the
 //! replica that they were computed on: hashing the weights would cost more than the switch.
 //!
 //! **Sequences** (`sequence.rs`): tokens, sampler, keys and values, and the version they belong

@@ -21,7 +21,7 @@ use crate::device::Compute as Computing;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
-use crate::model::{Forward, KvCache, OneSequence, Transformer};
+use crate::model::{Forward, KvPages, KvPool, OneSequence, TableId, Transformer};
 use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
 use crate::{Error, Result, WeightName};
@@ -94,7 +94,9 @@ pub(super) struct Residence {
 
 /// Keys and values of one sequence, on the device of one copy of the weights, at one node version.
 pub(super) struct Kv {
-    cache: Box<dyn KvSlot>,
+    pool: Box<dyn AnyPool>,
+    /// The sequence's pages: all that the pool has.
+    table: TableId,
     /// The version they were computed at.
     version: NodeVersion,
     owner: [u8; 32],
@@ -109,18 +111,18 @@ impl Kv {
 
     /// Drops every token.
     pub(super) fn clear(&mut self) {
-        self.cache.clear();
+        self.pool.pages_mut().clear(self.table);
     }
 }
 
-/// A [`KvCache`] of some device.
-trait KvSlot: Any + Send + Sync {
-    fn clear(&mut self);
+/// A [`KvPool`] of some device.
+trait AnyPool: Any + Send + Sync {
+    fn pages_mut(&mut self) -> &mut KvPages;
 }
 
-impl<D: Compute + 'static> KvSlot for KvCache<D> {
-    fn clear(&mut self) {
-        KvCache::clear(self);
+impl<D: Compute + 'static> AnyPool for KvPool<D> {
+    fn pages_mut(&mut self) -> &mut KvPages {
+        KvPool::pages_mut(self)
     }
 }
 
@@ -400,19 +402,19 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
         let config = self.engine.base.config();
         let capacity = tokens.clamp(1, config.max_position_embeddings);
         let (version, owner) = (self.current.clone(), self.owner(&self.current));
-        let cache = Box::new(KvCache::new(&self.device, config, 1, capacity, owner)?);
-        Ok(Kv { cache, version, owner, capacity })
+        let mut pool = Box::new(KvPool::for_tokens(&self.device, config, capacity)?);
+        let table = pool.pages_mut().open(owner);
+        Ok(Kv { pool, table, version, owner, capacity })
     }
 
     fn forward<'a>(&'a self, kv: &'a mut Kv) -> Result<Box<dyn Forward + 'a>> {
         self.check_usable()?;
-        let (owner, found) = (self.owner(&self.current), kv.owner);
-        let cache = (&mut *kv.cache as &mut dyn Any)
-            .downcast_mut::<KvCache<D>>()
-            .filter(|_| owner == found);
-        let cache = cache.ok_or(Error::CacheOwner { expected: owner, found })?;
+        let (owner, found, table) = (self.owner(&self.current), kv.owner, kv.table);
+        let pool =
+            (&mut *kv.pool as &mut dyn Any).downcast_mut::<KvPool<D>>().filter(|_| owner == found);
+        let pool = pool.ok_or(Error::CacheOwner { expected: owner, found })?;
         let Self { model, device, weights, .. } = self;
-        Ok(Box::new(OneSequence { model, device, weights, cache, owner }))
+        Ok(Box::new(OneSequence { model, device, weights, pool, table, owner }))
     }
 
     fn matrix(&self, id: MatrixId) -> Result<LatticeMatrix> {

@@ -1,12 +1,13 @@
-//! Grouped-query attention over a cache laid out for it. Keys lie in blocks of 16 positions,
+//! Grouped-query attention over pages laid out for it. Keys lie in blocks of 16 positions,
 //! `[head_dim][16]` each, so a score of 16 positions is one multiply-add per dimension without any
 //! reduction; values lie position by position. The queries of a group of heads that share their
 //! keys are scored together.
 //!
 //! **Invariant:** a query's sums run over absolute positions in the same order whatever else is
-//! computed beside it.
+//! computed beside it, and wherever the sequence's pages lie.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::Cpu;
 use super::buffer::FloatBuffer;
@@ -15,7 +16,7 @@ use super::parallel::{Plane, RowBlocks};
 use super::simd::{CHUNK, Kernel, Simd};
 use super::tanh::tanh;
 use crate::Result;
-use crate::device::compute::{Attention, Heads, Span};
+use crate::device::compute::{Attention, Heads, PAGE, Span};
 
 /// Tokens in one task.
 const TOKENS: usize = 16;
@@ -26,33 +27,66 @@ thread_local! {
     static SCRATCH: RefCell<FloatBuffer> = RefCell::new(FloatBuffer::default());
 }
 
+/// Blocks of keys in a page.
+const BLOCKS: usize = PAGE / CHUNK;
+
 /// Keys and values of one layer.
 #[derive(Debug)]
 pub struct CpuKvLayer {
     pub(super) heads: Heads,
-    /// Positions a slot can hold, a multiple of 16.
-    pub(super) capacity: usize,
-    /// `[slot][kv_head][capacity / 16][head_dim][16]`
+    /// `[page][kv_head][PAGE / 16][head_dim][16]`
     pub(super) keys: FloatBuffer,
-    /// `[slot][kv_head][capacity][value_dim]`, padded with zeros to `value_dim`.
+    /// `[page][kv_head][PAGE][value_dim]`, padded with zeros to `value_dim`.
     pub(super) values: FloatBuffer,
 }
 
 impl CpuKvLayer {
-    /// Room for `slots` sequences of `capacity` tokens.
-    pub(super) fn new(heads: Heads, slots: usize, capacity: usize) -> Result<Self> {
-        let capacity = capacity.next_multiple_of(CHUNK);
-        let positions = slots * heads.kv_heads * capacity;
+    pub(super) fn new(heads: Heads, pages: usize) -> Result<Self> {
+        let positions = pages * heads.kv_heads * PAGE;
         Ok(Self {
             heads,
-            capacity,
             keys: FloatBuffer::try_zeros(positions * heads.head_dim)?,
             values: FloatBuffer::try_zeros(positions * heads.head_dim.next_multiple_of(CHUNK))?,
         })
     }
 
+    pub(super) fn page_bytes(heads: Heads) -> u64 {
+        let a_position = heads.head_dim + heads.head_dim.next_multiple_of(CHUNK);
+        (heads.kv_heads * PAGE * a_position * size_of::<f32>()) as u64
+    }
+
     pub(super) fn value_dim(&self) -> usize {
         self.heads.head_dim.next_multiple_of(CHUNK)
+    }
+}
+
+/// One head of one sequence.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    cache: &'a CpuKvLayer,
+    pages: &'a [u32],
+    kv_head: usize,
+}
+
+impl<'a> Head<'a> {
+    /// The keys of positions `16 · block..`, `[head_dim][16]`.
+    #[inline(always)]
+    fn keys(self, block: usize) -> &'a [[f32; CHUNK]] {
+        let head_dim = self.cache.heads.head_dim;
+        let block = self.region(block / BLOCKS) * BLOCKS + block % BLOCKS;
+        self.cache.keys[block * head_dim * CHUNK..][..head_dim * CHUNK].as_chunks().0
+    }
+
+    /// The values of positions `PAGE · page..`, `[PAGE][value_dim / 16]`.
+    #[inline(always)]
+    fn values(self, page: usize) -> &'a [[f32; CHUNK]] {
+        let len = PAGE * self.cache.value_dim();
+        self.cache.values[self.region(page) * len..][..len].as_chunks().0
+    }
+
+    #[inline(always)]
+    fn region(self, page: usize) -> usize {
+        self.pages[page] as usize * self.cache.heads.kv_heads + self.kv_head
     }
 }
 
@@ -66,24 +100,20 @@ impl Cpu {
         let mut blocks = Vec::new();
         let mut places = Vec::new();
         let mut work = 0;
-        for span in spans {
+        for (index, span) in spans.iter().enumerate() {
             for start in span.rows.clone().step_by(TOKENS) {
                 let end = span.rows.end.min(start + TOKENS);
                 let position = span.past + (start - span.rows.start);
                 work += (end - start) * (position + 1) * width * 2;
                 blocks.push(start..end);
-                places.push((span.slot, position));
+                places.push((index, position));
             }
         }
         let plane = Plane { data: out, width, block: group * head_dim };
         self.for_tiles([plane], RowBlocks::These(&blocks), work, |mut tile| {
-            let (slot, position) = places[tile.row_block];
+            let (span, position) = places[tile.row_block];
             let kv_head = tile.cols.start / (group * head_dim);
-            let region = slot * kv_heads + kv_head;
-            let keys =
-                &cache.keys[region * cache.capacity * head_dim..][..cache.capacity * head_dim];
-            let per_value = cache.capacity * cache.value_dim();
-            let values = &cache.values[region * per_value..][..per_value];
+            let head = Head { cache, pages: &spans[span].pages, kv_head };
             let (first_row, first_column) = (tile.rows.start, tile.cols.start);
             let row = |query: usize| (first_row + query / group, query % group * head_dim);
             let count = tile.rows.len() * group;
@@ -110,9 +140,7 @@ impl Cpu {
                     }
                     self.simd.run(QueryBlock {
                         input: &input[..picked.len() * head_dim],
-                        keys,
-                        values,
-                        head_dim,
+                        head,
                         scale,
                         soft_cap,
                         lowest,
@@ -139,11 +167,7 @@ impl Cpu {
 struct QueryBlock<'a, F> {
     /// `(queries, head_dim)`, at most 8 queries.
     input: &'a [f32],
-    /// One head of one sequence: `[position / 16][head_dim][16]`.
-    keys: &'a [f32],
-    /// The same head: `[position][value_dim]`.
-    values: &'a [f32],
-    head_dim: usize,
+    head: Head<'a>,
     scale: f32,
     soft_cap: Option<f32>,
     /// First position any of the queries may see, rounded down to a multiple of 16.
@@ -161,13 +185,11 @@ struct QueryBlock<'a, F> {
 impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { input, keys, values, head_dim, lowest, end, scores, result, .. } = self;
+        let Self { input, head, lowest, end, scores, result, .. } = self;
         let width = (end - lowest).next_multiple_of(CHUNK);
-        let value_dim = head_dim.next_multiple_of(CHUNK);
+        let (head_dim, value_dim) = (head.cache.heads.head_dim, head.cache.value_dim());
         let queries = input.len() / head_dim;
-        let (keys, _) = keys[lowest * head_dim..].as_chunks::<CHUNK>();
-        let keys = &keys[..width / CHUNK * head_dim];
-        let values = &values[lowest * value_dim..end * value_dim];
+        let first = lowest / CHUNK;
         // Capped scores are scaled already; others are where their largest is taken off.
         let scale = if self.soft_cap.is_some() { 1.0 } else { self.scale };
 
@@ -181,11 +203,11 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
             let input = &input[i * head_dim..][..count * head_dim];
             let scores = &mut scores[i * width..][..count * width];
             match count {
-                8 => score::<S, 8>(simd, input, keys, scores),
-                4 => score::<S, 4>(simd, input, keys, scores),
-                3 => score::<S, 3>(simd, input, keys, scores),
-                2 => score::<S, 2>(simd, input, keys, scores),
-                _ => score::<S, 1>(simd, input, keys, scores),
+                8 => score::<S, 8>(simd, input, head, first, scores),
+                4 => score::<S, 4>(simd, input, head, first, scores),
+                3 => score::<S, 3>(simd, input, head, first, scores),
+                2 => score::<S, 2>(simd, input, head, first, scores),
+                _ => score::<S, 1>(simd, input, head, first, scores),
             }
             if let Some(cap) = self.soft_cap {
                 soft_cap(simd, scores, self.scale, cap);
@@ -197,23 +219,24 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
             }
             let result = &mut result[i * value_dim..][..count * value_dim];
             match count {
-                8 => weigh::<S, 8>(simd, scores, values, &inverse, result),
-                4 => weigh::<S, 4>(simd, scores, values, &inverse, result),
-                3 => weigh::<S, 3>(simd, scores, values, &inverse, result),
-                2 => weigh::<S, 2>(simd, scores, values, &inverse, result),
-                _ => weigh::<S, 1>(simd, scores, values, &inverse, result),
+                8 => weigh::<S, 8>(simd, scores, head, lowest..end, &inverse, result),
+                4 => weigh::<S, 4>(simd, scores, head, lowest..end, &inverse, result),
+                3 => weigh::<S, 3>(simd, scores, head, lowest..end, &inverse, result),
+                2 => weigh::<S, 2>(simd, scores, head, lowest..end, &inverse, result),
+                _ => weigh::<S, 1>(simd, scores, head, lowest..end, &inverse, result),
             }
             i += count;
         }
     }
 }
 
-/// `scores[q][position] = input[q] · key[position]`.
+/// `scores[q][position] = input[q] · key[position]`, from block `first` on.
 #[inline(always)]
 fn score<S: Simd, const Q: usize>(
     simd: S,
     input: &[f32],
-    keys: &[[f32; CHUNK]],
+    head: Head<'_>,
+    first: usize,
     scores: &mut [f32],
 ) {
     let head_dim = input.len() / Q;
@@ -222,7 +245,8 @@ fn score<S: Simd, const Q: usize>(
     for q in 0..Q {
         rows[q] = &input[q * head_dim..][..head_dim];
     }
-    for (block, keys) in keys.chunks_exact(head_dim).enumerate() {
+    for block in 0..width / CHUNK {
+        let keys = head.keys(first + block);
         for part in 0..S::PARTS {
             let mut sums = [simd.splat(0.0); Q];
             for (d, key) in keys.iter().enumerate() {
@@ -279,27 +303,33 @@ fn softmax<S: Simd>(simd: S, scores: &mut [f32], scale: f32, from: usize, to: us
 fn weigh<S: Simd, const Q: usize>(
     simd: S,
     scores: &[f32],
-    values: &[f32],
+    head: Head<'_>,
+    positions: Range<usize>,
     inverse: &[f32; QUERIES],
     result: &mut [f32],
 ) {
     let (width, value_dim) = (scores.len() / Q, result.len() / Q);
-    let (values, _) = values.as_chunks::<CHUNK>();
     let (result, _) = result.as_chunks_mut::<CHUNK>();
     let chunks = value_dim / CHUNK;
-    let positions = values.len() / chunks;
-    let mut rows = [scores; Q];
-    for q in 0..Q {
-        rows[q] = &scores[q * width..][..positions];
-    }
     for chunk in 0..chunks {
         for part in 0..S::PARTS {
             let mut sums = [simd.splat(0.0); Q];
-            for position in 0..positions {
-                let value = simd.load(&values[position * chunks + chunk], part);
+            let mut at = positions.start;
+            while at < positions.end {
+                let (page, place) = (at / PAGE, at % PAGE);
+                let count = (PAGE - place).min(positions.end - at);
+                let values = &head.values(page)[place * chunks..][..count * chunks];
+                let mut rows = [scores; Q];
                 for q in 0..Q {
-                    sums[q] = simd.fma(simd.splat(rows[q][position]), value, sums[q]);
+                    rows[q] = &scores[q * width + at - positions.start..][..count];
                 }
+                for i in 0..count {
+                    let value = simd.load(&values[i * chunks + chunk], part);
+                    for q in 0..Q {
+                        sums[q] = simd.fma(simd.splat(rows[q][i]), value, sums[q]);
+                    }
+                }
+                at += count;
             }
             for q in 0..Q {
                 let scaled = simd.fma(sums[q], simd.splat(inverse[q]), simd.splat(0.0));

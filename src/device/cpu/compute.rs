@@ -29,8 +29,12 @@ impl Compute for Cpu {
         FloatBuffer::try_zeros(len)
     }
 
-    fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<CpuKvLayer> {
-        CpuKvLayer::new(heads, slots, capacity)
+    fn alloc_kv(&self, heads: Heads, pages: usize) -> Result<CpuKvLayer> {
+        CpuKvLayer::new(heads, pages)
+    }
+
+    fn kv_page_bytes(&self, heads: Heads) -> u64 {
+        CpuKvLayer::page_bytes(heads)
     }
 
     fn write(&self, values: &[f32], out: &mut FloatBuffer) {

@@ -1,12 +1,12 @@
 //! Rotary position embedding, which rotates each head's halves against each other, and the append to
-//! the cache, laid out as [`CpuKvLayer`] says.
+//! the pages, laid out as [`CpuKvLayer`] says.
 //!
 //! **Source:** Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 
 use super::parallel::{Plane, RowBlocks};
 use super::simd::{CHUNK, Kernel, Simd};
 use super::{Cpu, CpuKvLayer};
-use crate::device::compute::{Heads, RotateAppend, Span};
+use crate::device::compute::{Heads, PAGE, Piece, RotateAppend, Span};
 
 impl Cpu {
     /// [`crate::device::Compute::rotate_append`].
@@ -33,39 +33,33 @@ impl Cpu {
         });
     }
 
-    /// Writes the new keys and values behind those of their sequences.
+    /// Writes the new keys and values to their pages, a tile a page and head.
     fn append(&self, keys: &[f32], values: &[f32], cache: &mut CpuKvLayer, spans: &[Span]) {
         let Heads { kv_heads, head_dim, .. } = cache.heads;
-        let (width, value_dim, capacity) = (kv_heads * head_dim, cache.value_dim(), cache.capacity);
-        let Some(last) = spans.last() else { return };
-        let regions = (last.slot + 1) * kv_heads;
-        let planes = [
-            Plane { data: &mut cache.keys, width: capacity * head_dim, block: capacity * head_dim },
-            Plane {
-                data: &mut cache.values,
-                width: capacity * value_dim,
-                block: capacity * value_dim,
-            },
-        ];
+        let (width, value_dim) = (kv_heads * head_dim, cache.value_dim());
+        let mut pieces: Vec<Piece> = spans.iter().flat_map(Span::pieces).collect();
+        pieces.sort_unstable_by_key(|piece| piece.page);
+        let page = |piece: &Piece| piece.page as usize..piece.page as usize + 1;
+        let pages: Vec<_> = pieces.iter().map(page).collect();
+        let plane = |data, dim| Plane { data, width: kv_heads * PAGE * dim, block: PAGE * dim };
+        let planes = [plane(&mut cache.keys, head_dim), plane(&mut cache.values, value_dim)];
         let work = spans.iter().map(|span| span.rows.len()).sum::<usize>() * width * 2;
-        self.for_tiles(planes, RowBlocks::Every { rows: regions, block: 1 }, work, |mut tile| {
-            let region = tile.rows.start;
-            let (slot, kv_head) = (region / kv_heads, region % kv_heads);
-            let Ok(span) = spans.binary_search_by_key(&slot, |span| span.slot) else { return };
-            let span = &spans[span];
+        self.for_tiles(planes, RowBlocks::These(&pages), work, |mut tile| {
+            let Piece { page, rows, first } = &pieces[tile.row_block];
+            let head = tile.cols.start / tile.cols.len() * head_dim;
             let plane = tile.plane;
-            let out = tile.row(region);
-            for (position, row) in (span.past..).zip(span.rows.clone()) {
-                let from = row * width + kv_head * head_dim;
+            let out = tile.row(*page as usize);
+            for (place, row) in (*first..).zip(rows.clone()) {
+                let from = row * width + head;
                 if plane == 0 {
-                    let block = &mut out[position / CHUNK * CHUNK * head_dim..][..CHUNK * head_dim];
+                    let block = &mut out[place / CHUNK * CHUNK * head_dim..][..CHUNK * head_dim];
                     for (key, lanes) in
                         keys[from..][..head_dim].iter().zip(block.as_chunks_mut::<CHUNK>().0)
                     {
-                        lanes[position % CHUNK] = *key;
+                        lanes[place % CHUNK] = *key;
                     }
                 } else {
-                    out[position * value_dim..][..head_dim]
+                    out[place * value_dim..][..head_dim]
                         .copy_from_slice(&values[from..][..head_dim]);
                 }
             }

@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use super::parallel::{Plane, RowBlocks};
 use super::{Cpu, FloatBuffer, SimdLevel, Unmerged};
 use crate::Error;
-use crate::device::{Attention, Compute, Heads, Product, RotateAppend, Span};
+use crate::device::{Attention, Compute, Heads, PAGE, Product, RotateAppend, Span};
 use crate::lattice::{LatticeMatrix, MatrixId};
 
 mod unmerged;
@@ -182,7 +182,7 @@ fn unturned(rows: usize, head_dim: usize) -> FloatBuffer {
 #[test]
 fn attention_equals_its_formula_for_ragged_batches() {
     let mut rng = StdRng::seed_from_u64(3);
-    // New tokens per slot, step by step: prefill and decode mixed, slots left out.
+    // New tokens a sequence, step by step: prefill and decode mixed, sequences left out.
     let steps: [[usize; 4]; 4] = [[5, 0, 37, 0], [1, 0, 1, 70], [18, 3, 1, 1], [1, 1, 0, 1]];
     for cpu in levels() {
         for (heads, kv_heads, head_dim) in
@@ -199,17 +199,16 @@ fn attention_equals_its_formula_for_ragged_batches() {
             ] {
                 let heads = Heads { heads, kv_heads, head_dim };
                 let (q_width, kv_width) = (heads.heads * head_dim, kv_heads * head_dim);
-                let mut cache = cpu.alloc_kv(heads, 4, 100).unwrap();
+                let mut cache = cpu.alloc_kv(heads, 16).unwrap();
                 let mut seen: [Vec<(Vec<f32>, Vec<f32>)>; 4] = Default::default();
                 for step in steps {
-                    let mut spans: Vec<Span> = Vec::new();
-                    for (slot, &count) in step.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    let (mut spans, mut sequences): (Vec<Span>, Vec<usize>) = Default::default();
+                    for (i, &count) in step.iter().enumerate().filter(|(_, count)| **count > 0) {
                         let start = spans.last().map_or(0, |span| span.rows.end);
-                        spans.push(Span {
-                            slot,
-                            rows: start..start + count,
-                            past: seen[slot].len(),
-                        });
+                        // Every fourth page, from the last on.
+                        let pages = (0..4).map(|page| 15 - (4 * page + i as u32)).collect();
+                        spans.push(Span { rows: start..start + count, past: seen[i].len(), pages });
+                        sequences.push(i);
                     }
                     let rows = spans.last().unwrap().rows.end;
                     let queries = random(&mut rng, rows * q_width)
@@ -239,8 +238,8 @@ fn attention_equals_its_formula_for_ragged_batches() {
                         out: &mut out,
                     };
                     cpu.attention(attention, &spans);
-                    for span in &spans {
-                        let seen = &mut seen[span.slot];
+                    for (span, i) in spans.iter().zip(sequences) {
+                        let seen = &mut seen[i];
                         for row in span.rows.clone() {
                             let part = |x: &[f32]| x[row * kv_width..][..kv_width].to_vec();
                             seen.push((part(&keys), part(&values)));
@@ -275,6 +274,98 @@ fn attention_equals_its_formula_for_ragged_batches() {
             }
         }
     }
+}
+
+/// Attention of all rows of `[queries, keys, values]`, so many at a step, in these pages.
+fn attend_in_pages(
+    cpu: &Cpu,
+    heads: Heads,
+    window: Option<usize>,
+    parts: &[FloatBuffer; 3],
+    steps: &[usize],
+    pages: &[u32],
+) -> Vec<f32> {
+    let Heads { heads: query_heads, kv_heads, head_dim } = heads;
+    let widths = [query_heads, kv_heads, kv_heads].map(|heads| heads * head_dim);
+    let mut cache = cpu.alloc_kv(heads, 20).unwrap();
+    // What was in a page before must not be read.
+    cache.keys.fill(f32::NAN);
+    let value_dim = cache.value_dim();
+    for value in cache.values.chunks_exact_mut(value_dim) {
+        value[..head_dim].fill(f32::NAN);
+    }
+    let (mut past, mut found) = (0, Vec::new());
+    for &count in steps {
+        let part = |i: usize| FloatBuffer::from(&parts[i][past * widths[i]..][..count * widths[i]]);
+        let (mut queries, mut keys, values) = (part(0), part(1), part(2));
+        let mut out = FloatBuffer::zeros(count * widths[0]);
+        let spans = [Span { rows: 0..count, past, pages: pages.to_vec() }];
+        let rotate_append = RotateAppend {
+            queries: &mut queries,
+            keys: &mut keys,
+            values: &values,
+            angles: &unturned(count, head_dim),
+            cache: &mut cache,
+            heads,
+        };
+        cpu.rotate_append(rotate_append, &spans);
+        let attention = Attention {
+            queries: &queries,
+            cache: &cache,
+            heads,
+            scale: 0.3,
+            soft_cap: None,
+            window,
+            out: &mut out,
+        };
+        cpu.attention(attention, &spans);
+        found.extend_from_slice(&out);
+        past += count;
+    }
+    found
+}
+
+#[test]
+fn attention_in_scattered_pages_has_the_bits_of_consecutive_ones() {
+    let mut rng = StdRng::seed_from_u64(8);
+    let consecutive: Vec<u32> = (0..7).collect();
+    let scattered = [19, 2, 11, 0, 12, 5, 6];
+    for cpu in levels() {
+        for (query_heads, kv_heads, head_dim) in [(6, 2, 6), (9, 3, 64), (14, 2, 20), (8, 1, 16)] {
+            let heads = Heads { heads: query_heads, kv_heads, head_dim };
+            let parts = [query_heads, kv_heads, kv_heads]
+                .map(|heads| random(&mut rng, 212 * heads * head_dim));
+            for window in [None, Some(1), Some(45)] {
+                let run = |steps: &[usize], pages: &[u32]| {
+                    attend_in_pages(&cpu, heads, window, &parts, steps, pages)
+                };
+                let expected = run(&[212], &consecutive);
+                assert!(expected.iter().all(|x| x.is_finite()), "{heads:?} {window:?}");
+                assert_eq!(run(&[212], &scattered), expected, "{heads:?} {window:?}");
+                let steps = [31, 1, 1, 62, 1, 32, 64, 19, 1];
+                assert_eq!(run(&steps, &scattered), expected, "{heads:?} {window:?}");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "row blocks overlap")]
+fn page_written_by_two_sequences_is_refused() {
+    let cpu = Cpu::new(Some(1)).unwrap();
+    let heads = Heads { heads: 1, kv_heads: 1, head_dim: 2 };
+    let mut cache = cpu.alloc_kv(heads, 4).unwrap();
+    let [mut queries, mut keys, values] = [(); 3].map(|()| FloatBuffer::zeros(4));
+    let span = |row, page| Span { rows: row..row + 1, past: PAGE, pages: vec![0, page] };
+    let rotate_append = RotateAppend {
+        queries: &mut queries,
+        keys: &mut keys,
+        values: &values,
+        angles: &unturned(2, 2),
+        cache: &mut cache,
+        heads,
+    };
+    cpu.rotate_append(rotate_append, &[span(0, 3), span(1, 3)]);
 }
 
 /// The tanh form of GELU as the formula says.

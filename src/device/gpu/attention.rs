@@ -1,7 +1,8 @@
-//! Attention and its cache. Twin: `device/cpu/attention.rs`; shader `attention`.
+//! Attention and the pages it reads. Twin: `device/cpu/attention.rs`; shader `attention`.
 //!
 //! **Invariant:** a query's sums run over blocks of absolute positions in the same order whatever
-//! else is computed beside it, and whether one workgroup goes over them or many.
+//! else is computed beside it, whether one workgroup goes over them or many, and wherever the
+//! sequence's pages lie.
 
 use wgpu::BufferUsages;
 
@@ -9,29 +10,26 @@ use super::context::Slice;
 use super::params::{AttentionParams, AttentionQuad};
 use super::pipeline::Kernel;
 use super::{Gpu, lock, word};
-use crate::device::compute::{Attention, Heads, Span};
+use crate::device::compute::{Attention, Heads, PAGE, Span};
 use crate::{Error, Result};
 
-/// Positions whose keys lie side by side.
-pub(super) const LANES: usize = 32;
-/// Positions of a block, and invocations of its workgroup.
+/// Positions of a block, and invocations of its workgroup; whole pages.
 const BLOCK: usize = 128;
 /// Values in the longest head: those of four queries fill a workgroup's memory.
 const LONGEST_HEAD: usize = 256;
 /// Queries of a workgroup: one in each part of a vector.
 const QUERIES: usize = 4;
+/// Most bytes for what workgroups leave for `combine`.
+const MOST_PARTIALS: u64 = 64 << 20;
 /// The positions of a query are shared out where fewer workgroups than this would be at work.
 const BUSY: usize = 512;
 
 /// Keys and values of one layer.
 pub struct GpuKvLayer {
     pub(super) heads: Heads,
-    /// Positions a slot can hold, a multiple of 32.
-    pub(super) capacity: usize,
-    /// `[slot][kv_head][position / 32][head_dim / 4][32]`, four dimensions each, the head padded
-    /// with zeros.
+    /// `[page][kv_head][head_dim / 4][PAGE]`, four dimensions each, the head padded with zeros.
     pub(super) keys: wgpu::Buffer,
-    /// `[slot][kv_head][position][head_dim / 4]`, likewise.
+    /// `[page][kv_head][PAGE][head_dim / 4]`, likewise.
     pub(super) values: wgpu::Buffer,
     partials: wgpu::Buffer,
 }
@@ -42,7 +40,7 @@ fn partials_bytes(heads: Heads, quads: usize, parts: usize) -> u64 {
 }
 
 impl GpuKvLayer {
-    pub(super) fn new(gpu: &Gpu, heads: Heads, slots: usize, capacity: usize) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, heads: Heads, pages: usize) -> Result<Self> {
         let context = &gpu.context;
         if heads.head_dim > LONGEST_HEAD {
             let (bytes, limit) = (heads.head_dim as u64 * 4, LONGEST_HEAD as u64 * 4);
@@ -52,16 +50,15 @@ impl GpuKvLayer {
                 limit,
             });
         }
-        let capacity = capacity.next_multiple_of(LANES);
-        let bytes =
-            (slots * heads.kv_heads * capacity) as u64 * heads.head_dim.div_ceil(4) as u64 * 16;
+        let bytes = pages as u64 * Self::page_bytes(heads);
         let keys = context.bound_buffer("the keys of one layer", bytes, BufferUsages::STORAGE)?;
         let values =
             context.bound_buffer("the values of one layer", bytes, BufferUsages::STORAGE)?;
-        // Enough for a token of every slot at the end of its context.
-        let quads = slots * (heads.heads / heads.kv_heads).div_ceil(QUERIES);
+        // Enough for a token each of as many sequences as share the pages out evenly, but where that
+        // is out of proportion: those go over their positions one after another.
+        let quads = (heads.heads / heads.kv_heads).div_ceil(QUERIES);
         let limit = context.device.limits().max_storage_buffer_binding_size;
-        let wanted = partials_bytes(heads, quads, capacity.div_ceil(BLOCK)).min(limit);
+        let wanted = partials_bytes(heads, quads, pages).min(limit).min(MOST_PARTIALS);
         let mut partials = lock(&gpu.partials);
         let partials = match &*partials {
             Some(there) if there.size() >= wanted => there.clone(),
@@ -69,18 +66,29 @@ impl GpuKvLayer {
                 .insert(context.bound_buffer("partial sums", wanted, BufferUsages::STORAGE)?)
                 .clone(),
         };
-        Ok(Self { heads, capacity, keys, values, partials })
+        Ok(Self { heads, keys, values, partials })
+    }
+
+    /// Bytes of a page's keys, and of its values.
+    pub(super) fn page_bytes(heads: Heads) -> u64 {
+        (heads.kv_heads * PAGE * heads.head_dim.div_ceil(4) * 16) as u64
     }
 }
 
-/// The quads of every span, and the most blocks that one of them goes over.
-fn quads(spans: &[Span], group: usize, window: Option<usize>) -> (Vec<AttentionQuad>, usize) {
+/// The quads of every span, whose pages lie one after another from word `pages` on, and the most
+/// blocks that one of them goes over.
+fn quads(
+    spans: &[Span],
+    mut pages: u32,
+    group: usize,
+    window: Option<usize>,
+) -> (Vec<AttentionQuad>, usize) {
     let (mut quads, mut blocks) = (Vec::new(), 0);
-    for Span { slot, rows, past } in spans {
+    for Span { rows, past, pages: of_span } in spans {
         let count = rows.len() * group;
         for first in (0..count).step_by(QUERIES) {
             quads.push(AttentionQuad {
-                slot: word(*slot),
+                pages,
                 past: word(*past),
                 row: word(rows.start),
                 first: word(first),
@@ -91,6 +99,7 @@ fn quads(spans: &[Span], group: usize, window: Option<usize>) -> (Vec<AttentionQ
             let highest = past + (first + QUERIES).min(count).div_ceil(group) - 1;
             blocks = blocks.max(highest / BLOCK - lowest / BLOCK + 1);
         }
+        pages += word(of_span.len());
     }
     (quads, blocks)
 }
@@ -101,13 +110,15 @@ impl Gpu {
         let Attention { queries, cache, heads, scale, soft_cap, window, out } = attention;
         assert_eq!(cache.heads, heads, "a cache of other heads");
         let context = &self.context;
-        let (quads, blocks) = quads(spans, heads.heads / heads.kv_heads, window);
+        let mut pending = self.pending();
+        let table: Vec<u32> = spans.iter().flat_map(|span| &span.pages).copied().collect();
+        let table = pending.shared_records(&table);
+        let (quads, blocks) = quads(spans, table, heads.heads / heads.kv_heads, window);
         let workgroups = quads.len() * heads.kv_heads;
         let shared_out = workgroups < BUSY
             && partials_bytes(heads, quads.len(), blocks) <= cache.partials.size();
         let parts = if shared_out { blocks } else { 1 };
 
-        let mut pending = self.pending();
         let params = AttentionParams {
             first_quad: pending.shared_records(&quads),
             quads: word(quads.len()),
@@ -115,7 +126,6 @@ impl Gpu {
             heads: word(heads.heads),
             kv_heads: word(heads.kv_heads),
             head_dim: word(heads.head_dim),
-            capacity: word(cache.capacity),
             window: window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX)),
             scale,
             soft_cap: soft_cap.unwrap_or_default(),
@@ -129,7 +139,7 @@ impl Gpu {
         ];
         let kernel = Kernel::new("attention")
             .constant("THREADS", word(BLOCK))
-            .constant("LANES", word(LANES))
+            .constant("PAGE", word(PAGE))
             .constant("LONGEST_HEAD", word(LONGEST_HEAD))
             .constant("SOFT_CAP", soft_cap.is_some().into());
         let grid = context.workgroups(workgroups * parts);

@@ -1,7 +1,7 @@
 //! [`Compute`] for the GPU: each call becomes dispatches, handed over at the next read.
 //!
-//! One submit a token or prompt. Keys lie in blocks of 32 positions by fours of dimensions, values
-//! by position, both f32. Few sequences with long contexts are split over workgroups by blocks of
+//! One submit a token or prompt. Keys lie in pages of 32 positions by fours of dimensions, values by
+//! position, both f32; a pass brings the table of its sequences' pages once. Few sequences with long contexts are split over workgroups by blocks of
 //! 128 positions and combined, with the same bits (`attention.rs`). Arg-max and sampling run on
 //! the device, but where repetition is penalised: that token is chosen on the host. The host draws
 //! the random number, so a seed makes the CPU's tokens up to rounding. Passes of several threads
@@ -51,8 +51,12 @@ impl Compute for Gpu {
         })
     }
 
-    fn alloc_kv(&self, heads: Heads, slots: usize, capacity: usize) -> Result<GpuKvLayer> {
-        GpuKvLayer::new(self, heads, slots, capacity)
+    fn alloc_kv(&self, heads: Heads, pages: usize) -> Result<GpuKvLayer> {
+        GpuKvLayer::new(self, heads, pages)
+    }
+
+    fn kv_page_bytes(&self, heads: Heads) -> u64 {
+        2 * GpuKvLayer::page_bytes(heads)
     }
 
     fn write(&self, values: &[f32], out: &mut GpuBuffer) {

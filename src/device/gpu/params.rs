@@ -52,8 +52,9 @@ params! {
     }
     /// Where the keys and values of a row go.
     AppendedRow {
-        slot: u32,
-        position: u32,
+        page: u32,
+        /// Its place in the page.
+        place: u32,
     }
     /// `rotate_append.wgsl`.
     RotateAppendParams {
@@ -63,12 +64,11 @@ params! {
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
-        /// Positions of one slot.
-        capacity: u32,
     }
     /// Four queries of one span that read the same keys.
     AttentionQuad {
-        slot: u32,
+        /// The word with the sequence's first page.
+        pages: u32,
         /// Position of the span's first token.
         past: u32,
         /// Its row.
@@ -88,8 +88,6 @@ params! {
         heads: u32,
         kv_heads: u32,
         head_dim: u32,
-        /// Positions of one slot.
-        capacity: u32,
         /// Tokens that a query sees.
         window: u32,
         /// What a query's product with a key is multiplied by.

@@ -24,7 +24,7 @@ pub(super) struct Recording {
     /// Words of the work: tokens, spans, records.
     words: Vec<u32>,
     /// Those of them that were last shared, the oldest first.
-    shared: [std::ops::Range<usize>; 2],
+    shared: [std::ops::Range<usize>; 3],
     /// Whether the device's clock is asked.
     pub(super) timed: bool,
 }
@@ -78,8 +78,8 @@ impl Recording {
         u32::try_from(at).expect("less than 16 GiB of parameters")
     }
 
-    /// The same, but records equal to those shared last or before are not appended again: the layers
-    /// of one pass have the same rows and quads.
+    /// The same, but records equal to one of the last three that were shared are not appended again:
+    /// the layers of one pass have the same rows, pages and quads.
     pub(super) fn shared_records<T: Pod>(&mut self, records: &[T]) -> u32 {
         let words: &[u32] = bytemuck::cast_slice(records);
         let size = size_of::<T>() / size_of::<u32>();
@@ -91,7 +91,7 @@ impl Recording {
         }
         let first = self.records(records);
         self.shared.rotate_left(1);
-        self.shared[1] = self.words.len() - words.len()..self.words.len();
+        self.shared[2] = self.words.len() - words.len()..self.words.len();
         first
     }
 

@@ -1,4 +1,4 @@
-//! Attention and its cache against the CPU's.
+//! Attention and the pages it reads against the CPU's.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -6,13 +6,15 @@ use rand::rngs::StdRng;
 use super::{minimal, near, random};
 use crate::Error;
 use crate::device::cpu::Cpu;
-use crate::device::{Attention, Compute, Heads, RotateAppend, Span};
+use crate::device::{Attention, Compute, Heads, PAGE, RotateAppend, Span};
 
 /// One layer of attention on one device, fed step by step.
 struct Layer<'a, D: Compute> {
     device: &'a D,
     parts: Parts,
     cache: D::KvLayer,
+    /// Of every sequence.
+    pages: Vec<Vec<u32>>,
 }
 
 /// What attention is asked for.
@@ -55,16 +57,25 @@ impl Tokens {
 }
 
 impl<'a, D: Compute> Layer<'a, D> {
-    fn new(device: &'a D, parts: Parts, slots: usize, capacity: usize) -> Self {
-        Self { device, parts, cache: device.alloc_kv(parts.heads, slots, capacity).unwrap() }
+    /// Each of some sequences in `capacity / PAGE` pages, one after another.
+    fn new(device: &'a D, parts: Parts, sequences: usize, capacity: usize) -> Self {
+        let each = capacity.div_ceil(PAGE) as u32;
+        let pages = (0..sequences as u32).map(|i| (i * each..(i + 1) * each).collect()).collect();
+        Self::in_pages(device, parts, pages)
     }
 
-    /// Feeds tokens `range` of some slots; gives a row of results a token.
+    fn in_pages(device: &'a D, parts: Parts, pages: Vec<Vec<u32>>) -> Self {
+        let most = pages.iter().flatten().max().map_or(0, |&page| page as usize + 1);
+        Self { device, parts, cache: device.alloc_kv(parts.heads, most).unwrap(), pages }
+    }
+
+    /// Feeds tokens `range` of some sequences; gives a row of results a token.
     fn feed(&mut self, spans: &[(usize, &Tokens, std::ops::Range<usize>)]) -> Vec<Vec<f32>> {
         let mut rows = 0;
-        let place = |(slot, _, range): &(usize, &Tokens, std::ops::Range<usize>)| {
+        let place = |(sequence, _, range): &(usize, &Tokens, std::ops::Range<usize>)| {
             rows += range.len();
-            Span { slot: *slot, rows: rows - range.len()..rows, past: range.start }
+            let pages = self.pages[*sequence].clone();
+            Span { rows: rows - range.len()..rows, past: range.start, pages }
         };
         let places: Vec<Span> = spans.iter().map(place).collect();
         let [mut queries, mut keys, values, angles] = [0, 1, 2, 3].map(|part| {
@@ -113,7 +124,7 @@ fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
 fn attention_equals_the_cpu_for_ragged_batches() {
     let (Some(gpu), cpu) = (minimal(), Cpu::new(Some(1)).unwrap()) else { return };
     let mut rng = StdRng::seed_from_u64(3);
-    // New tokens per slot, step by step: prefill and decode mixed, slots left out.
+    // New tokens a sequence, step by step: prefill and decode mixed, sequences left out.
     let steps: [[usize; 4]; 6] =
         [[5, 0, 37, 0], [1, 0, 1, 70], [18, 3, 1, 1], [1, 1, 0, 1], [130, 0, 2, 1], [1, 200, 1, 1]];
     let shapes = [
@@ -139,14 +150,16 @@ fn attention_equals_the_cpu_for_ragged_batches() {
         ] {
             let tokens: Vec<Tokens> =
                 (0..4).map(|_| Tokens::random(&mut rng, heads, 250)).collect();
-            let mut there = Layer::new(&gpu, parts, 4, 250);
+            // Every fourth page, from the last on.
+            let pages = |i: u32| (0..8).map(|page| 31 - (4 * page + i)).collect();
+            let mut there = Layer::in_pages(&gpu, parts, (0..4).map(pages).collect());
             let mut here = Layer::new(&cpu, parts, 4, 250);
             let mut fed = [0; 4];
             for step in steps {
                 let mut spans = Vec::new();
-                for (slot, &count) in step.iter().enumerate().filter(|(_, count)| **count > 0) {
-                    spans.push((slot, &tokens[slot], fed[slot]..fed[slot] + count));
-                    fed[slot] += count;
+                for (i, &count) in step.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    spans.push((i, &tokens[i], fed[i]..fed[i] + count));
+                    fed[i] += count;
                 }
                 for (row, (found, expected)) in
                     there.feed(&spans).iter().zip(here.feed(&spans)).enumerate()
@@ -195,13 +208,40 @@ fn attention_of_a_token_does_not_depend_on_what_is_computed_beside_it() {
 }
 
 #[test]
-fn cache_beyond_the_limits_is_refused() {
+fn attention_in_scattered_and_shared_pages_has_the_bits_of_consecutive_ones() {
     let Some(gpu) = minimal() else { return };
-    let refused = |heads, capacity| match gpu.alloc_kv(heads, 1, capacity) {
+    let mut rng = StdRng::seed_from_u64(9);
+    for parts in [
+        Parts::new(heads(9, 3, 20), None),
+        Parts::new(heads(9, 3, 20), Some(150)),
+        Parts::new(heads(2, 1, 256), None),
+    ] {
+        let tokens = Tokens::random(&mut rng, parts.heads, 400);
+        let steps = [0..290, 290..291, 291..330, 330..331, 331..400];
+        let run = |layer: &mut Layer<'_, _>, sequence| {
+            let steps = steps.clone().into_iter();
+            steps.flat_map(|step| layer.feed(&[(sequence, &tokens, step)])).collect::<Vec<_>>()
+        };
+        let expected = run(&mut Layer::new(&gpu, parts, 1, 400), 0);
+        // The second sequence reads the nine full pages of the first and writes its own behind them.
+        let scattered = [7, 30, 2, 18, 0, 1, 29, 5, 12, 25, 9, 3, 14].to_vec();
+        let shared = [&scattered[..9], &[20, 22, 4, 21]].concat();
+        let mut layer = Layer::in_pages(&gpu, parts, vec![scattered, shared]);
+        assert!(run(&mut layer, 0) == expected, "{parts:?}");
+        let behind = [288..290, 290..400].map(|step| layer.feed(&[(1, &tokens, step)])).concat();
+        assert!(behind == expected[288..], "{parts:?}");
+        assert!(layer.feed(&[(0, &tokens, 399..400)]) == expected[399..], "{parts:?}");
+    }
+}
+
+#[test]
+fn pages_beyond_the_limits_are_refused() {
+    let Some(gpu) = minimal() else { return };
+    let refused = |heads, pages| match gpu.alloc_kv(heads, pages) {
         Err(Error::DeviceLimit { bytes, limit, .. }) => (bytes, limit),
         _ => panic!("not refused"),
     };
-    assert_eq!(refused(heads(8, 8, 128), 32_769), (8 * 32_800 * 512, 128 << 20));
+    assert_eq!(refused(heads(8, 8, 128), 1025), (1025 * 8 * 32 * 512, 128 << 20));
     assert_eq!(refused(heads(1, 1, 258), 1), (258 * 4, 1024));
 }
 

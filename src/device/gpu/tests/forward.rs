@@ -7,7 +7,7 @@ use crate::device::cpu::Cpu;
 use crate::device::gpu::GpuOptions;
 use crate::device::{Choice, Compute};
 use crate::model::testing::{TinyModel, cases, tiny_config};
-use crate::model::{Batch, KvCache, NewTokens, Transformer, Want};
+use crate::model::{Batch, KvPool, NewTokens, Transformer, Want};
 use crate::testing::gpu;
 
 fn tokens(count: usize, seed: usize) -> Vec<u32> {
@@ -23,20 +23,22 @@ fn logits<D: Compute>(
 ) -> [Vec<Vec<f32>>; 2] {
     let weights = model.weights(device);
     let transformer = Transformer::bind(device, &model.config, &weights).unwrap();
-    let mut cache = KvCache::new(device, &model.config, 3, 200, [7; 32]).unwrap();
+    let mut pool = KvPool::for_tokens(device, &model.config, 2 * 200).unwrap();
+    let tables = [(); 2].map(|()| pool.pages_mut().open([7; 32]));
     let mut found = [Vec::new(), Vec::new()];
     let mut fed = [0, 0];
     let mut next = ahead;
     while fed != next {
         let picked: Vec<usize> = [0, 1].into_iter().filter(|&i| next[i] > fed[i]).collect();
         let sequence = |&i: &usize| NewTokens {
-            slot: 2 * i,
+            table: tables[i],
+            owner: [7; 32],
             tokens: &inputs[i][fed[i]..next[i]],
             want: Want::All,
         };
         let sequences: Vec<NewTokens<'_>> = picked.iter().map(sequence).collect();
-        let batch = Batch::merged(&sequences, [7; 32]);
-        let logits = transformer.forward(device, &weights, &mut cache, &batch).unwrap();
+        let batch = Batch::merged(&sequences);
+        let logits = transformer.forward(device, &weights, &mut pool, &batch).unwrap();
         for (at, &i) in picked.iter().enumerate() {
             found[i].extend(logits.sequence(at).map(<[f32]>::to_vec));
         }
@@ -89,25 +91,29 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
     fn run<D: Compute>(device: &D, model: &TinyModel) -> Vec<Vec<u32>> {
         let weights = model.weights(device);
         let transformer = Transformer::bind(device, &model.config, &weights).unwrap();
-        let mut cache = KvCache::new(device, &model.config, 2, 100, [7; 32]).unwrap();
+        let mut pool = KvPool::for_tokens(device, &model.config, 2 * 100).unwrap();
+        let owner = [7; 32];
+        let tables = [(); 2].map(|()| pool.pages_mut().open(owner));
         let mut texts = vec![tokens(9, 1), tokens(4, 2)];
         // A prefill that wants no logits.
-        let ahead = NewTokens { slot: 0, tokens: &texts[0][..5], want: Want::Nothing };
+        let (table, want) = (tables[0], Want::Nothing);
+        let ahead = NewTokens { table, owner, tokens: &texts[0][..5], want };
         let ahead = [ahead];
-        let batch = Batch::merged(&ahead, [7; 32]);
+        let batch = Batch::merged(&ahead);
         assert_eq!(
-            transformer.forward(device, &weights, &mut cache, &batch).unwrap().rows().len(),
+            transformer.forward(device, &weights, &mut pool, &batch).unwrap().rows().len(),
             0
         );
         let mut fed = [5, 0];
         for turn in 0..20 {
-            let sequence = |slot: usize| NewTokens {
-                slot,
-                tokens: &texts[slot][fed[slot]..],
+            let sequence = |i: usize| NewTokens {
+                table: tables[i],
+                owner,
+                tokens: &texts[i][fed[i]..],
                 want: Want::Last,
             };
             let sequences = [sequence(0), sequence(1)];
-            let batch = Batch::merged(&sequences, [7; 32]);
+            let batch = Batch::merged(&sequences);
             let greedy =
                 Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
             let sampled = Choice {
@@ -118,11 +124,11 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
                 random: f64::from(turn) / 20.3,
             };
             let next = transformer
-                .next_tokens(device, &weights, &mut cache, &batch, &[greedy, sampled])
+                .next_tokens(device, &weights, &mut pool, &batch, &[greedy, sampled])
                 .unwrap();
-            for (slot, token) in next.into_iter().enumerate() {
-                fed[slot] = texts[slot].len();
-                texts[slot].push(token);
+            for (i, token) in next.into_iter().enumerate() {
+                fed[i] = texts[i].len();
+                texts[i].push(token);
             }
         }
         texts

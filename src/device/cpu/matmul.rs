@@ -1,30 +1,23 @@
-//! `y[t][i] = u_i · Σ_j x[t][j] · N[i][j]` for many tokens: integer rows are converted to f32 once
-//! per panel, which stays in the L2 cache while all tokens of a tile pass: Goto and van de Geijn's
-//! packing ("Anatomy of High-Performance Matrix Multiplication", 2008), with the conversion as the
-//! copy. With few tokens a conversion would be used too seldom: `matvec.rs`. Both sum as `product.rs`
-//! says.
+//! `y[t][i] = u_i · Σ_j x[t][j] · N[i][j]`: how products are cut into tiles. Integer rows are read from
+//! memory once for [`TILE_TOKENS`] tokens, as they lie; `product.rs` sums.
 
 use std::array::from_fn;
-use std::cell::RefCell;
 
 use super::Cpu;
 use super::buffer::FloatBuffer;
-use super::matvec::{FEW, Matvec};
 use super::parallel::{Plane, RowBlocks};
-use super::product::{COLUMNS, ROWS, TileProduct};
-use super::simd::{CHUNK, Kernel, Simd};
+use super::product::{ROWS, TileProduct};
+use super::simd::{Kernel, Simd};
 use crate::device::compute::Product;
 
-/// Rows converted to one f32 panel (128 KiB).
-const PANEL_ROWS: usize = 32;
-/// Tokens that share one conversion of a panel; with their columns they fit an L2 cache.
-const PANEL_TOKENS: usize = 96;
-/// Integers in one task when rows are read once: 32 KiB, some microseconds from memory.
-const TASK: usize = 1 << 14;
-
-thread_local! {
-    static PANEL: RefCell<FloatBuffer> = RefCell::new(FloatBuffer::default());
-}
+/// Tokens in one tile; with their columns they fit an L2 cache.
+const TILE_TOKENS: usize = 96;
+/// Weight rows in one tile of more than [`FEW`] tokens: so many share each read of the tokens.
+const TILE_ROWS: usize = 32;
+/// Most tokens that wait for memory alone.
+const FEW: usize = 6;
+/// Integers in one tile of so few tokens: 32 KiB, some microseconds from memory.
+const FEW_INTEGERS: usize = 1 << 14;
 
 impl Cpu {
     /// [`crate::device::Compute::matmul`].
@@ -47,9 +40,11 @@ impl Cpu {
             padded = pad(&x[..tokens * cols], cols, stride);
             &padded[..]
         };
-        let few = tokens <= FEW;
-        let block =
-            if few { (TASK / stride.max(1)).clamp(ROWS, 64) / ROWS * ROWS } else { PANEL_ROWS };
+        let block = if tokens <= FEW {
+            (FEW_INTEGERS / stride.max(1)).clamp(ROWS, 64) / ROWS * ROWS
+        } else {
+            TILE_ROWS
+        };
         let parts: [_; N] = from_fn(|i| {
             let product = &products[i];
             (product.weight, product.bias.map(|bias| &bias[..]), product.accumulate)
@@ -59,24 +54,11 @@ impl Cpu {
             let width = product.weight.rows();
             Plane { data: &mut product.out[..tokens * width], width, block }
         });
-        self.for_tiles(
-            planes,
-            RowBlocks::Every { rows: tokens, block: PANEL_TOKENS },
-            work,
-            |tile| {
-                let (weight, bias, accumulate) = parts[tile.plane];
-                let product = TileProduct { x, weight, bias, accumulate, tile };
-                if few {
-                    return self.simd.run(Matvec(product));
-                }
-                PANEL.with_borrow_mut(|panel| {
-                    if panel.is_empty() {
-                        *panel = FloatBuffer::zeros(PANEL_ROWS * COLUMNS);
-                    }
-                    self.simd.run(Matmul { product, panel: &mut panel[..] });
-                });
-            },
-        );
+        let rows = RowBlocks::Every { rows: tokens, block: TILE_TOKENS };
+        self.for_tiles(planes, rows, work, |tile| {
+            let (weight, bias, accumulate) = parts[tile.plane];
+            self.simd.run(Matmul(TileProduct { x, weight, bias, accumulate, tile }));
+        });
     }
 }
 
@@ -92,34 +74,15 @@ fn pad(x: &[f32], cols: usize, stride: usize) -> FloatBuffer {
     padded
 }
 
-/// A tile of a product whose weights are converted panel by panel.
-struct Matmul<'a, 't> {
-    product: TileProduct<'a, 't>,
-    /// Room for `PANEL_ROWS` rows of `COLUMNS`.
-    panel: &'a mut [f32],
-}
+/// A tile of a product.
+struct Matmul<'a, 't>(TileProduct<'a, 't>);
 
 impl Kernel for Matmul<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { mut product, panel } = self;
+        let Self(mut product) = self;
         product.start();
-        let (integers, _) = product.weight.integers().as_chunks::<CHUNK>();
-        let row_chunks = product.weight.stride() / CHUNK;
-        let (panel, _) = panel.as_chunks_mut::<CHUNK>();
-        for from in (0..row_chunks).step_by(COLUMNS / CHUNK) {
-            let columns = from..row_chunks.min(from + COLUMNS / CHUNK);
-            let width = columns.len();
-            for (i, out) in product.tile.cols.clone().zip(panel.chunks_exact_mut(width)) {
-                for (integers, out) in integers[i * row_chunks..][columns.clone()].iter().zip(out) {
-                    for part in 0..S::PARTS {
-                        simd.store(simd.load_i16(integers, part), out, part);
-                    }
-                }
-            }
-            let first = product.tile.cols.start;
-            let panel = &*panel;
-            product.sweep(simd, from, first, |i| &panel[(i - first) * width..][..width]);
-        }
+        let (weight, tokens) = (product.weight, product.tile.rows.clone());
+        product.sweep(simd, weight.integers(), tokens);
     }
 }

@@ -1,5 +1,5 @@
 // out[t][i] = step_i · Σ_j N_ij x[t][j], plus bias_i, plus the old out[t][i], for up to TOKENS
-// tokens: decode. Twin: device/cpu/matvec.rs.
+// tokens: decode. Twin: device/cpu/matmul.rs.
 //
 // TEAM threads read ROWS rows of weights side by side, eight columns of each at a time: every
 // weight is read once, and every x serves all the rows. The team's sums meet in workgroup memory

@@ -17,8 +17,8 @@ const TASK_LANES: usize = (1 << 18) / LANES;
 const TASKS: u32 = 64;
 
 /// Independent chains of products: more than the latency of a multiply-add times the multipliers of
-/// any core, so that none waits for itself.
-const CHAINS: usize = 16;
+/// any core, so that none waits for itself; with two factors they fit 16 registers.
+const CHAINS: usize = 12;
 
 /// Reads, changes and writes every weight once: the floor of a switch. Doing it twice restores the
 /// weights.

@@ -8,40 +8,35 @@
 use std::array::from_fn;
 use std::ops::Range;
 
-use super::product::{COLUMNS, ROWS, TileProduct, dot};
+use super::product::{Fetch, ROWS, TileProduct, add, dot};
 use super::shrink::Shrunk;
-use super::simd::{CHUNK, Kernel, Simd};
+use super::simd::{CHUNK, Simd};
 use super::unmerged::{Addend, AddendKind, padded_rank};
-use crate::lattice::{CHUNK_RANK, Factors, LANES, Lane, SparseRows};
+use crate::lattice::{CHUNK_RANK, Factors, SparseRows};
 
 /// Adds to a tile of a product.
-pub(super) struct Expand<'a, 'p, 't> {
-    pub(super) product: &'a mut TileProduct<'p, 't>,
-    pub(super) addends: &'a [Addend<'a>],
-    pub(super) shrunk: &'a Shrunk,
-}
-
-impl Kernel for Expand<'_, '_, '_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { product, addends, shrunk } = self;
-        for Addend { rows, kind } in addends {
-            let tokens =
-                rows.start.max(product.tile.rows.start)..rows.end.min(product.tile.rows.end);
-            if tokens.is_empty() {
-                continue;
+#[inline(always)]
+pub(super) fn expand<S: Simd>(
+    simd: S,
+    product: &mut TileProduct<'_, '_>,
+    addends: &[Addend<'_>],
+    shrunk: &Shrunk,
+) {
+    for Addend { rows, kind } in addends {
+        let tokens = rows.start.max(product.tile.rows.start)..rows.end.min(product.tile.rows.end);
+        if tokens.is_empty() {
+            continue;
+        }
+        match *kind {
+            AddendKind::Factors { factors, at } if factors.pairs == 1 => {
+                one_pair(simd, product, tokens, factors, |t| shrunk.row(t, at, 1));
             }
-            match *kind {
-                AddendKind::Factors { factors, at } if factors.pairs == 1 => {
-                    one_pair(simd, product, tokens, factors, |t| shrunk.row(t, at, 1));
-                }
-                AddendKind::Factors { factors, at } => {
-                    let chunks = padded_rank(factors) / CHUNK;
-                    many_pairs(simd, product, tokens, factors, |t| shrunk.row(t, at, chunks));
-                }
-                AddendKind::Dense(lanes) => dense(simd, product, tokens, lanes),
-                AddendKind::Sparse(entries) => sparse(simd, product, tokens, entries),
+            AddendKind::Factors { factors, at } => {
+                let chunks = padded_rank(factors) / CHUNK;
+                many_pairs(simd, product, tokens, factors, |t| shrunk.row(t, at, chunks));
             }
+            AddendKind::Dense(lanes) => product.sweep(simd, bytemuck::cast_slice(lanes), tokens),
+            AddendKind::Sparse(entries) => sparse(simd, product, tokens, entries),
         }
     }
 }
@@ -131,13 +126,11 @@ fn rows_of_b<'s, S: Simd, const T: usize>(
             k += 1;
             row_of_b(&factors.b[i * rank..], rank, x[0].len(), spare)
         });
-        let sums = dot(simd, rows, x, ROWS * rank);
+        let fetch = Fetch { ahead: ROWS * rank, first: 0, every: 1 };
+        let sums = dot(simd, rows, x, fetch);
         let scales: [f32; ROWS] = from_fn(|k| scale(product, factors, from + k.min(count - 1)));
         for (k, sums) in sums.into_iter().enumerate() {
-            let out = &mut product.tile.row(t + k)[from - cols.start..][..count];
-            for ((y, scale), sum) in out.iter_mut().zip(scales).zip(sums) {
-                *y = simd.fma1(scale, sum, *y);
-            }
+            add(simd, &scales, sums, &mut product.tile.row(t + k)[from - cols.start..]);
         }
     }
 }
@@ -158,23 +151,6 @@ fn row_of_b<'b>(
     &b.as_chunks().0[..chunks]
 }
 
-/// Every integer times its input, as the product itself.
-#[inline(always)]
-fn dense<S: Simd>(
-    simd: S,
-    product: &mut TileProduct<'_, '_>,
-    tokens: Range<usize>,
-    lanes: &[Lane],
-) {
-    let (integers, _) = bytemuck::cast_slice::<_, i16>(lanes).as_chunks::<CHUNK>();
-    let row_chunks = product.weight.stride() / CHUNK;
-    for from in (0..row_chunks).step_by(COLUMNS / CHUNK) {
-        let columns = from..row_chunks.min(from + COLUMNS / CHUNK);
-        let row = |i: usize| &integers[i * row_chunks..][columns.clone()];
-        product.sweep(simd, tokens.clone(), from, row);
-    }
-}
-
 /// The entries there are, each times its input.
 #[inline(always)]
 fn sparse<S: Simd>(
@@ -184,7 +160,6 @@ fn sparse<S: Simd>(
     entries: &SparseRows,
 ) {
     let (cols, stride) = (product.tile.cols.clone(), product.weight.stride());
-    debug_assert!(stride.is_multiple_of(LANES));
     for i in cols.clone() {
         let range = entries.row_start[i] as usize..entries.row_start[i + 1] as usize;
         if range.is_empty() {

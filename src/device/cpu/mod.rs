@@ -5,9 +5,9 @@
 //! and a small pass stays on the thread that calls. A tile of 8 rows of 32 columns (AVX-512; 2
 //! rows with AVX2) stays in registers while the factors pass.
 //!
-//! **The forward pass.** A product streams i16 rows and converts them in registers (`matvec.rs`,
-//! up to 6 tokens), or once per panel of 32 rows in the L2 (`matmul.rs`, more). One call takes
-//! several matrices of one input: q, k and v together; gate and up together.
+//! **The forward pass.** A product streams i16 rows and converts them in registers (`product.rs`);
+//! tokens pass over the rows in blocks of up to 6. One call takes several matrices of one input: q,
+//! k and v together; gate and up together (`matmul.rs`).
 //!
 //! A call is one parallel region with one barrier and no allocation (`parallel.rs`): each worker
 //! walks its own stretch of tiles, then helps the others. Below 2^15 multiply-adds it stays on one
@@ -35,7 +35,6 @@ mod expand;
 mod fingerprint;
 mod gelu_mul;
 mod matmul;
-mod matvec;
 mod parallel;
 mod product;
 mod rms_norm;

@@ -1,8 +1,11 @@
-//! The sums of a product's tile, with few tokens or many.
+//! The sums of a product's tile. Integers are converted in registers, each time they are used: a
+//! copy as f32 costs more stores and cache than it saves conversions, which run beside the
+//! multiply-adds. A group of [`ROWS`] weight rows stays in the L1 cache for all tokens of a pass,
+//! while the rows after it are fetched from memory.
 //!
 //! **Invariant:** one sum is always taken in the same order (16 columns at a time, [`COLUMNS`]
-//! columns to a partial sum), whatever tile it falls in; so a token's result does not depend on its
-//! neighbours.
+//! columns to a partial sum), whatever tile, pass or block it falls in; so a token's result does not
+//! depend on its neighbours.
 
 use std::array::from_fn;
 use std::ops::Range;
@@ -16,6 +19,14 @@ use crate::lattice::LatticeMatrix;
 pub(super) const COLUMNS: usize = 1024;
 /// Rows summed at once: each vector of x serves so many products.
 pub(super) const ROWS: usize = 4;
+/// Tokens that pass over a group of rows before the next group: of some 600 columns they fit an L1
+/// cache beside it.
+const PASS: usize = 12;
+/// How far ahead integers are fetched, in whole groups and at least one: of narrow rows a group
+/// passes faster than memory answers; 12 KiB are a quarter of an L1 cache.
+const AHEAD: usize = 6 << 10;
+/// Chunks of integers in a cache line.
+const LINE: usize = 64 / size_of::<[i16; CHUNK]>();
 
 /// One tile of one product: rows are tokens, columns are rows of `weight`.
 pub(super) struct TileProduct<'a, 't> {
@@ -45,125 +56,124 @@ impl TileProduct<'_, '_> {
         }
     }
 
-    /// Adds the products of the columns from chunk `from` on, as many as `row(i)` returns of weight
-    /// row `i`, for some tokens of the tile.
+    /// Adds the products of `tokens`, some of the tile's, with `integers`, which lie as the weight's
+    /// do and have its steps.
     #[inline(always)]
-    pub(super) fn sweep<'w, S: Simd, E: Element>(
-        &mut self,
-        simd: S,
-        tokens: Range<usize>,
-        from: usize,
-        row: impl Fn(usize) -> &'w [[E; CHUNK]],
-    ) {
-        let stride = self.weight.stride();
-        let mut t = tokens.start;
-        while t < tokens.end {
-            let tokens = (tokens.end - t).min(S::TOKENS);
-            let x = &self.x[t * stride..(t + tokens) * stride];
-            match tokens {
-                6 => self.rows::<S, E, 6>(simd, t, x, from, &row),
-                5 => self.rows::<S, E, 5>(simd, t, x, from, &row),
-                4 => self.rows::<S, E, 4>(simd, t, x, from, &row),
-                3 => self.rows::<S, E, 3>(simd, t, x, from, &row),
-                2 => self.rows::<S, E, 2>(simd, t, x, from, &row),
-                _ => self.rows::<S, E, 1>(simd, t, x, from, &row),
-            }
-            t += tokens;
-        }
-    }
-
-    /// All rows of the tile for the `T` tokens from `t` on.
-    #[inline(always)]
-    fn rows<'w, S: Simd, E: Element, const T: usize>(
-        &mut self,
-        simd: S,
-        t: usize,
-        x: &[f32],
-        from: usize,
-        row: &impl Fn(usize) -> &'w [[E; CHUNK]],
-    ) {
-        let (x, _) = x.as_chunks::<CHUNK>();
-        let stride = self.weight.stride();
-        let cols = self.tile.cols.clone();
-        let width = row(cols.start).len();
-        let x: [_; T] = from_fn(|k| &x[k * (stride / CHUNK) + from..][..width]);
-        let ahead = ROWS * stride;
-        let mut i = cols.start;
-        while i < cols.end {
-            let rows = (cols.end - i).min(ROWS);
-            // A last group of fewer rows repeats one; its sums are not used.
-            let w: [_; ROWS] = from_fn(|k| row(i + k.min(rows - 1)));
-            let sums = dot(simd, w, x, ahead);
-            let steps = &self.weight.steps()[i..i + rows];
-            for (k, sums) in sums.into_iter().enumerate() {
-                let out = &mut self.tile.row(t + k)[i - cols.start..][..rows];
-                for ((y, step), sum) in out.iter_mut().zip(steps).zip(sums) {
-                    *y = simd.fma1(*step, sum, *y);
+    pub(super) fn sweep<S: Simd>(&mut self, simd: S, integers: &[i16], tokens: Range<usize>) {
+        let row_chunks = self.weight.stride() / CHUNK;
+        // Blocks of nearly one size: a block of one token would convert as much for fewer products.
+        let blocks = tokens.len().div_ceil(S::TOKENS);
+        let (size, larger) = (tokens.len() / blocks.max(1), tokens.len() % blocks.max(1));
+        let group = ROWS * self.weight.stride();
+        let ahead = (AHEAD / group.max(1)).max(1) * group;
+        let at = |block: usize| tokens.start + block * size + block.min(larger);
+        for from in (0..row_chunks).step_by(COLUMNS / CHUNK) {
+            let columns = from..row_chunks.min(from + COLUMNS / CHUNK);
+            for pass in (0..blocks).step_by(PASS / S::TOKENS) {
+                let pass = pass..blocks.min(pass + PASS / S::TOKENS);
+                for i in self.tile.cols.clone().step_by(ROWS) {
+                    for block in pass.clone() {
+                        let fetch = Fetch { ahead, first: block - pass.start, every: pass.len() };
+                        let group = Group { integers, i, columns: columns.clone(), fetch };
+                        let tokens = at(block)..at(block + 1);
+                        match tokens.len() {
+                            6 => self.group::<S, 6>(simd, group, tokens.start),
+                            5 => self.group::<S, 5>(simd, group, tokens.start),
+                            4 => self.group::<S, 4>(simd, group, tokens.start),
+                            3 => self.group::<S, 3>(simd, group, tokens.start),
+                            2 => self.group::<S, 2>(simd, group, tokens.start),
+                            _ => self.group::<S, 1>(simd, group, tokens.start),
+                        }
+                    }
                 }
             }
-            i += rows;
+        }
+    }
+
+    /// Adds the products of a group with the `T` tokens from `t` on.
+    #[inline(always)]
+    fn group<S: Simd, const T: usize>(&mut self, simd: S, group: Group<'_>, t: usize) {
+        let Group { integers, i, columns, fetch } = group;
+        let row_chunks = self.weight.stride() / CHUNK;
+        let (x, _) = self.x.as_chunks::<CHUNK>();
+        let x: [_; T] = from_fn(|k| &x[(t + k) * row_chunks..][columns.clone()]);
+        let (integers, _) = integers.as_chunks::<CHUNK>();
+        let cols = self.tile.cols.clone();
+        // A last group of fewer rows repeats one; its sums are not used.
+        let w: [_; ROWS] =
+            from_fn(|r| &integers[(i + r).min(cols.end - 1) * row_chunks..][columns.clone()]);
+        let sums = dot(simd, w, x, fetch);
+        let steps = &self.weight.steps()[i..cols.end];
+        for (k, sums) in sums.into_iter().enumerate() {
+            add(simd, steps, sums, &mut self.tile.row(t + k)[i - cols.start..]);
         }
     }
 }
 
-/// An element of a weight row: the integer, or the same as f32.
-pub(super) trait Element: Copy + 'static {
-    fn load<S: Simd>(simd: S, chunk: &[Self; CHUNK], part: usize) -> S::V;
-    fn prefetch<S: Simd>(simd: S, chunk: &[Self; CHUNK], ahead: usize);
+/// Some columns of up to [`ROWS`] rows of integers.
+struct Group<'w> {
+    /// All rows.
+    integers: &'w [i16],
+    /// The first row.
+    i: usize,
+    /// The columns, in chunks.
+    columns: Range<usize>,
+    fetch: Fetch,
 }
 
-impl Element for i16 {
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, chunk: &[i16; CHUNK], part: usize) -> S::V {
-        simd.load_i16(chunk, part)
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(simd: S, chunk: &[i16; CHUNK], ahead: usize) {
-        simd.prefetch(chunk, ahead);
-    }
+/// Which cache lines of a later group are asked for beside a group's sums: every block of a pass
+/// takes its share, so that memory works all the time.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    /// Integers from this group to that.
+    pub(super) ahead: usize,
+    /// The first line of each row.
+    pub(super) first: usize,
+    /// From one line to the next.
+    pub(super) every: usize,
 }
 
-impl Element for f32 {
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, chunk: &[f32; CHUNK], part: usize) -> S::V {
-        simd.load(chunk, part)
+/// Adds `steps · sums` to the start of `out`, of which a last group needs fewer.
+#[inline(always)]
+pub(super) fn add<S: Simd>(simd: S, steps: &[f32], sums: [f32; ROWS], out: &mut [f32]) {
+    if let (Some(steps), Some(out)) = (steps.first_chunk::<ROWS>(), out.first_chunk_mut::<ROWS>()) {
+        *out = from_fn(|r| simd.fma1(steps[r], sums[r], out[r]));
+        return;
     }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(_simd: S, _chunk: &[f32; CHUNK], _ahead: usize) {}
+    for ((y, step), sum) in out.iter_mut().zip(steps).zip(sums) {
+        *y = simd.fma1(*step, sum, *y);
+    }
 }
 
 /// `Σ_j w[r][j] · x[t][j]` for `ROWS` rows and `T` tokens.
 #[inline(always)]
-pub(super) fn dot<S: Simd, E: Element, const T: usize>(
+pub(super) fn dot<S: Simd, const T: usize>(
     simd: S,
-    w: [&[[E; CHUNK]]; ROWS],
+    w: [&[[i16; CHUNK]]; ROWS],
     x: [&[[f32; CHUNK]]; T],
-    ahead: usize,
+    fetch: Fetch,
 ) -> [[f32; ROWS]; T] {
     let chunks = w[0].len();
     let w: [_; ROWS] = from_fn(|r| &w[r][..chunks]);
     let x: [_; T] = from_fn(|t| &x[t][..chunks]);
     let mut sums = [[simd.splat(0.0); ROWS]; T];
-    for c in 0..chunks {
-        for part in 0..S::PARTS {
-            let mut wide = [simd.splat(0.0); ROWS];
-            for r in 0..ROWS {
-                wide[r] = E::load(simd, &w[r][c], part);
-            }
+    let mut next = fetch.first * LINE * S::PARTS;
+    // Vector by vector, with x in registers and one w at a time: with the parts of a chunk in an
+    // inner loop the compiler works at both at once, and lacks registers.
+    for v in 0..chunks * S::PARTS {
+        let (c, part) = (v / S::PARTS, v % S::PARTS);
+        let x: [_; T] = from_fn(|t| simd.load(&x[t][c], part));
+        for r in 0..ROWS {
+            let w = simd.load_i16(&w[r][c], part);
             for t in 0..T {
-                let x = simd.load(&x[t][c], part);
-                for r in 0..ROWS {
-                    sums[t][r] = simd.fma(wide[r], x, sums[t][r]);
-                }
+                sums[t][r] = simd.fma(w, x[t], sums[t][r]);
             }
         }
-        // One line is two chunks.
-        if c % 2 == 0 {
+        if v == next {
             for w in w {
-                E::prefetch(simd, &w[c], ahead);
+                simd.prefetch(&w[c], fetch.ahead);
             }
+            next += fetch.every * LINE * S::PARTS;
         }
     }
     let mut total = [[0.0; ROWS]; T];

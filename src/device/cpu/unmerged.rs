@@ -62,9 +62,21 @@ pub(super) fn padded_rank(factors: &Factors) -> usize {
     (2 * factors.pairs).next_multiple_of(CHUNK)
 }
 
+/// What is added to each of some products of `tokens` rows.
+pub(super) fn addends<'a, const N: usize>(
+    deltas: [&[RowsDelta<'a>]; N],
+    tokens: usize,
+) -> [Vec<Addend<'a>>; N] {
+    if deltas.iter().all(|deltas| deltas.is_empty()) {
+        return [const { Vec::new() }; N];
+    }
+    let mut used = vec![0; tokens];
+    deltas.map(|deltas| addends_of_one(deltas, &mut used))
+}
+
 /// The addends of one matrix; `used[t]` is how much of row `t` of the shrunk inputs is taken. Rows
 /// of one delta have the same deltas above, so the same place.
-pub(super) fn addends<'a>(deltas: &[RowsDelta<'a>], used: &mut [usize]) -> Vec<Addend<'a>> {
+fn addends_of_one<'a>(deltas: &[RowsDelta<'a>], used: &mut [usize]) -> Vec<Addend<'a>> {
     let mut addends = Vec::new();
     for RowsDelta { rows, delta } in deltas {
         let mut add = |kind| addends.push(Addend { rows: rows.clone(), kind });

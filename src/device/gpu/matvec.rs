@@ -1,4 +1,4 @@
-//! `out[t][i] = step_i · Σ_j N_ij x[t][j]` for few tokens. Twin: `device/cpu/matvec.rs`.
+//! `out[t][i] = step_i · Σ_j N_ij x[t][j]` for few tokens. Twin: `device/cpu/matmul.rs`.
 
 use super::matmul::{Tiling, kernel};
 

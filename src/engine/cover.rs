@@ -149,8 +149,8 @@ impl Load {
     }
 }
 
-/// A part is put apart only if it saves so much of all.
-const WORTHWHILE: f64 = 0.03;
+/// A part is put apart only if that saves so much of all: turns cost others their evenness.
+const WORTHWHILE: f64 = 0.1;
 
 impl Scene<'_> {
     /// What members take where everything is merged for each.
@@ -363,5 +363,132 @@ impl Scene<'_> {
         };
         let depths = (0..=deepest).map(|depth| (ms(depth), depth));
         depths.min_by(|a, b| a.0.total_cmp(&b.0)).expect("the root is a depth").1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{CostConstants, NodeCost};
+
+    /// Nodes 1 and 2 at the top, 11, 12 … below 1, 111, 112 … below 11. Nodes of the top are large, users
+    /// small. One matrix that takes a switch some 20 ms.
+    fn table() -> NodeTable {
+        let mut table = NodeTable::new([500_000_000u64]);
+        for (nodes, factors) in [(1..3u64, 8_000_000), (11..29, 2_000_000), (111..299, 100_000)] {
+            let cost = NodeCost { matrices: vec![0], factors };
+            nodes.for_each(|node| table.insert(Serial(node), &cost));
+        }
+        table
+    }
+
+    /// The path whose digits are the places below one another.
+    fn path(leaf: u64) -> Vec<Serial> {
+        let digits = leaf.ilog10();
+        (0..=digits).map(|k| Serial(leaf / 10u64.pow(digits - k))).collect()
+    }
+
+    fn decoding((k, path): (usize, &Vec<Serial>)) -> Member<'_> {
+        Member {
+            id: JobId(k as u64),
+            path,
+            merge_depth: None,
+            from: 100,
+            tokens: 1,
+            steps_left: 100.0,
+            since_ms: 0.0,
+            ran: false,
+        }
+    }
+
+    /// Where to stand for sequences at these leaves that have decoded for a while, and for which.
+    fn choose(stand: &[Serial], leaves: &[u64], change: impl Fn(usize, &mut Member<'_>)) -> Choice {
+        let mut leaves = leaves.to_vec();
+        leaves.sort_by_key(|leaf| path(*leaf));
+        let paths: Vec<_> = leaves.iter().map(|leaf| path(*leaf)).collect();
+        let mut members: Vec<Member<'_>> = paths.iter().enumerate().map(decoding).collect();
+        members.iter_mut().enumerate().for_each(|(k, member)| change(k, member));
+        let (cost, options) = (CostModel::new(&CostConstants::default()), Options::default());
+        let table = table();
+        let scene = Scene {
+            now_ms: 100.0,
+            stand,
+            members: &members,
+            table: &table,
+            cost: &cost,
+            options: &options,
+        };
+        Cover.choose(&scene)
+    }
+
+    #[test]
+    fn a_busy_leaf_has_the_weights_on_it() {
+        let choice = choose(&[], &[111; 8], |_, _| ());
+        assert_eq!((&choice.stand[..], choice.members.len()), (&path(111)[..], 8));
+    }
+
+    #[test]
+    fn a_switch_that_does_not_pay_is_not_made() {
+        let short = |_: usize, member: &mut Member<'_>| member.steps_left = 1.0;
+        let choice = choose(&path(1), &[111; 8], short);
+        assert_eq!((&choice.stand[..], choice.members.len()), (&path(1)[..], 8));
+        let choice = choose(&path(1), &[111; 8], |_, _| ());
+        assert_eq!(&choice.stand[..], &path(111)[..], "in a hundred steps it does");
+    }
+
+    #[test]
+    fn leaves_of_one_task_share_it() {
+        let choice = choose(&path(111), &[111, 112, 113, 114, 115], |_, _| ());
+        assert_eq!((&choice.stand[..], choice.members.len()), (&path(11)[..], 5));
+    }
+
+    #[test]
+    fn strangers_share_the_root() {
+        let choice = choose(&path(111), &[111, 121, 211, 221], |_, _| ());
+        assert_eq!((choice.stand.len(), choice.members.len()), (0, 4));
+    }
+
+    #[test]
+    fn large_parties_part_and_take_turns() {
+        let leaves = [[111; 16], [211; 16]].concat();
+        let choice = choose(&path(111), &leaves, |k, member| member.ran = k >= 16);
+        assert_eq!((&choice.stand[..], choice.members[0]), (&path(211)[..], 16), "who ran goes on");
+        let waited = |k: usize, member: &mut Member<'_>| {
+            member.since_ms = if k == 3 { -2000.0 } else { 90.0 };
+            member.ran = k >= 16;
+        };
+        let choice = choose(&path(211), &leaves, waited);
+        assert!(choice.members.contains(&3), "until somebody waited too long");
+    }
+
+    #[test]
+    fn a_long_prompt_is_run_where_it_belongs() {
+        let leaves = [111, 121, 211, 221];
+        let prompt = |tokens: usize| {
+            move |k: usize, member: &mut Member<'_>| {
+                member.tokens = if k == 3 { tokens } else { 1 };
+                member.since_ms = if k == 3 { -2000.0 } else { 90.0 };
+            }
+        };
+        let choice = choose(&[], &leaves, prompt(16));
+        assert_eq!((choice.stand.len(), choice.members.len()), (0, 4), "a short one beside others");
+        let choice = choose(&[], &leaves, prompt(2000));
+        assert!(!choice.stand.is_empty() && path(221).starts_with(&choice.stand), "{choice:?}");
+    }
+
+    #[test]
+    fn who_has_a_place_of_its_own_runs_there_alone_or_with_those_below() {
+        let fixed = |place: Option<usize>| {
+            move |k: usize, member: &mut Member<'_>| {
+                member.merge_depth = if k == 0 { place } else { None };
+                member.since_ms = if k == 0 { -2000.0 } else { 90.0 };
+            }
+        };
+        let leaves = [111, 112, 113, 211];
+        for (place, expected) in [(0, 4), (1, 3), (2, 3), (3, 1)] {
+            let choice = choose(&[], &leaves, fixed(Some(place)));
+            assert_eq!(&choice.stand[..], &path(111)[..place]);
+            assert!(choice.members.contains(&0) && choice.members.len() <= expected, "{choice:?}");
+        }
     }
 }

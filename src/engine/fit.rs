@@ -16,8 +16,9 @@ const SHARED_VARIANCE: f64 = 0.6;
 /// Variance of what each is wrong by beside it.
 const OWN_VARIANCE: f64 = 0.3;
 /// Variance that every observation adds to each: how fast a machine may change.
-const DRIFT: f64 = 2e-4;
-/// An innovation counts up to so many of its standard deviations.
+const DRIFT: f64 = 5e-4;
+/// A measurement that is off by more than so many standard deviations moves the fit no farther than
+/// one that is off by as many.
 const CLIP: f64 = 3.0;
 /// Least coefficient, as a share of where it started.
 const LEAST: f64 = 0.02;
@@ -68,9 +69,10 @@ impl Fit {
         let spread: Vec<f64> =
             (0..n).map(|i| row(i).iter().zip(&z).map(|(p, z)| p * z).sum()).collect();
         let expected: f64 = z.iter().zip(&spread).map(|(z, s)| z * s).sum();
-        let variance = expected + (NOISE * predicted).powi(2);
-        let most = CLIP * variance.sqrt();
-        let innovation = (measured - predicted).clamp(-most, most);
+        let (variance, innovation) =
+            (expected + (NOISE * predicted).powi(2), measured - predicted);
+        // One that is farther off counts as measured with so much more noise.
+        let variance = variance * (innovation.abs() / (CLIP * variance.sqrt())).max(1.0);
         for i in 0..n {
             self.shares[i] = (self.shares[i] + spread[i] / variance * innovation).max(LEAST);
             for j in 0..n {
@@ -105,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_fit_finds_the_coefficients_and_follows_them() {
-        let mut fit = Fit::new(vec![10.0, 10.0, 0.2]);
+        let mut fit = Fit::new(vec![10.0, 10.0, 0.4]);
         assert!(worst(&fit, 1.0) > 0.25);
         (0..100).for_each(|k| fit.observe(&features(k), cost(1.0, features(k))));
         assert!(worst(&fit, 1.0) < 0.1, "{}", worst(&fit, 1.0));

@@ -24,6 +24,8 @@ pub struct Row {
     pub from: usize,
     /// Tokens to run behind them.
     pub tokens: usize,
+    /// Pages it holds from now on: those that it lacks are to be given to it before the step.
+    pub pages: usize,
     /// Whether the next token is chosen behind these: the last of them is the last there is.
     pub is_last: bool,
 }

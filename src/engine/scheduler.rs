@@ -385,7 +385,8 @@ impl Scheduler {
     fn row(&self, id: JobId, most: usize) -> Row {
         let sequence = &self.sequences[&id];
         let tokens = sequence.tokens().min(most);
-        Row { id, from: sequence.computed, tokens, is_last: tokens == sequence.tokens() }
+        let Sequence { computed: from, pages, .. } = *sequence;
+        Row { id, from, tokens, pages, is_last: tokens == sequence.tokens() }
     }
 
     /// Gives a running sequence the page that its next token needs, if need be that of the youngest.

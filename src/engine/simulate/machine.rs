@@ -159,7 +159,11 @@ impl Machine {
 
     /// Carries a plan out.
     pub(super) fn carry_out(&mut self, plan: &Plan, table: &NodeTable) -> Did {
-        plan.preempted.iter().for_each(|id| self.restart(*id));
+        let oldest = self.held.values().find(|held| held.pages > 0).map(|held| held.job.id);
+        for id in &plan.preempted {
+            assert_ne!(oldest, Some(*id), "the oldest keeps its pages");
+            self.restart(*id);
+        }
         self.check(plan);
         let mut stalled = false;
         let bytes = table.switch_bytes(&self.stand, &plan.stand);
@@ -173,10 +177,9 @@ impl Machine {
         let step_ms = self.noisy(self.speeds.step_ms(&plan.features), &mut stalled);
         let mut did = Did { switch_ms, step_ms, stalled, made: Vec::new(), ended: Vec::new() };
         for row in &plan.rows {
-            let page = self.options.page_positions;
             let held = self.held.get_mut(&row.id).expect("checked before");
             held.computed += row.tokens;
-            held.pages = held.pages.max(held.computed.div_ceil(page));
+            held.pages = row.pages;
             if held.computed == held.job.prompt_tokens + held.made {
                 assert!(row.is_last, "{:?} chooses a token here", row.id);
                 held.made += 1;
@@ -207,6 +210,9 @@ impl Machine {
             assert!(row.tokens > 0, "{:?} has a token at least", row.id);
             let all = held.job.prompt_tokens + held.made;
             assert!(held.computed + row.tokens <= all, "{:?} has no more tokens", row.id);
+            let positions = row.pages * self.options.page_positions;
+            assert!(held.computed + row.tokens <= positions, "{:?} lacks pages", row.id);
+            assert!(row.pages >= held.pages, "{:?} gives none back", row.id);
             assert!(path.starts_with(&plan.stand), "{:?} does not belong below", row.id);
             assert!(!path.iter().any(|node| self.unready.contains(node)), "{path:?} is not ready");
             let exactly = match held.job.merge {

@@ -7,7 +7,7 @@ use super::report::Report;
 use super::trace::{Arrival, Trace};
 use crate::engine::{
     Choose, CostConstants, CostModel, JobId, NodePath, NodeTable, Options, Outcome, Plan,
-    Scheduler, World,
+    Scheduler, Serial, World,
 };
 
 /// What happened, beyond the figures.
@@ -25,8 +25,10 @@ pub struct Run {
     pub longest_step_ms: f64,
     /// Where the weights stood in each step, and for how many rows.
     pub stands: Vec<(NodePath, usize)>,
-    /// Order in which jobs had their first rows.
-    pub admitted: Vec<JobId>,
+    /// Jobs in the order in which they had their first rows, and when.
+    pub admitted: Vec<(JobId, f64)>,
+    /// How often a job lost its pages.
+    pub preempted: BTreeMap<JobId, usize>,
     /// Jobs that made their whole answer.
     pub finished: BTreeSet<JobId>,
     /// Jobs that were cancelled or whose deadline passed.
@@ -46,7 +48,9 @@ struct State<'a> {
     /// When each sequence that holds pages made its last step.
     stepped_ms: BTreeMap<JobId, f64>,
     /// When leaves are read.
-    reading: Vec<(f64, crate::engine::Serial)>,
+    reading: Vec<(f64, Serial)>,
+    /// Who had a row.
+    admitted: BTreeSet<JobId>,
 }
 
 /// Runs a trace to its end with a way to choose, on a machine of these speeds.
@@ -67,6 +71,7 @@ pub fn run(
         last_ms: BTreeMap::new(),
         stepped_ms: BTreeMap::new(),
         reading: Vec::new(),
+        admitted: BTreeSet::new(),
     };
     let mut arrivals = trace.arrivals.iter().peekable();
     let mut known = BTreeSet::new();
@@ -98,7 +103,7 @@ pub fn run(
 }
 
 impl State<'_> {
-    fn arrive(&mut self, arrival: &Arrival, known: &mut BTreeSet<crate::engine::Serial>) {
+    fn arrive(&mut self, arrival: &Arrival, known: &mut BTreeSet<Serial>) {
         let leaf = arrival.job.path.last().copied();
         if let Some(leaf) = leaf.filter(|leaf| self.trace.read_ms > 0.0 && known.insert(*leaf)) {
             assert!(self.scheduler.not_ready(leaf).is_empty(), "nobody runs where nobody was");
@@ -172,10 +177,11 @@ impl State<'_> {
         }
         for id in &plan.preempted {
             self.stepped_ms.remove(id);
+            *run.preempted.entry(*id).or_default() += 1;
         }
         for row in &plan.rows {
-            if row.from == 0 && self.machine.held[&row.id].made <= 1 {
-                run.admitted.push(row.id);
+            if self.admitted.insert(row.id) {
+                run.admitted.push((row.id, self.now_ms));
             }
             if let Some(before) = self.stepped_ms.insert(row.id, self.now_ms) {
                 run.longest_stall_ms = run.longest_stall_ms.max(self.now_ms - before);

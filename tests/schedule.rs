@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use pleach::Error;
 use pleach::engine::simulate::{
     FixedDepth, Kind, MergedOrNot, Run, Speeds, Trace, percentile, run,
 };
@@ -13,7 +14,6 @@ use pleach::engine::{
     Choose, CostConstants, CostModel, Cover, Job, JobId, Merge, NodeCost, NodePath, NodeTable,
     Options, Outcome, Plan, Scheduler, Serial, World,
 };
-use pleach::Error;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -132,15 +132,19 @@ fn predictions_come_near_on_a_machine_that_nobody_measured() {
         for kind in KINDS {
             let trace = Trace::new(kind, 7, 120, interval_ms);
             let run = ours(&trace, &Options::default(), speeds);
-            let is_off = |(predicted, measured): &&(f64, f64)| {
-                (predicted / measured - 1.0).abs() > 0.25
-            };
+            let is_off =
+                |(predicted, measured): &&(f64, f64)| (predicted / measured - 1.0).abs() > 0.25;
             let first = run.steps_ms.iter().take(5).filter(is_off).count();
             assert!(first > 0, "it starts from another machine");
             let switches = &run.switches_ms[run.switches_ms.len().min(4)..];
             for times in [&run.steps_ms[100..], switches] {
                 let off = times.iter().filter(is_off).count();
-                assert!(off * 50 <= times.len(), "{kind:?}: {off} of {}\n{}", times.len(), run.cost);
+                assert!(
+                    off * 50 <= times.len(),
+                    "{kind:?}: {off} of {}\n{}",
+                    times.len(),
+                    run.cost
+                );
             }
         }
     }
@@ -159,7 +163,8 @@ fn a_heavy_tenant_does_not_starve_a_light_one() {
         let tenant = |id: JobId| trace.arrivals[id.0 as usize].job.path[0];
         let run = ours(&trace, &options, Speeds::SLOW);
         let mut heavy_before_light = 0;
-        for (k, (id, _)) in run.admitted.iter().enumerate().filter(|(_, (id, _))| tenant(*id).0 > 1) {
+        for (k, (id, _)) in run.admitted.iter().enumerate().filter(|(_, (id, _))| tenant(*id).0 > 1)
+        {
             let at_ms = trace.arrivals[id.0 as usize].at_ms;
             let meanwhile = run.admitted[..=k].iter().filter(|(_, admitted)| *admitted > at_ms);
             let (own, others): (Vec<_>, Vec<_>) =
@@ -314,9 +319,6 @@ fn a_large_job_is_passed_over_for_a_while_and_no_longer() {
     scheduler.done(130.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() });
     let plan = scheduler.plan(130.0, &root(5));
     let all = vec![JobId(0), JobId(2)];
-    assert_eq!(
-        scheduler.done(140.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() }),
-        all
-    );
+    assert_eq!(scheduler.done(140.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() }), all);
     assert_eq!(ids(&scheduler.plan(140.0, &root(8))), [1]);
 }

@@ -312,6 +312,9 @@ mod tests {
         let text = CostModel::new(&CostConstants::default()).to_string();
         assert_eq!(text.lines().count(), 8, "{text}");
         assert!(text.starts_with("pass       0 rows 18.0 ms, 1 rows 20.8 ms"), "{text}");
-        assert!(text.contains("\nswitch     0.50 ms and 0.0400 ms a MB read and written\n"), "{text}");
+        assert!(
+            text.contains("\nswitch     0.50 ms and 0.0400 ms a MB read and written\n"),
+            "{text}"
+        );
     }
 }

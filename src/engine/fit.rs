@@ -40,8 +40,7 @@ impl Fit {
     /// A model with these coefficients, all above zero.
     pub(super) fn new(start: Vec<f64>) -> Self {
         let n = start.len();
-        let prior =
-            |k: usize| SHARED_VARIANCE + if k / n == k % n { OWN_VARIANCE } else { 0.0 };
+        let prior = |k: usize| SHARED_VARIANCE + if k / n == k % n { OWN_VARIANCE } else { 0.0 };
         let covariance = (0..n * n).map(prior).collect();
         Self { shares: vec![1.0; n], covariance, start, error: 0.0 }
     }
@@ -69,8 +68,7 @@ impl Fit {
         let spread: Vec<f64> =
             (0..n).map(|i| row(i).iter().zip(&z).map(|(p, z)| p * z).sum()).collect();
         let expected: f64 = z.iter().zip(&spread).map(|(z, s)| z * s).sum();
-        let (variance, innovation) =
-            (expected + (NOISE * predicted).powi(2), measured - predicted);
+        let (variance, innovation) = (expected + (NOISE * predicted).powi(2), measured - predicted);
         // One that is farther off counts as measured with so much more noise.
         let variance = variance * (innovation.abs() / (CLIP * variance.sqrt())).max(1.0);
         for i in 0..n {
@@ -137,6 +135,10 @@ mod tests {
         let mut fit = Fit::new(vec![10.0, 10.0, 10.0]);
         (0..50).for_each(|_| fit.observe(&[1.0, 0.0, 0.0], 30.0));
         assert!((fit.get(0) / 30.0 - 1.0).abs() < 0.05, "{}", fit.get(0));
-        assert!(fit.get(2) > 15.0, "a machine that is slower at one thing is at others: {}", fit.get(2));
+        assert!(
+            fit.get(2) > 15.0,
+            "a machine that is slower at one thing is at others: {}",
+            fit.get(2)
+        );
     }
 }

@@ -161,7 +161,8 @@ mod tests {
         assert_eq!(ids(&queue, 9, 1.0), [3, 5, 1]);
         let held = queue.next(9, |id| if id.0 == 5 { Verdict::Hold } else { Verdict::Take(1.0) });
         assert_eq!(held, [JobId(3)]);
-        let skipped = queue.next(9, |id| if id.0 == 3 { Verdict::Skip } else { Verdict::Take(1.0) });
+        let skipped =
+            queue.next(9, |id| if id.0 == 3 { Verdict::Skip } else { Verdict::Take(1.0) });
         assert_eq!(skipped, [JobId(5), JobId(1)]);
         queue.take(tenant(1), 3, Some(1.0));
         queue.take(tenant(1), 1, None);

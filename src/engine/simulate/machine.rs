@@ -154,7 +154,8 @@ impl Machine {
         self.turns += 1;
         let stalls = self.speeds.stalls > 0 && self.turns % self.speeds.stalls == 0;
         *stalled |= stalls;
-        ms * (1.0 + self.speeds.noise * self.draw.normal()).max(0.5) * if stalls { 5.0 } else { 1.0 }
+        ms * (1.0 + self.speeds.noise * self.draw.normal()).max(0.5)
+            * if stalls { 5.0 } else { 1.0 }
     }
 
     /// Carries a plan out.

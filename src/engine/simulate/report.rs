@@ -43,7 +43,7 @@ impl fmt::Display for Report {
         let [first, first_99] = [0.5, 0.99].map(|share| percentile(&self.first_token_ms, share));
         let [next, next_99] = [0.5, 0.99].map(|share| percentile(&self.next_token_ms, share));
         write!(f, "{:7.1} | {first:11.0} {first_99:11.0} ", self.tokens_per_second())?;
-        write!(f, "| {next:10.0} {next_99:11.0} ", )?;
+        write!(f, "| {next:10.0} {next_99:11.0} ",)?;
         write!(f, "| {:8} {:8}", self.switches, self.steps)
     }
 }

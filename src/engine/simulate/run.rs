@@ -81,10 +81,8 @@ pub fn run(
         }
         state.cancel();
         state.finish_reading();
-        let world = World {
-            stand: state.machine.stand.clone(),
-            free_pages: state.machine.free_pages(),
-        };
+        let world =
+            World { stand: state.machine.stand.clone(), free_pages: state.machine.free_pages() };
         let plan = state.scheduler.plan(state.now_ms, &world);
         state.expire(&plan);
         if !plan.rows.is_empty() {

@@ -101,8 +101,7 @@ fn insert_below(table: &mut NodeTable, places: &[usize]) {
 /// A tree of languages, domains, tasks and users over a model of 135 million parameters.
 fn made_tree() -> NodeTable {
     let bytes = |(inputs, outputs): (u64, u64)| 4 * inputs * outputs;
-    let matrices: Arc<[u64]> =
-        (0..LAYERS).flat_map(|_| MATRICES.map(bytes)).collect();
+    let matrices: Arc<[u64]> = (0..LAYERS).flat_map(|_| MATRICES.map(bytes)).collect();
     let mut table = NodeTable::new(matrices);
     insert_below(&mut table, &[]);
     table

@@ -304,6 +304,34 @@ fn deadlines_and_answers_end_jobs() {
 }
 
 #[test]
+fn pages_of_what_expires_are_free_at_once() {
+    let mut scheduler = scheduler(Options { pages: 4, ..Options::default() });
+    scheduler.submit(0.0, Job { deadline_ms: Some(50.0), ..job(1, &[1]) }).unwrap();
+    let plan = scheduler.plan(0.0, &root(4));
+    scheduler.done(60.0, &plan, &Outcome { step_ms: 60.0, ..Outcome::default() });
+    scheduler.submit(60.0, Job { prompt_tokens: 100, ..job(2, &[1]) }).unwrap();
+    let plan = scheduler.plan(60.0, &root(2));
+    assert_eq!((&plan.expired[..], ids(&plan)), (&[JobId(1)][..], vec![2]));
+    assert_eq!(plan.rows[0].pages, 4);
+}
+
+/// The weights go down to a node for many steps, not for the first token alone.
+#[test]
+fn answers_that_end_early_are_expected_to() {
+    let mut scheduler = scheduler(Options::default());
+    let mut depths = Vec::new();
+    for id in 0..100 {
+        scheduler.submit(0.0, Job { max_tokens: 100, ..job(id, &[1]) }).unwrap();
+        let plan = scheduler.plan(0.0, &root(1024));
+        depths.push(plan.stand.len());
+        let step_ms = plan.predicted.step_ms();
+        let outcome = Outcome { step_ms, switch_ms: None, ended: vec![JobId(id)] };
+        assert_eq!(scheduler.done(0.0, &plan, &outcome), [JobId(id)]);
+    }
+    assert_eq!((depths[0], depths[99]), (1, 0));
+}
+
+#[test]
 fn a_large_job_is_passed_over_for_a_while_and_no_longer() {
     let mut scheduler = scheduler(Options { pages: 8, stall_ms: 100.0, ..Options::default() });
     let large = Job { prompt_tokens: 200, ..job(1, &[1]) };

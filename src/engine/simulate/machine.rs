@@ -152,7 +152,7 @@ impl Machine {
     /// The time that something takes this time.
     fn noisy(&mut self, ms: f64, stalled: &mut bool) -> f64 {
         self.turns += 1;
-        let stalls = self.speeds.stalls > 0 && self.turns % self.speeds.stalls == 0;
+        let stalls = self.turns.is_multiple_of(self.speeds.stalls);
         *stalled |= stalls;
         ms * (1.0 + self.speeds.noise * self.draw.normal()).max(0.5)
             * if stalls { 5.0 } else { 1.0 }

@@ -160,12 +160,13 @@ fn a_heavy_tenant_does_not_starve_a_light_one() {
             (arrival.job.prompt_tokens, arrival.job.max_tokens) = (64, 32);
             arrival.answer_tokens = 32;
         }
-        let tenant = |id: JobId| trace.arrivals[id.0 as usize].job.path[0];
+        let arrival = |id: JobId| &trace.arrivals[usize::try_from(id.0).unwrap()];
+        let tenant = |id: JobId| arrival(id).job.path[0];
         let run = ours(&trace, &options, Speeds::SLOW);
         let mut heavy_before_light = 0;
         for (k, (id, _)) in run.admitted.iter().enumerate().filter(|(_, (id, _))| tenant(*id).0 > 1)
         {
-            let at_ms = trace.arrivals[id.0 as usize].at_ms;
+            let at_ms = arrival(*id).at_ms;
             let meanwhile = run.admitted[..=k].iter().filter(|(_, admitted)| *admitted > at_ms);
             let (own, others): (Vec<_>, Vec<_>) =
                 meanwhile.partition(|(other, _)| tenant(*other) == tenant(*id));
@@ -177,8 +178,7 @@ fn a_heavy_tenant_does_not_starve_a_light_one() {
         assert!(heavy_before_light > 0 && run.finished.len() == 150);
         let first_ms = |is_heavy: bool| {
             let of = run.admitted.iter().filter(|(id, _)| (tenant(*id).0 == 1) == is_heavy);
-            let mut waits: Vec<f64> =
-                of.map(|(id, ms)| ms - trace.arrivals[id.0 as usize].at_ms).collect();
+            let mut waits: Vec<f64> = of.map(|(id, ms)| ms - arrival(*id).at_ms).collect();
             waits.sort_by(f64::total_cmp);
             percentile(&waits, 0.5)
         };
@@ -188,7 +188,8 @@ fn a_heavy_tenant_does_not_starve_a_light_one() {
 
 #[test]
 fn no_fixed_policy_is_better_by_more_than_a_twentieth() {
-    let rivals: [(&str, fn() -> Box<dyn Choose + Send>); 6] = [
+    type Way = fn() -> Box<dyn Choose + Send>;
+    let rivals: [(&str, Way); 6] = [
         ("root", || Box::new(FixedDepth(0))),
         ("language", || Box::new(FixedDepth(1))),
         ("domain", || Box::new(FixedDepth(2))),

@@ -451,6 +451,55 @@ pub enum Error {
         value: f32,
     },
 
+    /// More jobs wait than may.
+    #[error("{waiting} jobs wait already, {limit} may; ask again once some are done")]
+    QueueFull {
+        /// Jobs that wait.
+        waiting: usize,
+        /// Most that may.
+        limit: usize,
+    },
+
+    /// A job that all pages of keys and values together do not hold.
+    #[error(
+        "job {id} may come to hold {needed} pages of keys and values, there are {limit}; shorten the prompt or ask for fewer tokens"
+    )]
+    JobTooLarge {
+        /// The job.
+        id: u64,
+        /// Pages it would hold with its prompt and all its tokens.
+        needed: usize,
+        /// Pages there are.
+        limit: usize,
+    },
+
+    /// A job of a name that is in work.
+    #[error("job {id} is in work already; give each a number of its own")]
+    JobRepeated {
+        /// The job.
+        id: u64,
+    },
+
+    /// A job at a node whose cost nobody told the scheduler.
+    #[error(
+        "nothing is known of what node version {serial} costs; add it with `Scheduler::nodes` first"
+    )]
+    UnknownNodeCost {
+        /// The version's serial number.
+        serial: u64,
+    },
+
+    /// A bound of the scheduler within which nothing could run.
+    #[error("engine option {name} is {found}, expected {expected}")]
+    EngineOption {
+        /// The option.
+        name: &'static str,
+        /// What would do.
+        expected: String,
+        /// Its value.
+        found: String,
+    },
+
     /// A sampling parameter is out of its range.
     #[error("sampling parameter {name} is {found}, expected {expected}")]
     SamplingParameter {

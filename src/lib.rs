@@ -38,6 +38,8 @@ pub mod compile;
 mod contain;
 /// *Unstable.*
 pub mod device;
+/// *Unstable.*
+pub mod engine;
 pub mod error;
 /// *Unstable.*
 pub mod file;

@@ -12,9 +12,9 @@ const MAX_LINES: usize = 640;
 const MAX_SHADER_LINES: usize = 250;
 
 /// The library's modules: each uses only those before it.
-const MODULES: [&str; 18] = [
+const MODULES: [&str; 19] = [
     "name", "suggest", "contain", "error", "file", "arch", "base", "adapter", "lattice", "tree",
-    "device", "compile", "store", "nodes", "weights", "model", "runtime", "testing",
+    "device", "compile", "store", "nodes", "weights", "model", "runtime", "engine", "testing",
 ];
 
 /// Names of model families. What is particular to one stands in `src/arch`.

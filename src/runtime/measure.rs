@@ -257,7 +257,7 @@ impl<'a> Measure<'a> {
         let way = a.way_to(b);
         let moved = way.left.iter().chain(&way.entered);
         let moved = moved
-            .map(|version| self.runtime.engine.deltas(version, &mut SwitchReport::default()))
+            .map(|version| self.runtime.shared.deltas(version, &mut SwitchReport::default()))
             .collect::<Result<Vec<_>>>()?;
         let mut products = 0;
         let mut touched: Vec<MatrixId> =
@@ -275,7 +275,7 @@ impl<'a> Measure<'a> {
     /// Matrices a decoded token reads whole: all but an embedding that is not the head.
     fn decoded_matrices(&self) -> impl Iterator<Item = MatrixId> {
         self.runtime
-            .engine
+            .shared
             .grids()
             .names()
             .filter(|(name, _)| name.as_str() != EMBEDDING)
@@ -285,14 +285,14 @@ impl<'a> Measure<'a> {
     /// Products of a prompt: every layer's weights once a token, the head's once.
     fn prefill_products(&self, tokens: u64) -> u64 {
         let head =
-            self.runtime.engine.grids().id(&WeightName::new(HEAD)).expect("every model has a head");
+            self.runtime.shared.grids().id(&WeightName::new(HEAD)).expect("every model has a head");
         let layers: u64 =
             self.decoded_matrices().filter(|&id| id != head).map(|id| self.size(id)).sum();
         layers * tokens + self.size(head)
     }
 
     fn size(&self, id: MatrixId) -> u64 {
-        let grid = self.runtime.engine.grids().grid(id);
+        let grid = self.runtime.shared.grids().grid(id);
         (grid.rows() * grid.cols) as u64
     }
 }

@@ -1,14 +1,14 @@
 //! The public face: one base, one tree, one live copy of the weights, moved from node to node.
 //!
-//! `engine.rs` has what all copies of the weights share, `replica.rs` one copy and what is applied
+//! `shared.rs` has what all copies of the weights share, `replica.rs` one copy and what is applied
 //! to it, `switch.rs` the way from node to node.
 //!
-//! **Nodes.** A folder tree's node is one content for the engine's life: the hash of its files is
+//! **Nodes.** A folder tree's node is one content for the shared's life: the hash of its files is
 //! kept when they are first read, others are refused (`TreeDefect::Changed`). Of a store the path
 //! is looked up in one committed state when a name is resolved, so a change is taken at the next
 //! switch.
 //!
-//! **Copies.** `Runtime::replica` loads another copy of the weights for the same engine: base,
+//! **Copies.** `Runtime::replica` loads another copy of the weights for the same shared: base,
 //! nodes, compiled deltas, tokenizer and templates are shared, and a version is compiled once. The
 //! deltas that a copy has applied are pinned and count for no budget; the budget is for the
 //! others, and holds after a switch, not within it.
@@ -33,7 +33,7 @@
 //! they are unusable.
 
 mod choice;
-mod engine;
+mod shared;
 #[cfg(feature = "measure")]
 pub mod measure;
 mod replica;
@@ -69,7 +69,7 @@ use crate::store::{Store, StoreStats};
 use crate::tree::AdapterTree;
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Result, WeightName};
-use engine::Engine;
+use shared::Shared;
 use replica::{DeviceReplica, Replica};
 
 /// Bytes of compiled deltas kept beside the applied ones.
@@ -77,7 +77,7 @@ pub const DEFAULT_DELTA_BUDGET_BYTES: usize = 1 << 30;
 
 /// A base model with a tree of adapters, live at one node.
 pub struct Runtime {
-    engine: Arc<Engine>,
+    shared: Arc<Shared>,
     replica: Box<dyn Replica>,
 }
 
@@ -240,7 +240,7 @@ impl RuntimeBuilder {
                 (Box::new(StoreNodes::new(store)), headroom)
             }
         };
-        let engine = Arc::new(Engine {
+        let shared = Arc::new(Shared {
             shapes: shapes(&base),
             base,
             nodes,
@@ -258,7 +258,7 @@ impl RuntimeBuilder {
         #[cfg(feature = "gpu")]
         let replica = match gpu {
             Some((gpu, or_cpu)) => {
-                match DeviceReplica::load(engine.clone(), gpu, device_bytes, &mut progress) {
+                match DeviceReplica::load(shared.clone(), gpu, device_bytes, &mut progress) {
                     Ok(replica) => Some(Box::new(replica) as Box<dyn Replica>),
                     Err(
                         error @ (Error::DeviceMemory { .. }
@@ -280,13 +280,13 @@ impl RuntimeBuilder {
         let replica = match replica {
             Some(replica) => replica,
             None => {
-                Box::new(DeviceReplica::load(engine.clone(), host, device_bytes, &mut progress)?)
+                Box::new(DeviceReplica::load(shared.clone(), host, device_bytes, &mut progress)?)
             }
         };
-        if let Some(store) = engine.nodes.store() {
-            store.check_lattice(&engine.grids().lattice(headroom))?;
+        if let Some(store) = shared.nodes.store() {
+            store.check_lattice(&shared.grids().lattice(headroom))?;
         }
-        Ok(Runtime { engine, replica })
+        Ok(Runtime { shared, replica })
     }
 }
 
@@ -377,34 +377,34 @@ impl Runtime {
     /// # Errors
     /// When the base cannot be read any more, and what the device returns.
     pub fn replica(&self, device: DeviceChoice) -> Result<Self> {
-        let engine = self.engine.clone();
+        let shared = self.shared.clone();
         let device_bytes = DEFAULT_DELTA_BUDGET_BYTES;
         #[cfg(feature = "gpu")]
         if let Some((gpu, _)) = open_gpu(device)? {
-            let replica = DeviceReplica::load(engine.clone(), gpu, device_bytes, |_, _| ())?;
-            return Ok(Self { engine, replica: Box::new(replica) });
+            let replica = DeviceReplica::load(shared.clone(), gpu, device_bytes, |_, _| ())?;
+            return Ok(Self { shared, replica: Box::new(replica) });
         }
         #[cfg(not(feature = "gpu"))]
         let _ = device;
         let replica =
-            DeviceReplica::load(engine.clone(), engine.host.clone(), device_bytes, |_, _| ())?;
-        Ok(Self { engine, replica: Box::new(replica) })
+            DeviceReplica::load(shared.clone(), shared.host.clone(), device_bytes, |_, _| ())?;
+        Ok(Self { shared, replica: Box::new(replica) })
     }
 
     /// The tree, where the nodes are those of one.
     pub fn tree(&self) -> Option<&AdapterTree> {
-        self.engine.nodes.tree()
+        self.shared.nodes.tree()
     }
 
     /// The store, where the nodes are those of one.
     pub fn store(&self) -> Option<&Store> {
-        self.engine.nodes.store()
+        self.shared.nodes.store()
     }
 
     /// Node versions in memory: of a tree all, of a store those that are applied, cached or held by
     /// somebody.
     pub fn held_versions(&self) -> usize {
-        self.engine.nodes.held()
+        self.shared.nodes.held()
     }
 
     /// Names of the children of `node` in order, those after `after`, at most `limit`.
@@ -412,12 +412,12 @@ impl Runtime {
     /// # Errors
     /// An unknown node, and what reading a store returns.
     pub fn children(&self, node: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
-        self.engine.nodes.children(node, after, limit)
+        self.shared.nodes.children(node, after, limit)
     }
 
     /// The base.
     pub fn base(&self) -> &BaseModel {
-        &self.engine.base
+        &self.shared.base
     }
 
     /// The device the weights live on, for people.
@@ -433,7 +433,7 @@ impl Runtime {
 
     /// Names of all matrices; a tied head appears beside the embedding.
     pub fn matrix_names(&self) -> impl Iterator<Item = &WeightName> {
-        self.engine.grids().names().map(|(name, _)| name)
+        self.shared.grids().names().map(|(name, _)| name)
     }
 
     /// A copy of a matrix as it now is: integers and steps.
@@ -442,7 +442,7 @@ impl Runtime {
     /// [`Error::NoSuchMatrix`], [`Error::Unusable`] after a pass that broke off, and what the
     /// device returns.
     pub fn matrix(&self, name: &WeightName) -> Result<LatticeMatrix> {
-        self.replica.matrix(self.engine.matrix_id(name)?)
+        self.replica.matrix(self.shared.matrix_id(name)?)
     }
 
     /// Whether embedding and head are one matrix.
@@ -463,7 +463,7 @@ impl Runtime {
     /// What the cache of compiled deltas in the host's memory holds; all copies of the weights
     /// share it.
     pub fn cache_stats(&self) -> CacheStats {
-        self.engine.compiled().stats()
+        self.shared.compiled().stats()
     }
 
     /// What the cache of compiled deltas in a GPU's memory holds; nothing on the CPU.

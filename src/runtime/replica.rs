@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::SwitchReport;
-use super::engine::Engine;
+use super::shared::Shared;
 #[cfg(feature = "measure")]
 use super::measure::ReplicaCeilings;
 #[cfg(feature = "measure")]
@@ -29,7 +29,7 @@ use crate::{Error, Result, WeightName};
 /// A copy of the weights, whatever the device.
 pub(super) trait Replica: Any + Send + Sync {
     /// What it shares with others.
-    fn engine(&self) -> &Arc<Engine>;
+    fn shared(&self) -> &Arc<Shared>;
 
     /// The version that the weights stand at.
     fn current(&self) -> &NodeVersion;
@@ -135,7 +135,7 @@ struct Resident<D: Computing> {
 
 /// A copy of the weights on a device of type `D`.
 pub(super) struct DeviceReplica<D: Computing> {
-    engine: Arc<Engine>,
+    shared: Arc<Shared>,
     pub(super) device: D,
     pub(super) weights: Weights<D>,
     model: Transformer,
@@ -156,16 +156,16 @@ fn next_load() -> u64 {
 impl<D: Computing + 'static> DeviceReplica<D> {
     /// Loads every weight of the base, at the root.
     pub(super) fn load(
-        engine: Arc<Engine>,
+        shared: Arc<Shared>,
         device: D,
         device_delta_bytes: usize,
         progress: impl FnMut(usize, usize) + Send,
     ) -> Result<Self> {
-        let (weights, model) = load(&engine, &device, progress)?;
+        let (weights, model) = load(&shared, &device, progress)?;
         let (current, uploaded) =
-            (engine.nodes.root().clone(), DeltaCache::new(device_delta_bytes));
+            (shared.nodes.root().clone(), DeltaCache::new(device_delta_bytes));
         Ok(Self {
-            engine,
+            shared,
             device,
             weights,
             model,
@@ -182,7 +182,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
         version: &NodeVersion,
         report: &mut SwitchReport,
     ) -> Result<Resident<D>> {
-        let compiled = self.engine.deltas(version, report)?;
+        let compiled = self.shared.deltas(version, report)?;
         let version = version.clone();
         let device = &self.device;
         if D::HOST_MEMORY {
@@ -233,7 +233,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
 
     /// Drops what is over the budgets.
     fn evict(&mut self) {
-        self.engine.compiled().evict();
+        self.shared.compiled().evict();
         self.uploaded.evict();
     }
 
@@ -262,15 +262,15 @@ impl<D: Computing + 'static> DeviceReplica<D> {
         let moved =
             || left().map(SignedDelta::subtracted).chain(entered.iter().map(SignedDelta::added));
         let compiled: Vec<_> = moved().map(|node| node.with(&*node.delta.compiled)).collect();
-        let engine = &self.engine;
+        let shared = &self.shared;
         let checked = self.weights.check_bounds(
             &self.device,
-            &engine.host,
+            &shared.host,
             target.name(),
             &path.collect::<Vec<_>>(),
             &compiled,
         );
-        checked.map_err(|error| engine.nodes.advised(error))?;
+        checked.map_err(|error| shared.nodes.advised(error))?;
         report.prepare_ms += milliseconds(start);
         let start = Instant::now();
         let on_device: Vec<_> = moved().map(|node| node.with(&*node.delta.on_device)).collect();
@@ -280,7 +280,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
     }
 
     fn pin(&mut self, versions: &[NodeVersion]) {
-        let mut compiled = self.engine.compiled();
+        let mut compiled = self.shared.compiled();
         for version in versions {
             compiled.pin(version);
             self.uploaded.pin(version);
@@ -288,7 +288,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
     }
 
     fn unpin(&mut self, versions: &[NodeVersion]) {
-        let mut compiled = self.engine.compiled();
+        let mut compiled = self.shared.compiled();
         for version in versions {
             compiled.unpin(version);
             self.uploaded.unpin(version);
@@ -306,22 +306,22 @@ impl<D: Computing + 'static> DeviceReplica<D> {
 
 /// Loads every weight of the base onto `device`.
 fn load<D: Computing>(
-    engine: &Engine,
+    shared: &Shared,
     device: &D,
     progress: impl FnMut(usize, usize) + Send,
 ) -> Result<(Weights<D>, Transformer)> {
     let weights =
-        engine.host.install(|| Weights::load(&engine.base, device, engine.headroom, progress))?;
+        shared.host.install(|| Weights::load(&shared.base, device, shared.headroom, progress))?;
     // The first copy's: those of another are equal.
-    let grids = engine.grids.get_or_init(|| weights.grids().clone());
+    let grids = shared.grids.get_or_init(|| weights.grids().clone());
     debug_assert!(grids == weights.grids(), "a base has one lattice at one headroom");
-    let model = Transformer::bind(device, engine.base.config(), &weights)?;
+    let model = Transformer::bind(device, shared.base.config(), &weights)?;
     Ok((weights, model))
 }
 
 impl<D: Computing + 'static> Replica for DeviceReplica<D> {
-    fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn current(&self) -> &NodeVersion {
@@ -335,8 +335,8 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
 
     fn switch(&mut self, target: &NodeVersion) -> Result<SwitchReport> {
         let start = Instant::now();
-        let engine = self.engine.clone();
-        engine.nodes.check_stale(target, engine.stale)?;
+        let shared = self.shared.clone();
+        shared.nodes.check_stale(target, shared.stale)?;
         let Way { left, entered } = self.current.way_to(target);
         let common = self.applied.len() - left.len();
         let mut report = SwitchReport {
@@ -389,17 +389,17 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
         self.weights = Weights::unusable();
         self.applied.clear();
         self.unpin(&self.current.path());
-        self.engine.compiled().evict();
+        self.shared.compiled().evict();
         self.uploaded.clear();
-        self.current = self.engine.nodes.root().clone();
+        self.current = self.shared.nodes.root().clone();
         self.device.reopen()?;
-        (self.weights, self.model) = load(&self.engine, &self.device, |_, _| ())?;
+        (self.weights, self.model) = load(&self.shared, &self.device, |_, _| ())?;
         self.load = next_load();
         Ok(())
     }
 
     fn kv(&self, tokens: usize) -> Result<Kv> {
-        let config = self.engine.base.config();
+        let config = self.shared.base.config();
         let capacity = tokens.clamp(1, config.max_position_embeddings);
         let (version, owner) = (self.current.clone(), self.owner(&self.current));
         let mut pool = Box::new(KvPool::for_tokens(&self.device, config, capacity)?);
@@ -457,7 +457,7 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
 
 impl<D: Computing> Drop for DeviceReplica<D> {
     fn drop(&mut self) {
-        let mut compiled = self.engine.compiled();
+        let mut compiled = self.shared.compiled();
         self.applied.iter().for_each(|resident| compiled.unpin(&resident.version));
     }
 }

@@ -4,7 +4,7 @@
 //! **Invariant:** keys and values are only ever used with weights that stand at the version they
 //! were computed at.
 
-use super::engine::Engine;
+use super::shared::Shared;
 use super::replica::{Kv, Replica};
 use crate::model::tokenizer::StreamState;
 use crate::model::{Decoding, GenerateOptions, StopReason, StopTexts};
@@ -41,7 +41,7 @@ impl Sequence {
         ids: &[u32],
         options: &GenerateOptions,
     ) -> Result<Self> {
-        let engine = replica.engine();
+        let shared = replica.shared();
         replica.check_usable()?;
         if options.stop_texts.iter().any(String::is_empty) {
             let (name, expected) = ("stop_texts", "texts of at least one character");
@@ -49,11 +49,11 @@ impl Sequence {
         }
         let mut options = options.clone();
         if !options.ignore_eos {
-            options.stop_tokens.extend(&engine.base.config().eos_token_ids);
+            options.stop_tokens.extend(&shared.base.config().eos_token_ids);
         }
         let kv = replica.kv(ids.len().saturating_add(options.max_tokens))?;
         let decoding = Decoding::new(ids, &options, kv.capacity)?;
-        let stream = StreamState::after(engine.tokenizer()?, ids)?;
+        let stream = StreamState::after(shared.tokenizer()?, ids)?;
         Ok(Self {
             kv,
             decoding,
@@ -96,8 +96,8 @@ impl Sequence {
 
     /// Chooses the next token.
     pub(super) fn step(&mut self, replica: &dyn Replica) -> Result<Step> {
-        let engine: &Engine = replica.engine();
-        let tokenizer = engine.tokenizer()?;
+        let shared: &Shared = replica.shared();
+        let tokenizer = shared.tokenizer()?;
         if self.kv.version() != replica.current() {
             let [sequence, weights] =
                 [self.version(), replica.current()].map(|version| version.name().to_owned());

@@ -58,7 +58,7 @@ impl Runtime {
     /// [`Error::Unusable`](crate::Error::Unusable) after a pass that broke off.
     pub fn switch_to(&mut self, node: &str) -> Result<SwitchReport> {
         let (mut report, replica) = (SwitchReport::default(), &mut self.replica);
-        self.engine.nodes.with(node, &mut |version| {
+        self.shared.nodes.with(node, &mut |version| {
             report = replica.switch(&version)?;
             Ok(())
         })?;
@@ -70,7 +70,7 @@ impl Runtime {
     /// # Errors
     /// An unknown node, and what reading a store returns.
     pub fn version(&self, node: &str) -> Result<NodeVersion> {
-        self.engine.nodes.resolve(node)
+        self.shared.nodes.resolve(node)
     }
 
     /// Like [`Self::switch_to`], to a version of this runtime, whatever its node has become
@@ -90,6 +90,6 @@ impl Runtime {
     /// As [`Self::switch_to`], but for the check of bounds and of what a node was trained on.
     pub fn prefetch(&mut self, node: &str) -> Result<()> {
         let replica = &mut self.replica;
-        self.engine.nodes.with(node, &mut |version| replica.prefetch(&version))
+        self.shared.nodes.with(node, &mut |version| replica.prefetch(&version))
     }
 }

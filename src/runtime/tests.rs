@@ -19,7 +19,7 @@ use crate::{Error, WeightName};
 /// far, which no compiled delta ever has: the pass panics there, when other matrices are changed
 /// already.
 fn breaking_deltas(runtime: &Runtime) -> NodeDeltas {
-    let grids = runtime.engine.grids();
+    let grids = runtime.shared.grids();
     let matrices: Vec<_> = grids.names().map(|(_, id)| id).collect();
     let entry = |&id| {
         let grid = grids.grid(id);
@@ -62,12 +62,12 @@ fn weights_are_unusable_after_a_panic_inside_the_pass_until_they_are_restored() 
     let good = runtime.fingerprint().unwrap();
 
     let (deltas, bad) = (breaking_deltas(&runtime), runtime.version("bad").unwrap());
-    runtime.engine.compiled().get(&bad, || Ok((Arc::new(deltas), 0))).unwrap();
+    runtime.shared.compiled().get(&bad, || Ok((Arc::new(deltas), 0))).unwrap();
     let weights = |runtime: &Runtime| {
         let replica = (&*runtime.replica as &dyn Any)
             .downcast_ref::<DeviceReplica<Cpu>>()
             .expect("opened on the CPU");
-        let first = runtime.engine.grids().names().map(|(_, id)| id).min().unwrap();
+        let first = runtime.shared.grids().names().map(|(_, id)| id).min().unwrap();
         replica.weights.matrix(first).clone()
     };
     let before = weights(&runtime);

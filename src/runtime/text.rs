@@ -82,7 +82,7 @@ impl Runtime {
     /// # Errors
     /// When there is none or it cannot be read.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.engine.tokenizer()
+        self.shared.tokenizer()
     }
 
     /// Token ids of a prompt.
@@ -99,7 +99,7 @@ impl Runtime {
     }
 
     fn render(&self, name: Option<&str>, messages: &[Message]) -> Result<Vec<u32>> {
-        self.tokenizer()?.encode_rendered(&self.engine.chat()?.render_by(name, messages)?)
+        self.tokenizer()?.encode_rendered(&self.shared.chat()?.render_by(name, messages)?)
     }
 
     /// Begins a text behind `prompt` at the current node. Tokens that end a text for this model

@@ -76,7 +76,7 @@ impl Runtime {
         mut progress: impl FnMut(usize),
     ) -> Result<VerifyReport> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut nodes = self.engine.nodes.sample(MAX_STORE_NODES, &mut rng)?;
+        let mut nodes = self.shared.nodes.sample(MAX_STORE_NODES, &mut rng)?;
         let refused = self.leave_out_refused(&mut nodes)?;
         let mut expected = Expected {
             hashes: HashMap::new(),
@@ -162,7 +162,7 @@ impl Runtime {
             if self.is_tied() && name.as_str() == HEAD {
                 continue;
             }
-            let (fresh, _) = self.engine.fresh_matrix(name)?;
+            let (fresh, _) = self.shared.fresh_matrix(name)?;
             let live = self.matrix(name)?;
             let pairs = fresh.integers().iter().zip(live.integers());
             bits += pairs.map(|(a, b)| u64::from((a ^ b).count_ones())).sum::<u64>();
@@ -176,15 +176,15 @@ impl Runtime {
 
     /// The fingerprint at the current version, by a fresh load.
     fn expected_fingerprint(&self, expected: &mut Expected) -> Result<blake3::Hash> {
-        let (engine, version) = (&self.engine, self.current_version());
+        let (shared, version) = (&self.shared, self.current_version());
         if let Some(&known) = expected.fingerprints.get(version) {
             return Ok(known);
         }
-        let (grids, path) = (engine.grids(), version.path());
+        let (grids, path) = (shared.grids(), version.path());
         let id = |name: &WeightName| grids.id(name).expect("the switch found it");
         for version in &path {
             if let Entry::Vacant(entry) = expected.compiled.entry(version.clone()) {
-                entry.insert(match engine.nodes.read(version, &engine.reading())? {
+                entry.insert(match shared.nodes.read(version, &shared.reading())? {
                     Deltas::Compiled(node) => {
                         node.into_iter().map(|(name, delta)| (id(&name), delta)).collect()
                     }
@@ -193,7 +193,7 @@ impl Runtime {
                             let id = id(name);
                             Ok((id, compile(name, delta, grids.grid(id))?))
                         });
-                        engine.host.install(|| compiled.collect::<Result<_>>())?
+                        shared.host.install(|| compiled.collect::<Result<_>>())?
                     }
                 });
             }
@@ -207,13 +207,13 @@ impl Runtime {
             .collect();
         for (name, key) in &keys {
             if !expected.hashes.contains_key(key) {
-                let (mut matrix, _) = engine.fresh_matrix(name)?;
+                let (mut matrix, _) = shared.fresh_matrix(name)?;
                 let deltas = path
                     .iter()
                     .filter_map(|version| expected.compiled[version].get(&key.0))
                     .map(SignedDelta::added);
-                delta_apply(&engine.host, vec![(&mut matrix, deltas.collect())]);
-                let hash = engine.host.fingerprint(&[&matrix])?[0];
+                delta_apply(&shared.host, vec![(&mut matrix, deltas.collect())]);
+                let hash = shared.host.fingerprint(&[&matrix])?[0];
                 expected.hashes.insert(key.clone(), hash);
             }
         }

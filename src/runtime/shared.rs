@@ -18,7 +18,7 @@ use crate::weights::{EMBEDDING, HEAD, MatrixGrids, MatrixId};
 use crate::{Error, Result, WeightName};
 
 /// A base with its nodes, shared by every copy of the weights.
-pub(super) struct Engine {
+pub(super) struct Shared {
     pub(super) base: BaseModel,
     pub(super) shapes: BaseShapes,
     pub(super) nodes: Box<dyn NodeSet>,
@@ -36,7 +36,7 @@ pub(super) struct Engine {
     pub(super) compiled: Mutex<DeltaCache<NodeDeltas>>,
 }
 
-impl Engine {
+impl Shared {
     /// The cache of compiled deltas.
     pub(super) fn compiled(&self) -> MutexGuard<'_, DeltaCache<NodeDeltas>> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)

@@ -260,15 +260,15 @@ pub trait Compute: Device {
     fn select_rows(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
 
     /// Samples a token from each of the first rows of `logits (rows, vocab_size)`, one row a
-    /// choice.
+    /// choice; of a row that is not finite,
+    /// [`NonFiniteLogits`](crate::Error::NonFiniteLogits).
     ///
     /// # Errors
-    /// [`NonFiniteLogits`](crate::Error::NonFiniteLogits), or when the device failed since the last
-    /// read.
+    /// When the device failed since the last read.
     fn sample(
         &self,
         logits: &Self::Buffer,
         vocab_size: usize,
         choices: &[Choice],
-    ) -> Result<Vec<u32>>;
+    ) -> Result<Vec<Result<u32>>>;
 }

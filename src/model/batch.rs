@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::TableId;
-use crate::device::{Device, NodeRows, Span};
+use crate::device::{Choice, Device, NodeRows, Span};
 
 /// Which logits of a sequence are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,24 @@ pub(super) fn among_wanted<'a, D: Device>(
         deltas: node.deltas,
     };
     nodes.iter().map(among).filter(|node| !node.rows.is_empty()).collect()
+}
+
+/// What is wanted of a row of logits.
+#[derive(Clone, Copy, Debug)]
+pub enum Pick {
+    /// A token, chosen on the device.
+    Token(Choice),
+    /// All logits, to choose from here.
+    Logits,
+}
+
+/// What was wanted of a row of logits.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Picked {
+    /// The token.
+    Token(u32),
+    /// The logits, `(vocab_size)`.
+    Logits(Vec<f32>),
 }
 
 /// The wanted logits, in the order of the batch: a row of `vocab_size` per wanted position.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Batch, KvPool, NewTokens, Sampler, Sampling, TableId, Transformer, Want};
+use super::{Batch, KvPool, NewTokens, Pick, Sampler, Sampling, TableId, Transformer, Want};
 use crate::device::cpu::sample;
 use crate::device::{Choice, Compute};
 use crate::weights::Weights;
@@ -115,35 +115,65 @@ impl Decoding {
     /// # Errors
     /// What `forward` returns. What was run of this step is not known then: see [`Self::restart`].
     pub fn step(&mut self, forward: &mut dyn Forward) -> Result<Option<u32>> {
-        if self.stop.is_none() && self.token_ids().len() >= self.max_tokens {
-            self.stop = Some(StopReason::MaxTokens);
-        }
-        if self.stop.is_none() && self.tokens.len() > self.capacity {
-            self.stop = Some(StopReason::ContextFull);
-        }
-        if self.stop.is_some() {
+        if self.end_at_limits() {
             return Ok(None);
         }
         let rest = fill(forward, &self.tokens[self.run..])?;
         let token = match self.sampler.penalises() {
             false => forward.choose(rest, self.sampler.draw())?,
             true => {
-                let mut logits = forward.logits(rest)?;
-                self.sampler.penalise(&mut logits, &self.seen);
-                sample(&logits, &self.sampler.draw())?
+                let logits = forward.logits(rest)?;
+                self.choose_from(logits)?
             }
         };
-        self.run_tokens += self.tokens.len() - self.run;
-        self.run = self.tokens.len();
+        self.ran(self.tokens.len());
+        Ok(self.take(token))
+    }
+
+    /// Ends the text where there may be no more tokens; whether it has ended.
+    pub(crate) fn end_at_limits(&mut self) -> bool {
+        if self.stop.is_none() && self.token_ids().len() >= self.max_tokens {
+            self.stop = Some(StopReason::MaxTokens);
+        }
+        if self.stop.is_none() && self.tokens.len() > self.capacity {
+            self.stop = Some(StopReason::ContextFull);
+        }
+        self.stop.is_some()
+    }
+
+    /// All tokens, the prompt's first.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How the next token is to be chosen: on the device, or here from all logits.
+    pub(crate) fn pick(&mut self) -> Pick {
+        if self.sampler.penalises() { Pick::Logits } else { Pick::Token(self.sampler.draw()) }
+    }
+
+    /// Chooses a token here: repetition is penalised.
+    pub(crate) fn choose_from(&mut self, mut logits: Vec<f32>) -> Result<u32> {
+        self.sampler.penalise(&mut logits, &self.seen);
+        sample(&logits, &self.sampler.draw())
+    }
+
+    /// Says that all tokens before `end` have been run.
+    pub(crate) fn ran(&mut self, end: usize) {
+        self.run_tokens += end - self.run;
+        self.run = end;
+    }
+
+    /// Takes the token that was chosen; `None` where it ends the text.
+    pub(crate) fn take(&mut self, token: u32) -> Option<u32> {
         if self.stop_tokens.contains(&token) {
             self.stop = Some(StopReason::StopToken(token));
-            return Ok(None);
+            return None;
         }
         self.tokens.push(token);
         if self.sampler.penalises() {
             self.seen.insert(token);
         }
-        Ok(Some(token))
+        Some(token)
     }
 
     /// Runs every token again at the next step: what was run is lost.

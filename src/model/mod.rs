@@ -17,7 +17,7 @@ pub mod tokenizer;
 mod transformer;
 
 pub use crate::device::cpu::argmax;
-pub use batch::{Batch, Logits, NewTokens, UnmergedNode, Want};
+pub use batch::{Batch, Logits, NewTokens, Pick, Picked, UnmergedNode, Want};
 pub use generate::{Decoding, Forward, GenerateOptions, OneSequence, StopReason, prefill};
 pub use kv_pages::{KvPages, TableId};
 pub use kv_pool::KvPool;

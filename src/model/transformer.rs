@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::batch::{among_wanted, wanted_rows};
-use super::{Batch, KvPages, KvPool, Logits, NewTokens, RopeTable};
+use super::{Batch, KvPages, KvPool, Logits, NewTokens, Pick, Picked, RopeTable};
 use crate::arch::{Activation, ModelConfig, Role, Tensor};
 use crate::device::{Attention, Choice, Compute, Device, Heads, Product, RotateAppend, Span};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Weights};
@@ -315,7 +315,46 @@ impl Transformer {
                 choices.len(),
                 "one choice a row of logits"
             );
-            device.sample(logits, self.config.vocab_size, choices)
+            device.sample(logits, self.config.vocab_size, choices)?.into_iter().collect()
+        })
+    }
+
+    /// Like [`Self::next_tokens`], for sequences of different people: where one row's logits are not
+    /// finite the others have their tokens all the same.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::next_tokens`].
+    pub fn pick<D: Compute>(
+        &self,
+        device: &D,
+        weights: &Weights<D>,
+        pool: &mut KvPool<D>,
+        batch: &Batch<'_, D>,
+        picks: &[Pick],
+    ) -> Result<Vec<Result<Picked>>> {
+        let vocab_size = self.config.vocab_size;
+        let likeliest =
+            Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
+        let choice = |pick: &Pick| match pick {
+            Pick::Token(choice) => *choice,
+            Pick::Logits => likeliest,
+        };
+        let choices: Vec<Choice> = picks.iter().map(choice).collect();
+        self.forward_then(device, weights, pool, batch, |logits, sequences| {
+            let rows = sequences.last().map_or(0, |rows| rows.end);
+            assert_eq!(rows, picks.len(), "one choice a row of logits");
+            let tokens = device.sample(logits, vocab_size, &choices)?;
+            let row = |row: usize| device.read(logits, row * vocab_size..(row + 1) * vocab_size);
+            let picked = picks.iter().zip(tokens).enumerate().map(|(k, (pick, token))| {
+                Ok(match pick {
+                    Pick::Token(_) => token.map(Picked::Token),
+                    Pick::Logits => Ok(Picked::Logits(row(k)?)),
+                })
+            });
+            picked.collect()
         })
     }
 

@@ -73,24 +73,34 @@ impl<T> DeltaCache<T> {
         version: &NodeVersion,
         make: impl FnOnce() -> Result<(Arc<T>, usize)>,
     ) -> Result<Arc<T>> {
-        self.clock += 1;
-        if let Some(held) = self.entries.get_mut(version) {
-            self.order.remove(&held.used);
-            self.order.insert(self.clock, version.clone());
-            held.used = self.clock;
-            self.stats.hits += 1;
-            return Ok(held.deltas.clone());
+        if let Some(deltas) = self.find(version) {
+            return Ok(deltas);
         }
         let (deltas, bytes) = make()?;
+        self.insert(version, deltas.clone(), bytes);
+        Ok(deltas)
+    }
+
+    /// The version's deltas, if they are here.
+    pub(crate) fn find(&mut self, version: &NodeVersion) -> Option<Arc<T>> {
+        let held = self.entries.get_mut(version)?;
+        self.clock += 1;
+        self.order.remove(&held.used);
+        self.order.insert(self.clock, version.clone());
+        held.used = self.clock;
+        self.stats.hits += 1;
+        Some(held.deltas.clone())
+    }
+
+    /// Takes in deltas that are not here and hold so many bytes.
+    pub(crate) fn insert(&mut self, version: &NodeVersion, deltas: Arc<T>, bytes: usize) {
+        self.clock += 1;
         self.stats.misses += 1;
         self.stats.bytes += bytes;
         self.stats.made_bytes += bytes as u64;
         self.order.insert(self.clock, version.clone());
-        self.entries.insert(
-            version.clone(),
-            Held { deltas: deltas.clone(), bytes, used: self.clock, pins: 0 },
-        );
-        Ok(deltas)
+        let held = Held { deltas, bytes, used: self.clock, pins: 0 };
+        self.entries.insert(version.clone(), held);
     }
 
     /// Whether the version's deltas are here.

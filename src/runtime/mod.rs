@@ -3,12 +3,12 @@
 //! `shared.rs` has what all copies of the weights share, `replica.rs` one copy and what is applied
 //! to it, `switch.rs` the way from node to node.
 //!
-//! **Nodes.** A folder tree's node is one content for the shared's life: the hash of its files is
+//! **Nodes.** A folder tree's node is one content for the runtime's life: the hash of its files is
 //! kept when they are first read, others are refused (`TreeDefect::Changed`). Of a store the path
 //! is looked up in one committed state when a name is resolved, so a change is taken at the next
 //! switch.
 //!
-//! **Copies.** `Runtime::replica` loads another copy of the weights for the same shared: base,
+//! **Copies.** `Runtime::replica` loads another copy of the weights of the same base: base,
 //! nodes, compiled deltas, tokenizer and templates are shared, and a version is compiled once. The
 //! deltas that a copy has applied are pinned and count for no budget; the budget is for the
 //! others, and holds after a switch, not within it.
@@ -33,11 +33,11 @@
 //! they are unusable.
 
 mod choice;
-mod shared;
 #[cfg(feature = "measure")]
 pub mod measure;
 mod replica;
 mod sequence;
+mod shared;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -69,8 +69,8 @@ use crate::store::{Store, StoreStats};
 use crate::tree::AdapterTree;
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Result, WeightName};
-use shared::Shared;
 use replica::{DeviceReplica, Replica};
+use shared::{Making, Shared};
 
 /// Bytes of compiled deltas kept beside the applied ones.
 pub const DEFAULT_DELTA_BUDGET_BYTES: usize = 1 << 30;
@@ -253,6 +253,7 @@ impl RuntimeBuilder {
             chat: OnceLock::new(),
             grids: OnceLock::new(),
             compiled: Mutex::new(DeltaCache::new(self.budgets.host_bytes)),
+            making: Making::default(),
         });
         let device_bytes = self.budgets.device_bytes;
         #[cfg(feature = "gpu")]

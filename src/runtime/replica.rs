@@ -4,15 +4,18 @@
 //! will be subtracted, whatever becomes of caches and files.
 //! **Invariant:** here alone a device's type is named: [`Replica`] is what all others see.
 
+mod rows;
+
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::SwitchReport;
-use super::shared::Shared;
 #[cfg(feature = "measure")]
 use super::measure::ReplicaCeilings;
+use super::shared::Shared;
 #[cfg(feature = "measure")]
 use crate::device::Ceilings as Computing;
 use crate::device::Compute;
@@ -20,14 +23,16 @@ use crate::device::Compute;
 use crate::device::Compute as Computing;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
-use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
-use crate::model::{Forward, KvPages, KvPool, OneSequence, TableId, Transformer};
+use crate::lattice::{CompiledDelta, LatticeMatrix, NodeDeltas, SignedDelta};
+use crate::model::{Forward, KvPages, KvPool, OneSequence, Picked, TableId, Transformer};
 use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
 use crate::{Error, Result, WeightName};
+use rows::Held;
+pub(crate) use rows::{Pool, StepRow};
 
 /// A copy of the weights, whatever the device.
-pub(super) trait Replica: Any + Send + Sync {
+pub(crate) trait Replica: Any + Send + Sync {
     /// What it shares with others.
     fn shared(&self) -> &Arc<Shared>;
 
@@ -55,6 +60,28 @@ pub(super) trait Replica: Any + Send + Sync {
     /// Runs tokens behind those in `kv`, with weights that stand where they stood when it was made.
     fn forward<'a>(&'a self, kv: &'a mut Kv) -> Result<Box<dyn Forward + 'a>>;
 
+    /// Memory for the keys and values of many sequences, of so many bytes.
+    fn pool(&self, bytes: u64) -> Result<Pool>;
+
+    /// Names the keys and values of a version's sequences.
+    fn owner(&self, version: &NodeVersion) -> [u8; 32];
+
+    /// Makes the deltas of a version and of all above it resident and keeps them so until it is
+    /// [released](Self::release) as often: what its rows need in a step wherever the weights stand.
+    /// Refuses what a switch there would refuse.
+    fn hold(&mut self, version: &NodeVersion) -> Result<()>;
+
+    /// Takes one [`Self::hold`] back.
+    fn release(&mut self, version: &NodeVersion);
+
+    /// What the deltas of a version that is held touch, and numbers in their factors.
+    fn cost(&self, version: &NodeVersion) -> Option<(Vec<MatrixId>, u64)>;
+
+    /// Runs the new tokens of many sequences, those of one subtree behind one another. What lies
+    /// between the weights and a sequence's version, which is held, is applied to its rows alone. An
+    /// error of one row is its own.
+    fn step(&self, pool: &mut Pool, rows: &[StepRow<'_>]) -> Result<Vec<Result<Option<Picked>>>>;
+
     /// A matrix as it now is.
     fn matrix(&self, id: MatrixId) -> Result<LatticeMatrix>;
 
@@ -81,7 +108,7 @@ pub(super) trait Replica: Any + Send + Sync {
 
 /// What a copy of the weights takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Residence {
+pub(crate) struct Residence {
     /// Whether embedding and head are one matrix.
     pub(super) is_tied: bool,
     /// Weights in all matrices.
@@ -93,7 +120,7 @@ pub(super) struct Residence {
 }
 
 /// Keys and values of one sequence, on the device of one copy of the weights, at one node version.
-pub(super) struct Kv {
+pub(crate) struct Kv {
     pool: Box<dyn AnyPool>,
     /// The sequence's pages: all that the pool has.
     table: TableId,
@@ -144,6 +171,8 @@ pub(super) struct DeviceReplica<D: Computing> {
     current: NodeVersion,
     /// Deltas on the device, where that has memory of its own.
     pub(super) uploaded: DeltaCache<D::Deltas>,
+    /// The nodes that may be applied unmerged.
+    held: HashMap<NodeVersion, Held<D>>,
     /// Given anew whenever the weights are loaded: keys and values from before are lost.
     load: u64,
 }
@@ -172,6 +201,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
             applied: Vec::new(),
             current,
             uploaded,
+            held: HashMap::new(),
             load: next_load(),
         })
     }
@@ -294,14 +324,6 @@ impl<D: Computing + 'static> DeviceReplica<D> {
             self.uploaded.unpin(version);
         }
     }
-
-    /// Names the weights at `version`.
-    fn owner(&self, version: &NodeVersion) -> [u8; 32] {
-        let mut owner = [0; 32];
-        owner[..8].copy_from_slice(&version.serial().to_le_bytes());
-        owner[8..16].copy_from_slice(&self.load.to_le_bytes());
-        owner
-    }
 }
 
 /// Loads every weight of the base onto `device`.
@@ -389,6 +411,8 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
         self.weights = Weights::unusable();
         self.applied.clear();
         self.unpin(&self.current.path());
+        let held: Vec<_> = self.held.drain().map(|(version, _)| version).collect();
+        self.unpin(&held);
         self.shared.compiled().evict();
         self.uploaded.clear();
         self.current = self.shared.nodes.root().clone();
@@ -415,6 +439,37 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
         let pool = pool.ok_or(Error::CacheOwner { expected: owner, found })?;
         let Self { model, device, weights, .. } = self;
         Ok(Box::new(OneSequence { model, device, weights, pool, table, owner }))
+    }
+
+    fn pool(&self, bytes: u64) -> Result<Pool> {
+        Ok(Pool(Box::new(KvPool::new(&self.device, self.shared.base.config(), bytes)?)))
+    }
+
+    fn owner(&self, version: &NodeVersion) -> [u8; 32] {
+        let mut owner = [0; 32];
+        owner[..8].copy_from_slice(&version.serial().to_le_bytes());
+        owner[8..16].copy_from_slice(&self.load.to_le_bytes());
+        owner
+    }
+
+    fn hold(&mut self, version: &NodeVersion) -> Result<()> {
+        self.hold_path(version)
+    }
+
+    fn release(&mut self, version: &NodeVersion) {
+        version.path().iter().for_each(|version| self.release_one(version));
+        self.evict();
+    }
+
+    fn cost(&self, version: &NodeVersion) -> Option<(Vec<MatrixId>, u64)> {
+        let deltas = &self.held.get(version)?.resident.compiled;
+        let factors = |delta: &CompiledDelta| (delta.rank() * (delta.rows + delta.cols)) as u64;
+        let touched = deltas.iter().map(|(id, _)| id).collect();
+        Some((touched, deltas.iter().map(|(_, delta)| factors(delta)).sum()))
+    }
+
+    fn step(&self, pool: &mut Pool, rows: &[StepRow<'_>]) -> Result<Vec<Result<Option<Picked>>>> {
+        self.step_rows(pool, rows)
     }
 
     fn matrix(&self, id: MatrixId) -> Result<LatticeMatrix> {
@@ -459,6 +514,7 @@ impl<D: Computing> Drop for DeviceReplica<D> {
     fn drop(&mut self) {
         let mut compiled = self.shared.compiled();
         self.applied.iter().for_each(|resident| compiled.unpin(&resident.version));
+        self.held.keys().for_each(|version| compiled.unpin(version));
     }
 }
 

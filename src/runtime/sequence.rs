@@ -4,8 +4,8 @@
 //! **Invariant:** keys and values are only ever used with weights that stand at the version they
 //! were computed at.
 
-use super::shared::Shared;
 use super::replica::{Kv, Replica};
+use super::shared::Shared;
 use crate::model::tokenizer::StreamState;
 use crate::model::{Decoding, GenerateOptions, StopReason, StopTexts};
 use crate::nodes::NodeVersion;

@@ -3,8 +3,9 @@
 //!
 //! **Invariant:** a node version is compiled once, however many copies it is added to.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::SwitchReport;
 use crate::adapter::{BaseShapes, Limits};
@@ -18,7 +19,7 @@ use crate::weights::{EMBEDDING, HEAD, MatrixGrids, MatrixId};
 use crate::{Error, Result, WeightName};
 
 /// A base with its nodes, shared by every copy of the weights.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) base: BaseModel,
     pub(super) shapes: BaseShapes,
     pub(super) nodes: Box<dyn NodeSet>,
@@ -34,6 +35,42 @@ pub(super) struct Shared {
     /// Set by the copy that is loaded first.
     pub(super) grids: OnceLock<Arc<MatrixGrids>>,
     pub(super) compiled: Mutex<DeltaCache<NodeDeltas>>,
+    pub(super) making: Making,
+}
+
+/// The versions whose deltas somebody is making.
+#[derive(Default)]
+pub(super) struct Making {
+    versions: Mutex<HashSet<NodeVersion>>,
+    one_less: Condvar,
+}
+
+/// Leave to make one version's deltas, which nobody else has.
+struct Maker<'a> {
+    making: &'a Making,
+    version: NodeVersion,
+}
+
+impl Making {
+    fn versions(&self) -> MutexGuard<'_, HashSet<NodeVersion>> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else makes the version's deltas.
+    fn enter(&self, version: &NodeVersion) -> Maker<'_> {
+        let mut versions = self.versions();
+        while !versions.insert(version.clone()) {
+            versions = self.one_less.wait(versions).unwrap_or_else(PoisonError::into_inner);
+        }
+        Maker { making: self, version: version.clone() }
+    }
+}
+
+impl Drop for Maker<'_> {
+    fn drop(&mut self) {
+        self.making.versions().remove(&self.version);
+        self.making.one_less.notify_all();
+    }
 }
 
 impl Shared {
@@ -53,39 +90,37 @@ impl Shared {
         Reading { base, shapes, limits, tokenizer: given_tokenizer.as_deref() }
     }
 
-    /// A version's deltas, read and compiled if they are not at hand.
+    /// A version's deltas, read and compiled if they are not at hand. The cache is free meanwhile,
+    /// for those who need other deltas; who needs the same waits for them.
     pub(super) fn deltas(
         &self,
         version: &NodeVersion,
         report: &mut SwitchReport,
     ) -> Result<Arc<NodeDeltas>> {
-        // Held while it compiles: who needs the same deltas waits for them.
-        let mut cache = self.compiled();
-        if !cache.contains(version) {
-            report.compiled.push(version.name().into());
+        let _making = self.making.enter(version);
+        if let Some(deltas) = self.compiled().find(version) {
+            return Ok(deltas);
         }
-        cache.get(version, || {
-            let deltas = match self.nodes.read(version, &self.reading())? {
-                Deltas::Compiled(node) => self.grids().place(node)?,
-                Deltas::Float(float) => {
-                    let grids = self.grids();
-                    let compile = || compile_node(&float, |name| Some(grids.grid(grids.id(name)?)));
-                    let (node, kept) = self
-                        .host
-                        .install(compile)
-                        .map_err(|error| error.at_node(version.name()))?;
-                    report
-                        .kept
-                        .extend(kept.share().map(|share| (version.name().to_owned(), share)));
-                    if kept.is_low() && version.tells_kept() {
-                        tracing::warn!("{}: {}", version.name(), kept.warning(false));
-                    }
-                    grids.place(node)?
-                }
-            };
-            let bytes = deltas.bytes();
-            Ok((Arc::new(deltas), bytes))
-        })
+        report.compiled.push(version.name().into());
+        let deltas = Arc::new(self.make_deltas(version, report)?);
+        self.compiled().insert(version, deltas.clone(), deltas.bytes());
+        Ok(deltas)
+    }
+
+    fn make_deltas(&self, version: &NodeVersion, report: &mut SwitchReport) -> Result<NodeDeltas> {
+        let grids = self.grids();
+        let float = match self.nodes.read(version, &self.reading())? {
+            Deltas::Compiled(node) => return grids.place(node),
+            Deltas::Float(float) => float,
+        };
+        let compile = || compile_node(&float, |name| Some(grids.grid(grids.id(name)?)));
+        let compiled = self.host.install(compile);
+        let (node, kept) = compiled.map_err(|error| error.at_node(version.name()))?;
+        report.kept.extend(kept.share().map(|share| (version.name().to_owned(), share)));
+        if kept.is_low() && version.tells_kept() {
+            tracing::warn!("{}: {}", version.name(), kept.warning(false));
+        }
+        grids.place(node)
     }
 
     /// A matrix of the base, read anew; a tied head is the embedding.

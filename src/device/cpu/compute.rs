@@ -111,8 +111,8 @@ impl Compute for Cpu {
         logits: &FloatBuffer,
         vocab_size: usize,
         choices: &[Choice],
-    ) -> Result<Vec<u32>> {
+    ) -> Result<Vec<Result<u32>>> {
         let rows = logits.chunks_exact(vocab_size);
-        rows.zip(choices).map(|(logits, choice)| sample(logits, choice)).collect()
+        Ok(rows.zip(choices).map(|(logits, choice)| sample(logits, choice)).collect())
     }
 }

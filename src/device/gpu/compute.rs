@@ -143,7 +143,7 @@ impl Compute for Gpu {
         logits: &GpuBuffer,
         vocab_size: usize,
         choices: &[Choice],
-    ) -> Result<Vec<u32>> {
+    ) -> Result<Vec<Result<u32>>> {
         sampling::sample(self, logits, vocab_size, choices)
     }
 }

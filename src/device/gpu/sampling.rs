@@ -18,7 +18,7 @@ pub(super) fn sample(
     logits: &GpuBuffer,
     vocab_size: usize,
     choices: &[Choice],
-) -> Result<Vec<u32>> {
+) -> Result<Vec<Result<u32>>> {
     if vocab_size == 0 && !choices.is_empty() {
         return Err(Error::EmptyPrompt);
     }
@@ -41,7 +41,7 @@ pub(super) fn sample(
         }
     }
     let bytes = gpu.run_pending(&[results])?.bytes;
-    bytemuck::pod_collect_to_vec::<u8, RowToken>(&bytes).iter().map(token).collect()
+    Ok(bytemuck::pod_collect_to_vec::<u8, RowToken>(&bytes).iter().map(token).collect())
 }
 
 /// A choice as the shader takes it.

@@ -16,6 +16,11 @@ fn upload(gpu: &Gpu, rows: &[&[f32]]) -> GpuBuffer {
 const GREEDY: Choice =
     Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.5 };
 
+/// Tokens of rows that are all finite.
+fn tokens(found: crate::Result<Vec<crate::Result<u32>>>) -> Vec<u32> {
+    found.unwrap().into_iter().map(|token| token.unwrap()).collect()
+}
+
 #[test]
 fn argmax_is_the_cpus_with_ties_and_both_zeros() {
     let (Some(gpu), cpu) = (minimal(), Cpu::new(Some(1)).unwrap()) else { return };
@@ -31,9 +36,9 @@ fn argmax_is_the_cpus_with_ties_and_both_zeros() {
     rows[5][0] = f32::MAX;
     rows[6].iter_mut().for_each(|x| *x = f32::MIN);
     let rows: Vec<&[f32]> = rows.iter().map(|row| &row[..]).collect();
-    let expected = cpu.sample(&(&rows.concat()[..]).into(), 10_000, &[GREEDY; 8]).unwrap();
-    assert_eq!(gpu.sample(&upload(&gpu, &rows), 10_000, &[GREEDY; 8]).unwrap(), expected);
-    assert_eq!(gpu.sample(&upload(&gpu, &[&[-1.0]]), 1, &[GREEDY]).unwrap(), [0]);
+    let expected = tokens(cpu.sample(&(&rows.concat()[..]).into(), 10_000, &[GREEDY; 8]));
+    assert_eq!(tokens(gpu.sample(&upload(&gpu, &rows), 10_000, &[GREEDY; 8])), expected);
+    assert_eq!(tokens(gpu.sample(&upload(&gpu, &[&[-1.0]]), 1, &[GREEDY])), [0]);
     assert!(gpu.sample(&upload(&gpu, &rows), 10_000, &[]).unwrap().is_empty());
 }
 
@@ -47,9 +52,10 @@ fn non_finite_logits_are_refused_with_their_place() {
             GREEDY,
             Choice { temperature: 1.0, top_k: Some(3), top_p: Some(0.5), min_p: None, random: 0.5 },
         ] {
-            let result = gpu.sample(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
-            let Err(Error::NonFiniteLogits { index: 301, value }) = result else {
-                panic!("{bad}: {result:?}")
+            let found = gpu.sample(&upload(&gpu, &[&[1.0; 1000], &logits]), 1000, &[choice; 2]);
+            let found = found.unwrap();
+            let [Ok(_), Err(Error::NonFiniteLogits { index: 301, value })] = found[..] else {
+                panic!("{bad}: {found:?}")
             };
             assert_eq!(value.to_bits(), bad.to_bits());
         }
@@ -82,7 +88,7 @@ fn sampling_draws_the_cpus_tokens_but_at_borders() {
             })
             .collect();
         let slices: Vec<&[f32]> = rows.iter().map(|row| &row[..]).collect();
-        let found = gpu.sample(&upload(&gpu, &slices), vocab_size, &choices).unwrap();
+        let found = tokens(gpu.sample(&upload(&gpu, &slices), vocab_size, &choices));
         for ((logits, choice), found) in rows.iter().zip(&choices).zip(found) {
             let around = [-1.0, 0.0, 1.0].map(|side| Choice {
                 random: (choice.random + side * 1e-4).clamp(0.0, 0.999_999),
@@ -90,8 +96,8 @@ fn sampling_draws_the_cpus_tokens_but_at_borders() {
                 min_p: choice.min_p.map(|p| (p * (1.0 + side as f32 * 1e-5)).min(1.0)),
                 ..*choice
             });
-            let expected = around
-                .map(|choice| cpu.sample(&(&logits[..]).into(), vocab_size, &[choice]).unwrap()[0]);
+            let on_cpu = |choice| cpu.sample(&(&logits[..]).into(), vocab_size, &[choice]);
+            let expected = around.map(|choice| tokens(on_cpu(choice))[0]);
             all += 1;
             if expected == [expected[0]; 3] {
                 compared += 1;
@@ -134,7 +140,7 @@ fn frequencies_follow_temperature_top_k_top_p_and_min_p() {
         };
         let choices: Vec<Choice> = (0..draws).map(choice).collect();
         let mut counts = [0; 4];
-        for token in gpu.sample(&there, 4, &choices).unwrap() {
+        for token in tokens(gpu.sample(&there, 4, &choices)) {
             counts[token as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip(expected) {

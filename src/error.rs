@@ -451,6 +451,35 @@ pub enum Error {
         value: f32,
     },
 
+    /// A request was not done by its deadline.
+    #[error("the deadline has passed; ask again with more time, or when less is asked for")]
+    DeadlinePassed,
+
+    /// The engine ended while somebody waited for it.
+    #[error("the engine has stopped; start another")]
+    EngineStopped,
+
+    /// The weights did not move to where other requests of the same step belong, too; one of those
+    /// has the reason.
+    #[error(
+        "the weights could not move to the node; see the error of the request before, or ask again"
+    )]
+    SwitchFailed,
+
+    /// Work for a request broke off.
+    #[error("the work broke off with a panic: {panic}")]
+    StepPanicked {
+        /// What it said.
+        panic: String,
+    },
+
+    /// A thread could not be started.
+    #[error("a thread could not be started: {source}")]
+    Thread {
+        /// The system's error.
+        source: std::io::Error,
+    },
+
     /// More jobs wait than may.
     #[error("{waiting} jobs wait already, {limit} may; ask again once some are done")]
     QueueFull {

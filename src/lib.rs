@@ -69,6 +69,8 @@ pub use adapter::{AdapterDeltas, FloatDelta, PeftAdapter, PeftHeader};
 #[doc(inline)]
 pub use base::BaseModel;
 #[doc(inline)]
+pub use engine::{Answer, Engine, EngineOptions, Merge, Request};
+#[doc(inline)]
 pub use error::{Error, Result};
 #[doc(inline)]
 pub use model::chat::Message;

@@ -5,6 +5,9 @@
 //! preempt, a place to stand, rows to run. Whoever carries it out says what it took, and the
 //! [`CostModel`] that chose it learns from that.
 //!
+//! [`Engine`] is what people hold: it takes requests from any thread. Its driver alone owns the
+//! weights and carries the plans out; a loader reads and compiles what is not in memory meanwhile.
+//!
 //! The weights stand at one node. A sequence whose node is there or below can run: what lies
 //! between is applied to its rows in factored form, each node once to all rows below it. All others
 //! wait until the weights move. Where to stand is a question of cost alone ([`Cover`]).
@@ -26,10 +29,14 @@
 
 mod cost;
 mod cover;
+mod driver;
 mod fit;
+mod handle;
 mod job;
+mod loader;
 mod nodes;
 mod plan;
+mod request;
 mod scheduler;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
@@ -38,7 +45,10 @@ mod tenants;
 
 pub use cost::{CostConstants, CostModel, Features, Measured, Prediction};
 pub use cover::{Choice, Choose, Cover, Member, Scene};
+pub use driver::Status;
+pub use handle::{Engine, EngineOptions};
 pub use job::{Job, JobId, Merge, Options};
 pub use nodes::{NodeCost, NodePath, NodeTable, Serial};
 pub use plan::{Outcome, Plan, Row, World};
+pub use request::{Answer, Request};
 pub use scheduler::Scheduler;

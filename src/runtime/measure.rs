@@ -70,7 +70,7 @@ fn time<R>(work: impl FnOnce() -> R) -> (f64, R) {
 }
 
 /// What a copy of the weights could do at best on its device.
-pub(super) trait ReplicaCeilings {
+pub(crate) trait ReplicaCeilings {
     /// Whether deltas lie in the host's memory alone.
     fn is_host(&self) -> bool;
 
@@ -257,7 +257,10 @@ impl<'a> Measure<'a> {
         let way = a.way_to(b);
         let moved = way.left.iter().chain(&way.entered);
         let moved = moved
-            .map(|version| self.runtime.shared.deltas(version, &mut SwitchReport::default()))
+            .map(|version| {
+                let shared = &self.runtime.shared;
+                shared.deltas(version, &shared.host, &mut SwitchReport::default())
+            })
             .collect::<Result<Vec<_>>>()?;
         let mut products = 0;
         let mut touched: Vec<MatrixId> =

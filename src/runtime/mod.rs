@@ -36,6 +36,7 @@ mod choice;
 #[cfg(feature = "measure")]
 pub mod measure;
 mod replica;
+mod script;
 mod sequence;
 mod shared;
 mod switch;
@@ -69,16 +70,19 @@ use crate::store::{Store, StoreStats};
 use crate::tree::AdapterTree;
 use crate::weights::{EMBEDDING, HEAD};
 use crate::{Result, WeightName};
-use replica::{DeviceReplica, Replica};
-use shared::{Making, Shared};
+use replica::DeviceReplica;
+pub(crate) use replica::{Pool, Replica, StepRow};
+pub(crate) use script::Script;
+use shared::Making;
+pub(crate) use shared::Shared;
 
 /// Bytes of compiled deltas kept beside the applied ones.
 pub const DEFAULT_DELTA_BUDGET_BYTES: usize = 1 << 30;
 
 /// A base model with a tree of adapters, live at one node.
 pub struct Runtime {
-    shared: Arc<Shared>,
-    replica: Box<dyn Replica>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) replica: Box<dyn Replica>,
 }
 
 /// Bytes of deltas kept beside the applied ones.

@@ -212,7 +212,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
         version: &NodeVersion,
         report: &mut SwitchReport,
     ) -> Result<Resident<D>> {
-        let compiled = self.shared.deltas(version, report)?;
+        let compiled = self.shared.deltas(version, &self.shared.host, report)?;
         let version = version.clone();
         let device = &self.device;
         if D::HOST_MEMORY {

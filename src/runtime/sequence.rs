@@ -5,9 +5,9 @@
 //! were computed at.
 
 use super::replica::{Kv, Replica};
+use super::script::Script;
 use super::shared::Shared;
-use crate::model::tokenizer::StreamState;
-use crate::model::{Decoding, GenerateOptions, StopReason, StopTexts};
+use crate::model::{GenerateOptions, StopReason};
 use crate::nodes::NodeVersion;
 use crate::{Error, Result};
 
@@ -16,11 +16,7 @@ use crate::{Error, Result};
 /// again.
 pub struct Sequence {
     kv: Kv,
-    decoding: Decoding,
-    stream: StreamState,
-    stops: StopTexts,
-    /// Whether the last text was given out.
-    is_flushed: bool,
+    script: Script,
 }
 
 /// What one step of a [`Sequence`] made.
@@ -43,24 +39,9 @@ impl Sequence {
     ) -> Result<Self> {
         let shared = replica.shared();
         replica.check_usable()?;
-        if options.stop_texts.iter().any(String::is_empty) {
-            let (name, expected) = ("stop_texts", "texts of at least one character");
-            return Err(Error::SamplingParameter { name, expected, found: "empty".to_owned() });
-        }
-        let mut options = options.clone();
-        if !options.ignore_eos {
-            options.stop_tokens.extend(&shared.base.config().eos_token_ids);
-        }
         let kv = replica.kv(ids.len().saturating_add(options.max_tokens))?;
-        let decoding = Decoding::new(ids, &options, kv.capacity)?;
-        let stream = StreamState::after(shared.tokenizer()?, ids)?;
-        Ok(Self {
-            kv,
-            decoding,
-            stream,
-            stops: StopTexts::new(&options.stop_texts),
-            is_flushed: false,
-        })
+        let script = Script::new(shared, ids, options, kv.capacity)?;
+        Ok(Self { kv, script })
     }
 
     /// The version at which it goes on.
@@ -70,28 +51,28 @@ impl Sequence {
 
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> usize {
-        self.decoding.prompt_tokens()
+        self.script.decoding.prompt_tokens()
     }
 
     /// The new tokens so far.
     pub fn token_ids(&self) -> &[u32] {
-        self.decoding.token_ids()
+        self.script.decoding.token_ids()
     }
 
     /// Tokens that were run through the model so far; more than there are if some had to be run
     /// again.
     pub fn run_tokens(&self) -> usize {
-        self.decoding.run_tokens()
+        self.script.decoding.run_tokens()
     }
 
     /// Why there is no further step, if there is none.
     pub fn stop(&self) -> Option<StopReason> {
-        self.decoding.stop()
+        self.script.decoding.stop()
     }
 
     /// Ends it: there is no further step.
     pub fn cancel(&mut self) {
-        self.decoding.end(StopReason::Cancelled);
+        self.script.decoding.end(StopReason::Cancelled);
     }
 
     /// Chooses the next token.
@@ -103,25 +84,11 @@ impl Sequence {
                 [self.version(), replica.current()].map(|version| version.name().to_owned());
             return Err(Error::SequenceElsewhere { sequence, weights });
         }
-        let token = match self.decoding.stop() {
+        let token = match self.script.decoding.stop() {
             Some(_) => None,
             None => self.run(replica)?,
         };
-        let mut text = match token {
-            Some(token) => self.stops.push(&self.stream.push(tokenizer, token)?),
-            None => String::new(),
-        };
-        if self.stops.is_done() {
-            self.decoding.end(StopReason::StopText);
-        }
-        if self.decoding.stop().is_some() && !std::mem::replace(&mut self.is_flushed, true) {
-            text += &self.stops.push(&self.stream.rest(tokenizer)?);
-            if self.stops.is_done() {
-                self.decoding.end(StopReason::StopText);
-            }
-            text += &self.stops.finish();
-        }
-        Ok(Step { token, text, stop: self.decoding.stop() })
+        self.script.step(tokenizer, token)
     }
 
     /// Runs what is to be run. If that breaks off, or the device was lost meanwhile, all is run
@@ -129,13 +96,13 @@ impl Sequence {
     fn run(&mut self, replica: &dyn Replica) -> Result<Option<u32>> {
         if matches!(replica.forward(&mut self.kv), Err(Error::CacheOwner { .. })) {
             self.kv = replica.kv(self.kv.capacity)?;
-            self.decoding.restart();
+            self.script.decoding.restart();
         }
         let mut forward = replica.forward(&mut self.kv)?;
-        let chosen = self.decoding.step(&mut *forward);
+        let chosen = self.script.decoding.step(&mut *forward);
         drop(forward);
         if chosen.is_err() {
-            self.decoding.restart();
+            self.script.decoding.restart();
             self.kv.clear();
         }
         chosen

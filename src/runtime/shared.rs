@@ -20,27 +20,27 @@ use crate::{Error, Result, WeightName};
 
 /// A base with its nodes, shared by every copy of the weights.
 pub(crate) struct Shared {
-    pub(super) base: BaseModel,
-    pub(super) shapes: BaseShapes,
-    pub(super) nodes: Box<dyn NodeSet>,
-    pub(super) stale: StalePolicy,
-    pub(super) limits: Limits,
-    pub(super) headroom: f32,
+    pub(crate) base: BaseModel,
+    pub(crate) shapes: BaseShapes,
+    pub(crate) nodes: Box<dyn NodeSet>,
+    pub(crate) stale: StalePolicy,
+    pub(crate) limits: Limits,
+    pub(crate) headroom: f32,
     /// The CPU, for what the host does whatever the device.
-    pub(super) host: Cpu,
+    pub(crate) host: Cpu,
     /// What was given in place of the base's tokenizer and chat templates: a file or a folder.
-    pub(super) given_tokenizer: Option<PathBuf>,
-    pub(super) tokenizer: OnceLock<Tokenizer>,
-    pub(super) chat: OnceLock<ChatTemplate>,
+    pub(crate) given_tokenizer: Option<PathBuf>,
+    pub(crate) tokenizer: OnceLock<Tokenizer>,
+    pub(crate) chat: OnceLock<ChatTemplate>,
     /// Set by the copy that is loaded first.
-    pub(super) grids: OnceLock<Arc<MatrixGrids>>,
-    pub(super) compiled: Mutex<DeltaCache<NodeDeltas>>,
-    pub(super) making: Making,
+    pub(crate) grids: OnceLock<Arc<MatrixGrids>>,
+    pub(crate) compiled: Mutex<DeltaCache<NodeDeltas>>,
+    pub(crate) making: Making,
 }
 
 /// The versions whose deltas somebody is making.
 #[derive(Default)]
-pub(super) struct Making {
+pub(crate) struct Making {
     versions: Mutex<HashSet<NodeVersion>>,
     one_less: Condvar,
 }
@@ -75,26 +75,27 @@ impl Drop for Maker<'_> {
 
 impl Shared {
     /// The cache of compiled deltas.
-    pub(super) fn compiled(&self) -> MutexGuard<'_, DeltaCache<NodeDeltas>> {
+    pub(crate) fn compiled(&self) -> MutexGuard<'_, DeltaCache<NodeDeltas>> {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The base's matrices.
-    pub(super) fn grids(&self) -> &Arc<MatrixGrids> {
+    pub(crate) fn grids(&self) -> &Arc<MatrixGrids> {
         self.grids.get().expect("a copy of the weights was loaded")
     }
 
     /// What adapters are read against.
-    pub(super) fn reading(&self) -> Reading<'_> {
+    pub(crate) fn reading(&self) -> Reading<'_> {
         let Self { base, shapes, limits, given_tokenizer, .. } = self;
         Reading { base, shapes, limits, tokenizer: given_tokenizer.as_deref() }
     }
 
-    /// A version's deltas, read and compiled if they are not at hand. The cache is free meanwhile,
-    /// for those who need other deltas; who needs the same waits for them.
-    pub(super) fn deltas(
+    /// A version's deltas, read and compiled, by the threads of `host`, if they are not at hand. The
+    /// cache is free meanwhile for those who need other deltas; who needs the same waits for them.
+    pub(crate) fn deltas(
         &self,
         version: &NodeVersion,
+        host: &Cpu,
         report: &mut SwitchReport,
     ) -> Result<Arc<NodeDeltas>> {
         let _making = self.making.enter(version);
@@ -102,19 +103,24 @@ impl Shared {
             return Ok(deltas);
         }
         report.compiled.push(version.name().into());
-        let deltas = Arc::new(self.make_deltas(version, report)?);
+        let deltas = Arc::new(self.make_deltas(version, host, report)?);
         self.compiled().insert(version, deltas.clone(), deltas.bytes());
         Ok(deltas)
     }
 
-    fn make_deltas(&self, version: &NodeVersion, report: &mut SwitchReport) -> Result<NodeDeltas> {
+    fn make_deltas(
+        &self,
+        version: &NodeVersion,
+        host: &Cpu,
+        report: &mut SwitchReport,
+    ) -> Result<NodeDeltas> {
         let grids = self.grids();
         let float = match self.nodes.read(version, &self.reading())? {
             Deltas::Compiled(node) => return grids.place(node),
             Deltas::Float(float) => float,
         };
         let compile = || compile_node(&float, |name| Some(grids.grid(grids.id(name)?)));
-        let compiled = self.host.install(compile);
+        let compiled = host.install(compile);
         let (node, kept) = compiled.map_err(|error| error.at_node(version.name()))?;
         report.kept.extend(kept.share().map(|share| (version.name().to_owned(), share)));
         if kept.is_low() && version.tells_kept() {
@@ -124,14 +130,14 @@ impl Shared {
     }
 
     /// A matrix of the base, read anew; a tied head is the embedding.
-    pub(super) fn fresh_matrix(&self, name: &WeightName) -> Result<(LatticeMatrix, Grid)> {
+    pub(crate) fn fresh_matrix(&self, name: &WeightName) -> Result<(LatticeMatrix, Grid)> {
         let tied = self.base.config().tie_word_embeddings && name.as_str() == HEAD;
         let source = if tied { &WeightName::new(EMBEDDING) } else { name };
         self.host.install(|| quantise_weight(&self.base, source, self.headroom))
     }
 
     /// The tokenizer of the base, or what was given in its place; read on first use.
-    pub(super) fn tokenizer(&self) -> Result<&Tokenizer> {
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer> {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer);
         }
@@ -147,7 +153,7 @@ impl Shared {
     }
 
     /// The chat templates of the base, or those of what was given in its place; read on first use.
-    pub(super) fn chat(&self) -> Result<&ChatTemplate> {
+    pub(crate) fn chat(&self) -> Result<&ChatTemplate> {
         if let Some(templates) = self.chat.get() {
             return Ok(templates);
         }
@@ -158,7 +164,7 @@ impl Shared {
     }
 
     /// Id of the matrix called `name`.
-    pub(super) fn matrix_id(&self, name: &WeightName) -> Result<MatrixId> {
+    pub(crate) fn matrix_id(&self, name: &WeightName) -> Result<MatrixId> {
         self.grids().id(name).ok_or_else(|| Error::NoSuchMatrix { weight: name.clone() })
     }
 }

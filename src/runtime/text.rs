@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Runtime, Sequence, Step};
+use super::{Runtime, Sequence, Shared, Step};
 use crate::Result;
 use crate::model::chat::Message;
 use crate::model::tokenizer::Tokenizer;
@@ -27,6 +27,22 @@ pub enum Prompt {
     },
     /// Token ids.
     Tokens(Vec<u32>),
+}
+
+impl Shared {
+    /// Token ids of a prompt.
+    pub(crate) fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.tokenizer()?.encode(text),
+            Prompt::Tokens(ids) => Ok(ids.clone()),
+            Prompt::Chat(messages) => self.render(None, messages),
+            Prompt::NamedChat { template, messages } => self.render(Some(template), messages),
+        }
+    }
+
+    fn render(&self, name: Option<&str>, messages: &[Message]) -> Result<Vec<u32>> {
+        self.tokenizer()?.encode_rendered(&self.chat()?.render_by(name, messages)?)
+    }
 }
 
 impl From<&str> for Prompt {
@@ -90,16 +106,7 @@ impl Runtime {
     /// # Errors
     /// When the tokenizer or the chat template refuses it.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        match prompt {
-            Prompt::Text(text) => self.tokenizer()?.encode(text),
-            Prompt::Tokens(ids) => Ok(ids.clone()),
-            Prompt::Chat(messages) => self.render(None, messages),
-            Prompt::NamedChat { template, messages } => self.render(Some(template), messages),
-        }
-    }
-
-    fn render(&self, name: Option<&str>, messages: &[Message]) -> Result<Vec<u32>> {
-        self.tokenizer()?.encode_rendered(&self.shared.chat()?.render_by(name, messages)?)
+        self.shared.encode(prompt)
     }
 
     /// Begins a text behind `prompt` at the current node. Tokens that end a text for this model

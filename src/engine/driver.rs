@@ -1,0 +1,487 @@
+//! The thread that owns the weights: it asks the scheduler for a plan and carries it out, step after
+//! step.
+//!
+//! **Failures.** A row's own error ends its request. A step that fails as a whole, but leaves the
+//! weights usable, is run again row by row, so that whoever is to blame ends alone. Where the
+//! weights or the device are lost everything is loaded again and every sequence is run again from
+//! its tokens; after [`MOST_RESTORES`] in a row without a step between them all requests end.
+//!
+//! **Invariant:** a request that was taken ends exactly once: with a step that says why, or an error.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::handle::EngineOptions;
+use super::job::{Job, JobId, Options};
+use super::nodes::{NodeCost, NodePath, NodeTable, Serial};
+use super::plan::{Outcome, Plan, Row, World};
+use super::request::{Command, Work};
+use super::{CostConstants, CostModel, Scheduler};
+use crate::contain::contained;
+use crate::device::PAGE;
+use crate::model::{Picked, StopReason, TableId};
+use crate::nodes::NodeVersion;
+use crate::runtime::{Pool, Runtime, Shared, StepRow};
+use crate::{Error, Result};
+
+/// How often the weights are loaded again without a step between.
+const MOST_RESTORES: usize = 3;
+/// How long it waits, with requests but nothing to run, before it looks at the clock again.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// What an engine does.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Node where the weights stand.
+    pub node: String,
+    /// Sequences that hold pages.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Pages of keys and values that nobody holds, and all.
+    pub pages: (usize, usize),
+    /// Steps so far.
+    pub steps: u64,
+    /// Tokens that were run, those of prompts too.
+    pub tokens: u64,
+    /// Switches so far.
+    pub switches: u64,
+    /// Sequences that lost their pages and were run again.
+    pub preempted: u64,
+    /// What things are expected to take, a line a term.
+    pub cost: String,
+}
+
+/// A request that runs or waits for its turn.
+struct Active {
+    work: Box<Work>,
+    table: Option<TableId>,
+    /// Whether its deltas are held: not where they could not be brought back.
+    is_held: bool,
+}
+
+pub(super) struct Driver {
+    runtime: Runtime,
+    shared: Arc<Shared>,
+    kv_bytes: u64,
+    pool: Pool,
+    scheduler: Scheduler,
+    active: HashMap<JobId, Active>,
+    /// Versions that requests speak of, or that are applied, and how many speak of them.
+    versions: BTreeMap<Serial, (NodeVersion, usize)>,
+    commands: Receiver<Command>,
+    start: Instant,
+    restores: usize,
+    /// Tokens of the step that were run: not those whose pages were there.
+    run_tokens: usize,
+    status: Arc<Mutex<Status>>,
+}
+
+/// What a row came to.
+type Made = (JobId, Result<Option<Picked>>);
+
+impl Driver {
+    pub(super) fn new(
+        runtime: Runtime,
+        options: &EngineOptions,
+        start: Instant,
+        commands: Receiver<Command>,
+    ) -> Result<Self> {
+        let shared = runtime.shared.clone();
+        let mut pool = runtime.replica.pool(options.kv_bytes)?;
+        let pages = pool.pages().total();
+        let scheduler = Options { pages, page_positions: PAGE, ..options.scheduler.clone() };
+        let grids = shared.grids();
+        // Two bytes read and two written of each weight.
+        let mut bytes: Vec<(usize, u64)> = grids
+            .names()
+            .map(|(_, id)| (id.0, (grids.grid(id).rows() * grids.grid(id).cols * 4) as u64))
+            .collect();
+        bytes.sort_unstable();
+        let table = NodeTable::new(bytes.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
+        let cost = CostModel::new(&CostConstants::default());
+        let scheduler = Scheduler::new(scheduler, cost, table)?;
+        Ok(Self {
+            runtime,
+            shared,
+            kv_bytes: options.kv_bytes,
+            pool,
+            scheduler,
+            active: HashMap::new(),
+            versions: BTreeMap::new(),
+            commands,
+            start,
+            restores: 0,
+            run_tokens: 0,
+            status: Arc::default(),
+        })
+    }
+
+    pub(super) fn status(&self) -> Arc<Mutex<Status>> {
+        self.status.clone()
+    }
+
+    fn now_ms(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() * 1e3
+    }
+
+    /// Serves until it is told to stop.
+    pub(super) fn run(mut self) -> Runtime {
+        let mut has_work = true;
+        loop {
+            match self.next_command(has_work) {
+                Ok(Some(Command::Run(work))) => self.take(work),
+                Ok(Some(Command::Cancel(id))) => self.cancel(id),
+                Ok(None) => {
+                    has_work = self.step();
+                    continue;
+                }
+                Ok(Some(Command::Stop)) | Err(()) => break,
+            }
+            has_work = true;
+        }
+        let ids: Vec<JobId> = self.active.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.end(id, Ok(StopReason::Cancelled)));
+        self.runtime
+    }
+
+    /// The next command, if one has come. Without work it waits: for a command alone if there is no
+    /// request, otherwise until it is time to look at deadlines again. An error: nobody is left who
+    /// could send any.
+    fn next_command(&self, has_work: bool) -> Result<Option<Command>, ()> {
+        if has_work {
+            return match self.commands.try_recv() {
+                Err(TryRecvError::Disconnected) => Err(()),
+                command => Ok(command.ok()),
+            };
+        }
+        if self.active.is_empty() {
+            return self.commands.recv().map(Some).map_err(drop);
+        }
+        match self.commands.recv_timeout(IDLE) {
+            Err(RecvTimeoutError::Disconnected) => Err(()),
+            command => Ok(command.ok()),
+        }
+    }
+
+    /// Takes a request whose deltas are in memory.
+    fn take(&mut self, mut work: Box<Work>) {
+        if work.is_cancelled.load(Ordering::Acquire) {
+            work.script.decoding.end(StopReason::Cancelled);
+        }
+        if work.script.decoding.end_at_limits() {
+            return self.say_end(work);
+        }
+        let (id, version) = (work.id, work.version.clone());
+        if let Err(error) = self.runtime.replica.hold(&version) {
+            // Whoever does not wait any more needs no error.
+            return drop(work.events.send(Err(error)));
+        }
+        self.add_versions(&version);
+        let job = Job {
+            id,
+            path: path_of(&version),
+            prompt_tokens: work.script.decoding.prompt_tokens(),
+            max_tokens: work.max_tokens,
+            merge: work.merge,
+            deadline_ms: work.deadline_ms,
+        };
+        self.active.insert(id, Active { work, table: None, is_held: true });
+        if let Err(error) = self.scheduler.submit(self.now_ms(), job) {
+            self.end(id, Err(error));
+        }
+    }
+
+    fn add_versions(&mut self, version: &NodeVersion) {
+        for version in version.path() {
+            let serial = Serial(version.serial());
+            let entry = self.versions.entry(serial).or_insert_with(|| (version.clone(), 0));
+            entry.1 += 1;
+            let (touched, factors) = self.runtime.replica.cost(&version).expect("it is held");
+            let matrices = touched.into_iter().map(|id| id.0).collect();
+            self.scheduler.nodes().insert(serial, &NodeCost { matrices, factors });
+        }
+    }
+
+    fn cancel(&mut self, id: JobId) {
+        if self.active.contains_key(&id) {
+            self.scheduler.cancel(id);
+            self.end(id, Ok(StopReason::Cancelled));
+        }
+    }
+
+    /// Ends a request and frees what it held.
+    fn end(&mut self, id: JobId, why: Result<StopReason>) {
+        let Some(Active { mut work, table, is_held }) = self.active.remove(&id) else { return };
+        self.scheduler.cancel(id);
+        if let Some(table) = table {
+            self.pool.pages().release(table);
+        }
+        if is_held {
+            self.runtime.replica.release(&work.version);
+        }
+        for version in work.version.path() {
+            if let Some((_, count)) = self.versions.get_mut(&Serial(version.serial())) {
+                *count -= 1;
+            }
+        }
+        self.forget_versions();
+        match why {
+            Ok(reason) => {
+                work.script.decoding.end(reason);
+                self.say_end(work);
+            }
+            Err(error) => drop(work.events.send(Err(error))),
+        }
+    }
+
+    /// Says how a text ended.
+    fn say_end(&self, mut work: Box<Work>) {
+        let said = self.shared.tokenizer().and_then(|tokenizer| work.script.step(tokenizer, None));
+        drop(work.events.send(said));
+    }
+
+    /// Forgets versions that no request speaks of and that are not applied.
+    fn forget_versions(&mut self) {
+        let applied = path_of(self.runtime.replica.current());
+        let gone = |(serial, (_, count)): (&Serial, &(NodeVersion, usize))| {
+            (*count == 0 && !applied.contains(serial)).then_some(*serial)
+        };
+        let gone: Vec<Serial> = self.versions.iter().filter_map(gone).collect();
+        for serial in gone {
+            self.versions.remove(&serial);
+            self.scheduler.nodes().remove(serial);
+        }
+    }
+
+    /// Plans one step and carries it out; whether there was anything to do.
+    fn step(&mut self) -> bool {
+        let stand = path_of(self.runtime.replica.current());
+        let world = World { stand, free_pages: self.pool.pages().free() };
+        let plan = self.scheduler.plan(self.now_ms(), &world);
+        for id in &plan.expired {
+            self.end(*id, Err(Error::DeadlinePassed));
+        }
+        for id in &plan.preempted {
+            self.drop_pages(*id);
+        }
+        if plan.rows.is_empty() {
+            self.note(&plan, false);
+            return false;
+        }
+        let mut outcome = Outcome::default();
+        if plan.stand != world.stand
+            && let Err(error) = self.switch(&plan, &mut outcome)
+        {
+            self.switch_failed(&plan, error);
+            return true;
+        }
+        let start = Instant::now();
+        match self.run_rows(&plan.rows) {
+            Ok(made) => {
+                outcome.step_ms = start.elapsed().as_secs_f64() * 1e3;
+                self.restores = 0;
+                self.finish(&plan, made, outcome);
+            }
+            Err(_) => self.restore(),
+        }
+        true
+    }
+
+    /// Moves the weights to where the plan wants them.
+    fn switch(&mut self, plan: &Plan, outcome: &mut Outcome) -> Result<()> {
+        let target = match plan.stand.last() {
+            Some(serial) => self.versions[serial].0.clone(),
+            None => self.shared.nodes.root().clone(),
+        };
+        let start = Instant::now();
+        let replica = &mut self.runtime.replica;
+        contained(|| replica.switch(&target))
+            .unwrap_or_else(|panic| Err(Error::StepPanicked { panic }))?;
+        outcome.switch_ms = Some(start.elapsed().as_secs_f64() * 1e3);
+        self.forget_versions();
+        Ok(())
+    }
+
+    /// The weights did not move: whoever of the plan needed them there ends, unless they are lost.
+    fn switch_failed(&mut self, plan: &Plan, error: Error) {
+        if self.runtime.replica.check_usable().is_err() {
+            return self.restore();
+        }
+        let mut error = Some(error);
+        for row in &plan.rows {
+            let why = error.take().unwrap_or(Error::SwitchFailed);
+            self.end(row.id, Err(why));
+        }
+    }
+
+    /// Runs the rows of a plan; if that fails as a whole, each by itself.
+    fn run_rows(&mut self, rows: &[Row]) -> Result<Vec<Made>> {
+        let error = match self.run_together(rows) {
+            Ok(made) => return Ok(made),
+            Err(error) => error,
+        };
+        self.runtime.replica.check_usable()?;
+        if let [row] = rows {
+            return Ok(vec![(row.id, Err(error))]);
+        }
+        let mut made = Vec::new();
+        for row in rows {
+            made.extend(self.run_rows(std::slice::from_ref(row))?);
+        }
+        Ok(made)
+    }
+
+    /// Runs rows in one pass of the model. Of a row whose beginning is in its pages already only the
+    /// rest is run.
+    fn run_together(&mut self, rows: &[Row]) -> Result<Vec<Made>> {
+        let mut parts = Vec::new();
+        for row in rows {
+            let Some(Active { work, table, .. }) = self.active.get_mut(&row.id) else { continue };
+            let owner = self.runtime.replica.owner(&work.version);
+            let tokens = work.script.decoding.tokens();
+            let pages = self.pool.pages();
+            let table = *table.get_or_insert_with(|| pages.open_behind(owner, &work.salt, tokens));
+            let (have, end) = (pages.len(table), row.from + row.tokens);
+            let pick = row.is_last.then(|| work.script.decoding.pick());
+            if have < end {
+                self.run_tokens += end - have;
+                parts.push((row.id, table, have..end, pick));
+            }
+        }
+        let step_row = |(id, table, range, pick): &(JobId, TableId, std::ops::Range<usize>, _)| {
+            let work = &self.active[id].work;
+            let tokens = &work.script.decoding.tokens()[range.clone()];
+            StepRow { version: &work.version, table: *table, tokens, pick: *pick }
+        };
+        let step_rows: Vec<StepRow<'_>> = parts.iter().map(step_row).collect();
+        let (replica, pool) = (&self.runtime.replica, &mut self.pool);
+        let made = contained(|| replica.step(pool, &step_rows))
+            .unwrap_or_else(|panic| Err(Error::StepPanicked { panic }))?;
+        Ok(parts.iter().map(|part| part.0).zip(made).collect())
+    }
+
+    /// Hands out what a plan's rows came to.
+    fn finish(&mut self, plan: &Plan, made: Vec<Made>, mut outcome: Outcome) {
+        let (mut ended, mut failed) = (Vec::new(), Vec::new());
+        for (id, made) in made {
+            match made.and_then(|picked| self.hand_out(id, picked)) {
+                Ok(None) => {}
+                Ok(Some(reason)) => ended.push((id, reason)),
+                Err(error) => failed.push((id, error)),
+            }
+        }
+        for row in &plan.rows {
+            if let Some(Active { work, .. }) = self.active.get_mut(&row.id) {
+                work.script.decoding.ran(row.from + row.tokens);
+            }
+        }
+        outcome.ended = ended.iter().map(|(id, _)| *id).collect();
+        self.scheduler.done(self.now_ms(), plan, &outcome);
+        self.note(plan, outcome.switch_ms.is_some());
+        for (id, reason) in ended {
+            self.end(id, Ok(reason));
+        }
+        for (id, error) in failed {
+            self.end(id, Err(error));
+        }
+    }
+
+    /// Takes a row's token and sends its text. Returns why the text ends, if it does: its last
+    /// step is sent by [`Self::end`].
+    fn hand_out(&mut self, id: JobId, picked: Option<Picked>) -> Result<Option<StopReason>> {
+        let (Some(Active { work, .. }), Some(picked)) = (self.active.get_mut(&id), picked) else {
+            return Ok(None);
+        };
+        let decoding = &mut work.script.decoding;
+        let token = match picked {
+            Picked::Token(token) => token,
+            Picked::Logits(logits) => decoding.choose_from(logits)?,
+        };
+        let token = decoding.take(token);
+        let tokenizer = self.shared.tokenizer()?;
+        if let Some(token) = token {
+            let mut step = work.script.step(tokenizer, Some(token))?;
+            // Its end is said once, with the last of the text.
+            let stop = step.stop.take();
+            if work.events.send(Ok(step)).is_err() {
+                return Ok(Some(StopReason::Cancelled));
+            }
+            if stop.is_some() {
+                return Ok(stop);
+            }
+        }
+        work.script.decoding.end_at_limits();
+        Ok(work.script.decoding.stop())
+    }
+
+    /// A sequence loses its pages: it is run again from its tokens.
+    fn drop_pages(&mut self, id: JobId) {
+        if let Some(Active { work, table, .. }) = self.active.get_mut(&id) {
+            if let Some(table) = table.take() {
+                self.pool.pages().release(table);
+            }
+            work.script.decoding.restart();
+        }
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).preempted += 1;
+    }
+
+    /// The weights or the device are lost: loads everything again. All sequences are run again.
+    fn restore(&mut self) {
+        self.restores += 1;
+        let ids: Vec<JobId> = self.active.keys().copied().collect();
+        let restored = if self.restores > MOST_RESTORES {
+            Err(Error::Unusable)
+        } else {
+            self.runtime.replica.restore().and_then(|()| self.runtime.replica.pool(self.kv_bytes))
+        };
+        let lost = match restored {
+            Ok(pool) => {
+                self.pool = pool;
+                None
+            }
+            Err(error) => Some(error),
+        };
+        // What was held is lost with the device.
+        self.active.values_mut().for_each(|active| active.is_held = false);
+        for id in ids {
+            let active =
+                self.active.get_mut(&id).expect("only what cannot be held ends, each at its turn");
+            active.table = None;
+            active.work.script.decoding.restart();
+            self.scheduler.restart(id);
+            let held = match &lost {
+                None => self.runtime.replica.hold(&active.work.version),
+                Some(_) => Err(Error::Unusable),
+            };
+            active.is_held = held.is_ok();
+            if let Err(error) = held {
+                self.end(id, Err(error));
+            }
+        }
+        if lost.is_some() {
+            self.restores = 0;
+        }
+    }
+
+    fn note(&mut self, plan: &Plan, has_switched: bool) {
+        let pages = (self.pool.pages().free(), self.pool.pages().total());
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        self.runtime.replica.current().name().clone_into(&mut status.node);
+        (status.running, status.waiting) = (self.scheduler.running(), self.scheduler.waiting());
+        status.pages = pages;
+        status.steps += u64::from(!plan.rows.is_empty());
+        status.tokens += std::mem::take(&mut self.run_tokens) as u64;
+        status.switches += u64::from(has_switched);
+        if status.steps % 64 == 1 {
+            status.cost = self.scheduler.cost().to_string();
+        }
+    }
+}
+
+fn path_of(version: &NodeVersion) -> NodePath {
+    version.path().iter().map(|version| Serial(version.serial())).collect()
+}

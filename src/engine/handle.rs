@@ -1,0 +1,166 @@
+//! The engine as its users hold it: it takes requests from any thread and hands them to the driver.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use super::driver::{Driver, Status};
+use super::job::{JobId, Options};
+use super::loader::load_all;
+use super::request::{Answer, Command, Request, Ticket, Work};
+use crate::nodes::NodeVersion;
+use crate::runtime::{Runtime, Script, Shared};
+use crate::{Error, Result};
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Bytes of keys and values of all sequences together, allocated at once.
+    pub kv_bytes: u64,
+    /// Bounds of the scheduler; [`Options::pages`] and [`Options::page_positions`] follow from
+    /// `kv_bytes`.
+    pub scheduler: Options,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { kv_bytes: 1 << 30, scheduler: Options::default() }
+    }
+}
+
+/// Serves many users at once on one copy of the weights. It may be shared by threads.
+pub struct Engine {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    to_load: Sender<(String, Box<Work>)>,
+    in_work: Arc<AtomicUsize>,
+    limit: usize,
+    next_id: AtomicU64,
+    start: Instant,
+    status: Arc<Mutex<Status>>,
+    driver: Option<JoinHandle<Runtime>>,
+    loader: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Begins to serve with the weights of `runtime`, wherever they stand.
+    ///
+    /// # Errors
+    /// [`Error::EngineOption`] for bounds within which nothing could run; where there is no memory
+    /// for the keys and values, or no thread to be had.
+    pub fn new(runtime: Runtime, options: &EngineOptions) -> Result<Self> {
+        let shared = runtime.shared.clone();
+        let start = Instant::now();
+        let (commands, received) = mpsc::channel();
+        let driver = Driver::new(runtime, options, start, received)?;
+        let status = driver.status();
+        let (to_load, loads) = mpsc::channel();
+        let loader = load_all(shared.clone(), loads, commands.clone())?;
+        let thread = Builder::new().name("pleach-engine".to_owned());
+        let driver = thread.spawn(move || driver.run());
+        let driver = driver.map_err(|source| Error::Thread { source })?;
+        let limit = options.scheduler.max_running.saturating_add(options.scheduler.max_waiting);
+        Ok(Self {
+            shared,
+            commands,
+            to_load,
+            in_work: Arc::default(),
+            limit,
+            next_id: AtomicU64::new(0),
+            start,
+            status,
+            driver: Some(driver),
+            loader: Some(loader),
+        })
+    }
+
+    /// Takes a request: its node's version is the one of now, whatever becomes of the node while it
+    /// waits or runs.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]; an unknown node; a prompt that is empty or too long, a parameter out of
+    /// its range. Whatever else fails comes with the answer.
+    pub fn submit(&self, request: Request) -> Result<Answer> {
+        let asked = Instant::now();
+        let ticket = Ticket::take(&self.in_work, self.limit)?;
+        let shared = &self.shared;
+        let version = shared.nodes.resolve(&request.node)?;
+        shared.nodes.check_stale(&version, shared.stale)?;
+        let ids = shared.encode(&request.prompt)?;
+        let context = shared.base.config().max_position_embeddings;
+        let script = Script::new(shared, &ids, &request.options, context)?;
+        let (events, steps) = mpsc::channel();
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let id = JobId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let node = version.name().to_owned();
+        let is_ready = self.is_ready(&version);
+        let work = Box::new(Work {
+            id,
+            version,
+            script,
+            merge: request.merge,
+            deadline_ms: request
+                .deadline
+                .map(|within| (asked.duration_since(self.start) + within).as_secs_f64() * 1e3),
+            salt: request.salt(),
+            max_tokens: request.options.max_tokens.min(context + 1 - ids.len()),
+            events,
+            is_cancelled: is_cancelled.clone(),
+            _ticket: ticket,
+        });
+        let sent = if is_ready {
+            self.commands.send(Command::Run(work)).is_ok()
+        } else {
+            self.to_load.send((request.node, work)).is_ok()
+        };
+        if !sent {
+            return Err(Error::EngineStopped);
+        }
+        let (commands, prompt_tokens) = (self.commands.clone(), ids.len());
+        let has_ended = false;
+        Ok(Answer { id, node, prompt_tokens, steps, commands, is_cancelled, asked, has_ended })
+    }
+
+    /// Whether the deltas of a version are all in memory, so that nothing is to be read.
+    fn is_ready(&self, version: &NodeVersion) -> bool {
+        let compiled = self.shared.compiled();
+        version.path().iter().all(|version| compiled.contains(version))
+    }
+
+    /// What it does now.
+    pub fn status(&self) -> Status {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends every request as cancelled and returns the runtime, its weights where they stand.
+    ///
+    /// # Errors
+    /// [`Error::EngineStopped`] if it broke off before.
+    pub fn close(mut self) -> Result<Runtime> {
+        self.stop().ok_or(Error::EngineStopped)
+    }
+
+    fn stop(&mut self) -> Option<Runtime> {
+        // One that is gone needs not be told.
+        let _ = self.commands.send(Command::Stop);
+        let runtime = self.driver.take()?.join().ok();
+        // The loader ends with its channel.
+        self.to_load = mpsc::channel().0;
+        drop(self.loader.take()?.join());
+        runtime
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("status", &self.status()).finish_non_exhaustive()
+    }
+}

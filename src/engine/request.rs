@@ -1,0 +1,218 @@
+//! What people ask of the engine, and how they get their answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use super::job::{JobId, Merge};
+use crate::model::{GenerateOptions, StopReason};
+use crate::nodes::NodeVersion;
+use crate::runtime::{Generation, Prompt, Step};
+use crate::{Error, Result};
+
+/// A text asked for at a node.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The node, such as `fr/sysadmin/name-line/alice`; the root is `/`.
+    pub node: String,
+    /// What it starts from.
+    pub prompt: Prompt,
+    /// What to generate.
+    pub options: GenerateOptions,
+    /// Where the weights stand for it; anywhere on its path by default. A fixed place gives the same
+    /// tokens whoever else is served.
+    pub merge: Merge,
+    /// How long it may take from now on, waiting included.
+    pub deadline: Option<Duration>,
+    /// Keeps the beginning of its prompt apart from those of other salts: only requests of one node
+    /// version and one salt share what was computed of equal prompts.
+    pub salt: Vec<u8>,
+}
+
+impl Request {
+    /// A text of the default options.
+    pub fn new(node: impl Into<String>, prompt: impl Into<Prompt>) -> Self {
+        Self {
+            node: node.into(),
+            prompt: prompt.into(),
+            options: GenerateOptions::default(),
+            merge: Merge::Automatic,
+            deadline: None,
+            salt: Vec::new(),
+        }
+    }
+
+    /// What keeps its pages apart from those of others at the same version. What was computed at
+    /// another merge point is the same to rounding alone: not what a fixed one promises.
+    pub(super) fn salt(&self) -> Vec<u8> {
+        let merge_point = match self.merge {
+            Merge::Automatic => 0,
+            Merge::Leaf => 1,
+            Merge::Parent => 2,
+            Merge::Root => 3,
+        };
+        [&[merge_point], &self.salt[..]].concat()
+    }
+}
+
+/// What the driver is told.
+pub(super) enum Command {
+    /// A request whose deltas are in memory.
+    Run(Box<Work>),
+    /// Nobody waits for it any more.
+    Cancel(JobId),
+    /// End everything.
+    Stop,
+}
+
+/// A request in work.
+pub(super) struct Work {
+    pub(super) id: JobId,
+    pub(super) version: NodeVersion,
+    pub(super) script: crate::runtime::Script,
+    pub(super) merge: Merge,
+    pub(super) deadline_ms: Option<f64>,
+    pub(super) salt: Vec<u8>,
+    /// Most new tokens that there is a place for.
+    pub(super) max_tokens: usize,
+    pub(super) events: Sender<Result<Step>>,
+    pub(super) is_cancelled: Arc<AtomicBool>,
+    /// Its place among those in work.
+    pub(super) _ticket: Ticket,
+}
+
+/// A place among the requests in work.
+pub(super) struct Ticket(Arc<AtomicUsize>);
+
+impl Ticket {
+    /// Takes one of `limit` places.
+    pub(super) fn take(in_work: &Arc<AtomicUsize>, limit: usize) -> Result<Self> {
+        let more = |count: usize| (count < limit).then_some(count + 1);
+        match in_work.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(Self(in_work.clone())),
+            Err(waiting) => Err(Error::QueueFull { waiting, limit }),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The answer to a request: its steps as they come. The last one says why it ended. Whoever drops an
+/// answer before its end cancels the request.
+pub struct Answer {
+    pub(super) id: JobId,
+    pub(super) node: String,
+    pub(super) prompt_tokens: usize,
+    pub(super) steps: Receiver<Result<Step>>,
+    pub(super) commands: Sender<Command>,
+    pub(super) is_cancelled: Arc<AtomicBool>,
+    pub(super) asked: Instant,
+    pub(super) has_ended: bool,
+}
+
+impl Answer {
+    /// Its number, which no other answer of the engine has.
+    pub fn id(&self) -> u64 {
+        self.id.0
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Ends it: the last step says [`StopReason::Cancelled`], unless it ended by itself before.
+    pub fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+        // Without a driver it has ended.
+        let _ = self.commands.send(Command::Cancel(self.id));
+    }
+
+    /// The next step if it comes within `wait`; `None` if it does not, or the answer has ended.
+    pub fn next_within(&mut self, wait: Duration) -> Option<Result<Step>> {
+        if self.has_ended {
+            return None;
+        }
+        match self.steps.recv_timeout(wait) {
+            Ok(step) => Some(self.noted(step)),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Some(self.gone()),
+        }
+    }
+
+    /// Waits for all of it. The time of the prompt counts from when it was asked for, waiting
+    /// included.
+    ///
+    /// # Errors
+    /// What ended it.
+    pub fn wait(mut self) -> Result<Generation> {
+        let (mut token_ids, mut text, mut prefill_ms) = (Vec::new(), String::new(), None);
+        let mut stop = StopReason::Cancelled;
+        while let Some(step) = self.next() {
+            let step = step?;
+            prefill_ms.get_or_insert_with(|| self.asked.elapsed().as_secs_f64() * 1e3);
+            token_ids.extend(step.token);
+            text += &step.text;
+            stop = step.stop.unwrap_or(stop);
+        }
+        let prefill_ms = prefill_ms.unwrap_or_default();
+        Ok(Generation {
+            node: self.node.clone(),
+            prompt_tokens: self.prompt_tokens,
+            token_ids,
+            text,
+            stop,
+            prefill_ms,
+            decode_ms: self.asked.elapsed().as_secs_f64() * 1e3 - prefill_ms,
+        })
+    }
+
+    fn noted(&mut self, step: Result<Step>) -> Result<Step> {
+        self.has_ended = step.as_ref().map_or(true, |step| step.stop.is_some());
+        step
+    }
+
+    /// The driver went without a word: that is a panic of its own.
+    fn gone(&mut self) -> Result<Step> {
+        self.has_ended = true;
+        Err(Error::EngineStopped)
+    }
+}
+
+impl Iterator for Answer {
+    type Item = Result<Step>;
+
+    /// Waits for the next step; `None` behind the last.
+    fn next(&mut self) -> Option<Result<Step>> {
+        if self.has_ended {
+            return None;
+        }
+        match self.steps.recv() {
+            Ok(step) => Some(self.noted(step)),
+            Err(_) => Some(self.gone()),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.cancel();
+        }
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer")
+            .field("id", &self.id)
+            .field("node", &self.node)
+            .field("has_ended", &self.has_ended)
+            .finish_non_exhaustive()
+    }
+}

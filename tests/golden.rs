@@ -14,6 +14,7 @@ use pleach::model::GenerateOptions;
 use pleach::runtime::{DeviceChoice, Prompt};
 use pleach::testing::smollm2_base;
 use pleach::{Runtime, WeightName};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// Largest distance from golden logits, as a share of the shift.
@@ -83,53 +84,82 @@ fn prompts_become_the_golden_tokens() {
     }
 }
 
-#[test]
-fn logits_are_the_golden_ones_at_every_node() {
-    for (golden, mut runtime) in open() {
-        let base_prompts = &golden.nodes["base"].prompts;
-        // The base's answer to a prompt; the goldens lack some, and then this base gives it, which
-        // is itself tested below.
-        let base_logits = |prompt: &GoldenPrompt| match base_prompts
-            .iter()
-            .position(|known| known.ids == prompt.ids)
+/// How far every node moves the logits of each of its prompts from the base's; of the base the
+/// smallest shift that any node makes.
+fn shifts(golden: &Golden, runtime: &Runtime) -> BTreeMap<(String, usize), f64> {
+    let base_prompts = &golden.nodes["base"].prompts;
+    // The base's answer to a prompt; the goldens lack some, and then this base gives it, which is
+    // itself tested below.
+    let base_logits =
+        |prompt: &GoldenPrompt| match base_prompts.iter().position(|known| known.ids == prompt.ids)
         {
             Some(index) => golden.logits("base", index),
             None => runtime.score(&tokens(prompt)).unwrap().logits,
         };
-        let mut shifts = std::collections::BTreeMap::new();
-        for (name, node) in golden.adapter_nodes() {
-            for (index, prompt) in node.prompts.iter().enumerate() {
-                let shift = distance(&golden.logits(name, index), &base_logits(prompt));
-                shifts.insert((name.clone(), index), shift);
-                let smallest = shifts.entry(("base".to_owned(), index)).or_insert(f64::INFINITY);
-                if base_prompts[index].ids == prompt.ids {
-                    *smallest = smallest.min(shift);
-                }
+    let mut shifts = BTreeMap::new();
+    for (name, node) in golden.adapter_nodes() {
+        for (index, prompt) in node.prompts.iter().enumerate() {
+            let shift = distance(&golden.logits(name, index), &base_logits(prompt));
+            shifts.insert((name.clone(), index), shift);
+            let smallest = shifts.entry(("base".to_owned(), index)).or_insert(f64::INFINITY);
+            if base_prompts[index].ids == prompt.ids {
+                *smallest = smallest.min(shift);
             }
         }
+    }
+    shifts
+}
+
+/// Compares what `score` finds for every prompt of a node; returns the largest share of a shift.
+fn check_logits(
+    golden: &Golden,
+    shifts: &BTreeMap<(String, usize), f64>,
+    (name, node): (&str, &GoldenNode),
+    mut score: impl FnMut(&Prompt) -> Vec<f32>,
+) -> f64 {
+    let mut largest = 0_f64;
+    for (index, prompt) in node.prompts.iter().enumerate() {
+        let (expected, found) = (golden.logits(name, index), score(&tokens(prompt)));
+        let share = distance(&found, &expected) / shifts[&(name.to_owned(), index)];
+        assert!(share <= SHARE_OF_SHIFT, "{name} {:?}: off by {share} of the shift", prompt.text);
+        if prompt.greedy_top2_margins[0] > NEAR_TIE {
+            assert_eq!(best(&found), best(&expected), "{name} {:?}", prompt.text);
+        }
+        largest = largest.max(share);
+    }
+    largest
+}
+
+#[test]
+fn logits_are_the_golden_ones_at_every_node() {
+    for (golden, mut runtime) in open() {
+        let shifts = shifts(&golden, &runtime);
         println!("on {}", runtime.device());
-        let mut largest = (0.0, String::new());
         walk(&golden, &mut runtime, |runtime, name, node| {
-            for (index, prompt) in node.prompts.iter().enumerate() {
-                let (expected, found) =
-                    (golden.logits(name, index), runtime.score(&tokens(prompt)).unwrap().logits);
-                let shift = shifts[&(name.to_owned(), index)];
-                let share = distance(&found, &expected) / shift;
-                println!("{name:<28} prompt {index}: {share:.6} of a shift of {shift:.1}");
-                assert!(
-                    share <= SHARE_OF_SHIFT,
-                    "{name} {:?}: off by {share} of the shift",
-                    prompt.text
-                );
-                if prompt.greedy_top2_margins[0] > NEAR_TIE {
-                    assert_eq!(best(&found), best(&expected), "{name} {:?}", prompt.text);
-                }
-                if share > largest.0 {
-                    largest = (share, format!("{name}, prompt {index}"));
-                }
-            }
+            let score = |prompt: &Prompt| runtime.score(prompt).unwrap().logits;
+            let share = check_logits(&golden, &shifts, (name, node), score);
+            println!("{name:<28} {share:.6} of a shift");
         });
-        println!("largest: {:.6} of the shift ({})", largest.0, largest.1);
+    }
+}
+
+/// The weights at every ancestor of every node, the root and the node itself among them: what is
+/// below is applied in factored form.
+#[test]
+fn unmerged_logits_are_the_golden_ones_at_every_merge_point_of_every_path() {
+    for (golden, mut runtime) in open() {
+        let shifts = shifts(&golden, &runtime);
+        println!("on {}", runtime.device());
+        for (name, node) in golden.adapter_nodes() {
+            let ancestors = name.match_indices('/').map(|(at, _)| &name[..at]);
+            for merged in ["/"].into_iter().chain(ancestors).chain([name.as_str()]) {
+                runtime.switch_to(merged).unwrap();
+                let score = |prompt: &Prompt| runtime.score_below(prompt, name).unwrap().logits;
+                let share = check_logits(&golden, &shifts, (name, node), score);
+                println!("{name:<28} {share:.6} of a shift, the weights at {merged}");
+                assert_eq!(runtime.current(), merged);
+            }
+        }
     }
 }
 

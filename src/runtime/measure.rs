@@ -4,7 +4,11 @@
 //! Every repetition times the ceiling and the thing itself one after the other, and the ratio is
 //! the median of the pairs' ratios: a machine whose speed drifts then drifts for both.
 
+mod batch;
+
 use std::time::{Duration, Instant};
+
+pub use batch::MeasuredBatch;
 
 use serde::Serialize;
 

@@ -32,6 +32,7 @@
 //! **Invariant:** a switch that returns an error left node and weights as they were, or says that
 //! they are unusable.
 
+mod below;
 mod choice;
 #[cfg(feature = "measure")]
 pub mod measure;

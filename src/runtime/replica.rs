@@ -21,6 +21,7 @@ use crate::device::Ceilings as Computing;
 use crate::device::Compute;
 #[cfg(not(feature = "measure"))]
 use crate::device::Compute as Computing;
+use crate::device::PAGE;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
 use crate::lattice::{CompiledDelta, LatticeMatrix, NodeDeltas, SignedDelta};
@@ -62,6 +63,9 @@ pub(crate) trait Replica: Any + Send + Sync {
 
     /// Memory for the keys and values of many sequences, of so many bytes.
     fn pool(&self, bytes: u64) -> Result<Pool>;
+
+    /// The same for `sequences` of so many tokens each.
+    fn pool_for(&self, tokens: usize, sequences: usize) -> Result<Pool>;
 
     /// Names the keys and values of a version's sequences.
     fn owner(&self, version: &NodeVersion) -> [u8; 32];
@@ -443,6 +447,12 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
 
     fn pool(&self, bytes: u64) -> Result<Pool> {
         Ok(Pool(Box::new(KvPool::new(&self.device, self.shared.base.config(), bytes)?)))
+    }
+
+    fn pool_for(&self, tokens: usize, sequences: usize) -> Result<Pool> {
+        let tokens = tokens.next_multiple_of(PAGE).saturating_mul(sequences);
+        let pool = KvPool::for_tokens(&self.device, self.shared.base.config(), tokens.max(1))?;
+        Ok(Pool(Box::new(pool)))
     }
 
     fn owner(&self, version: &NodeVersion) -> [u8; 32] {

@@ -379,7 +379,9 @@ fn seed(owner: &[u8; 32], salt: &[u8]) -> Key {
 fn key(before: &Key, tokens: &[u32]) -> Key {
     let mut hasher = blake3::Hasher::new_derive_key("pleach: a page that continues another");
     hasher.update(before);
-    tokens.iter().for_each(|token| drop(hasher.update(&token.to_le_bytes())));
+    for token in tokens {
+        hasher.update(&token.to_le_bytes());
+    }
     *hasher.finalize().as_bytes()
 }
 

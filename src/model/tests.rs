@@ -205,7 +205,7 @@ fn pages_of_other_weights_are_refused_and_owners_stand_side_by_side() {
     let runner = default_runner();
     let other = [8; 32];
     let Sequences { mut pool, tables } = runner.sequences(1);
-    let mut run = |pool: &mut KvPool<Cpu>, new: &[(TableId, [u8; 32])]| {
+    let run = |pool: &mut KvPool<Cpu>, new: &[(TableId, [u8; 32])]| {
         let want = Want::Last;
         let new = new.iter().map(|&(table, owner)| NewTokens { table, owner, tokens: &[3], want });
         let sequences: Vec<NewTokens<'_>> = new.collect();

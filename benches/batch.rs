@@ -1,7 +1,7 @@
 //! A batch whose rows belong to different people: milliseconds a step and tokens a second, each
 //! layout beside one merged node for all rows, in the same run, turn about.
 //!
-//! `cargo bench --bench batch -- [--threads N]`. Needs the base model that the tests use. The leaves
+//! `cargo bench --bench batch -- [--threads N] [--only PART_OF_A_NAME]`. Needs the base model that the tests use. The leaves
 //! are made: `fr/sysadmin/name-line/alice`, a little changed for each.
 
 #![allow(clippy::print_stdout, reason = "a bench speaks to people")]
@@ -22,6 +22,9 @@ use rand::{Rng, SeedableRng};
 const TASK: &str = "fr/sysadmin/name-line";
 const PROMPT: &str = "Nomme en une ligne la commande qui montre quels processus occupent le plus de \
     mémoire vive sur une machine Linux.";
+
+/// What others are compared with.
+const ONE: &str = "16 rows at one node";
 
 /// A layout of rows.
 struct Layout {
@@ -129,11 +132,12 @@ fn layouts() -> Vec<Layout> {
 }
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let threads = match arguments.next().as_deref() {
-        Some("--threads") => arguments.next().context("how many?")?.parse()?,
-        _ => 1,
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let option = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1)
     };
+    let threads = option("--threads").map_or(Ok(1), |n| n.parse()).context("--threads")?;
     let Some(path) = smollm2_base() else { return Ok(()) };
     let base = pleach::BaseModel::open(&path)?;
     let tree = tree(&base)?;
@@ -141,7 +145,11 @@ fn main() -> Result<()> {
         Runtime::builder().base_model(base).adapter_tree(tree).threads(threads).headroom(1.5);
     let mut runtime = builder.open()?;
     let prompt = runtime.encode(&Prompt::from(PROMPT))?;
-    let layouts = layouts();
+    let mut layouts = layouts();
+    if let Some(part) = option("--only") {
+        layouts.retain(|layout| layout.name.contains(part.as_str()) || layout.name == ONE);
+        layouts.iter_mut().for_each(|layout| layout.beside = Some(0));
+    }
     check(&mut runtime)?;
     let (turns, steps) = if measures() { (5, 3) } else { (1, 1) };
     let tokens = prompt.len() + turns * (steps + 1) + 2;

@@ -126,7 +126,7 @@ fn rows_of_b<'s, S: Simd, const T: usize>(
             k += 1;
             row_of_b(&factors.b[i * rank..], rank, x[0].len(), spare)
         });
-        let fetch = Fetch { ahead: ROWS * rank, first: 0, every: 1 };
+        let fetch = Fetch { ahead: ROWS * rank, step: CHUNK };
         let sums = dot(simd, rows, x, fetch);
         let scales: [f32; ROWS] = from_fn(|k| scale(product, factors, from + k.min(count - 1)));
         for (k, sums) in sums.into_iter().enumerate() {

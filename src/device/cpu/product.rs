@@ -8,6 +8,7 @@
 //! depend on its neighbours.
 
 use std::array::from_fn;
+use std::hint::black_box;
 use std::ops::Range;
 
 use super::parallel::Tile;
@@ -25,8 +26,6 @@ const PASS: usize = 12;
 /// How far ahead integers are fetched, in whole groups and at least one: of narrow rows a group
 /// passes faster than memory answers; 12 KiB are a quarter of an L1 cache.
 const AHEAD: usize = 6 << 10;
-/// Chunks of integers in a cache line.
-const LINE: usize = 64 / size_of::<[i16; CHUNK]>();
 
 /// One tile of one product: rows are tokens, columns are rows of `weight`.
 pub(super) struct TileProduct<'a, 't> {
@@ -71,9 +70,11 @@ impl TileProduct<'_, '_> {
             let columns = from..row_chunks.min(from + COLUMNS / CHUNK);
             for pass in (0..blocks).step_by(PASS / S::TOKENS) {
                 let pass = pass..blocks.min(pass + PASS / S::TOKENS);
+                let step = CHUNK.div_ceil(S::PARTS * pass.len());
                 for i in self.tile.cols.clone().step_by(ROWS) {
                     for block in pass.clone() {
-                        let fetch = Fetch { ahead, first: block - pass.start, every: pass.len() };
+                        let share = (block - pass.start) * columns.len() * S::PARTS * step;
+                        let fetch = Fetch { ahead: ahead + share, step };
                         let group = Group { integers, i, columns: columns.clone(), fetch };
                         let tokens = at(block)..at(block + 1);
                         match tokens.len() {
@@ -96,7 +97,8 @@ impl TileProduct<'_, '_> {
         let Group { integers, i, columns, fetch } = group;
         let row_chunks = self.weight.stride() / CHUNK;
         let (x, _) = self.x.as_chunks::<CHUNK>();
-        let x: [_; T] = from_fn(|k| &x[(t + k) * row_chunks..][columns.clone()]);
+        // Hidden, or the compiler computes the address of every row of x in the innermost loop.
+        let x: [_; T] = black_box(from_fn(|k| &x[(t + k) * row_chunks..][columns.clone()]));
         let (integers, _) = integers.as_chunks::<CHUNK>();
         let cols = self.tile.cols.clone();
         // A last group of fewer rows repeats one; its sums are not used.
@@ -121,16 +123,14 @@ struct Group<'w> {
     fetch: Fetch,
 }
 
-/// Which cache lines of a later group are asked for beside a group's sums: every block of a pass
-/// takes its share, so that memory works all the time.
+/// What of a later group is asked for beside a group's sums: every block of a pass takes its share,
+/// so that memory works all the time.
 #[derive(Clone, Copy)]
 pub(super) struct Fetch {
-    /// Integers from this group to that.
+    /// Integers from each row's first to the first of the share.
     pub(super) ahead: usize,
-    /// The first line of each row.
-    pub(super) first: usize,
-    /// From one line to the next.
-    pub(super) every: usize,
+    /// Integers from one vector to the next.
+    pub(super) step: usize,
 }
 
 /// Adds `steps · sums` to the start of `out`, of which a last group needs fewer.
@@ -157,7 +157,6 @@ pub(super) fn dot<S: Simd, const T: usize>(
     let w: [_; ROWS] = from_fn(|r| &w[r][..chunks]);
     let x: [_; T] = from_fn(|t| &x[t][..chunks]);
     let mut sums = [[simd.splat(0.0); ROWS]; T];
-    let mut next = fetch.first * LINE * S::PARTS;
     // Vector by vector, with x in registers and one w at a time: with the parts of a chunk in an
     // inner loop the compiler works at both at once, and lacks registers.
     for v in 0..chunks * S::PARTS {
@@ -169,11 +168,11 @@ pub(super) fn dot<S: Simd, const T: usize>(
                 sums[t][r] = simd.fma(w, x[t], sums[t][r]);
             }
         }
-        if v == next {
+        // The same turns for every share: others the processor would not foresee.
+        if v % (2 * S::PARTS) == 0 {
             for w in w {
-                simd.prefetch(&w[c], fetch.ahead);
+                simd.prefetch(&w[0], fetch.ahead + v * fetch.step);
             }
-            next += fetch.every * LINE * S::PARTS;
         }
     }
     let mut total = [[0.0; ROWS]; T];

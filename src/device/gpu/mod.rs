@@ -45,7 +45,10 @@ mod delta_dense;
 mod delta_sparse;
 mod deltas;
 mod embed;
+mod expand;
+mod expand_sparse;
 mod fingerprint;
+mod gathered;
 mod gelu_mul;
 mod matmul;
 mod matrix;
@@ -58,9 +61,11 @@ mod recording;
 mod rms_norm;
 mod rotate_append;
 mod sampling;
+mod shrink;
 mod silu_mul;
 #[cfg(test)]
 mod tests;
+mod unmerged;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -68,6 +73,7 @@ pub use adapter::{GpuChoice, GpuInfo, list};
 pub use context::GpuOptions;
 pub use deltas::GpuDeltas;
 pub use matrix::GpuMatrix;
+pub use unmerged::GpuUnmerged;
 
 use crate::Result;
 use crate::device::{Device, PassTimes};
@@ -87,6 +93,8 @@ pub struct Gpu {
     /// What attention leaves between its two passes over long contexts, grown with the largest
     /// cache.
     partials: Mutex<Option<wgpu::Buffer>>,
+    /// What was gathered for the deltas that are not in the weights.
+    room: Mutex<unmerged::Room>,
 }
 
 /// A switch that only has to be handed over.
@@ -126,6 +134,7 @@ impl Gpu {
             pending: Mutex::default(),
             turn: Mutex::default(),
             partials: Mutex::default(),
+            room: Mutex::default(),
         })
     }
 

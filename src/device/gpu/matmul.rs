@@ -11,6 +11,7 @@ use super::matrix::Part;
 use super::params::MatmulParams;
 use super::pipeline::Kernel;
 use super::recording::Recording;
+use super::unmerged::PRODUCTS;
 use super::{Gpu, GpuBuffer, GpuUnmerged, Slice, matvec, word};
 use crate::device::Product;
 
@@ -70,8 +71,12 @@ pub(super) fn products(
         "matrices of one product differ in inputs"
     );
     let tiling = Tiling::of(rows, inputs);
-    matmul(gpu, &tiling, x, rows, products);
-    unmerged.add(gpu, &tiling, x, rows, products);
+    for products in products.chunks(PRODUCTS) {
+        // First what the products need not wait for.
+        let addends = unmerged.shrink(gpu, x, products);
+        matmul(gpu, &tiling, x, rows, products);
+        unmerged.expand(gpu, &tiling, x, rows, products, &addends);
+    }
 }
 
 /// A dispatch for each part of each matrix.

@@ -24,6 +24,10 @@
 //! budget of their own. Compiled shaders are kept in the cache folder where the backend can,
 //! behind their hash (`pipeline.rs`).
 //!
+//! **Unmerged deltas.** What lies between the weights and the node of a row is added to its products
+//! in factored form (`unmerged.rs`, `shrink.wgsl`, `expand.wgsl`), from copies side by side
+//! (`gathered.rs`); to the embedding as integers.
+//!
 //! **Layout.** Parameters and the records of a dispatch are structures in `params.rs` and in
 //! `shaders/shared/params.wgsl`. Numbers that both sides know (tiles, workgroups, the rows'
 //! alignment) are constants of Rust that set overrides without a value of their own. Bind group

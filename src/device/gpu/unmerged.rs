@@ -24,7 +24,7 @@ use crate::device::{NodeRows, Product};
 use crate::lattice::{LANES, MatrixId};
 
 /// Products whose sums there is room for at once: a call of more goes over its input again.
-const PRODUCTS: usize = 3;
+pub(super) const PRODUCTS: usize = 3;
 
 /// What is kept from one batch to the next.
 #[derive(Default)]
@@ -103,6 +103,11 @@ impl<'a> GpuUnmerged<'a> {
         self.nodes.iter().flat_map(|node| node.on(id)).collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Binds one of the buffers with factors.
     pub(super) fn page(&self, page: usize) -> Slice {
         Slice::whole(&self.pages[page])
@@ -116,24 +121,32 @@ impl<'a> GpuUnmerged<'a> {
         Slice::whole(self.sums.as_ref().expect("there are factors, so there is room for sums"))
     }
 
-    /// Adds to products of `x` what is not in their weights.
-    pub(super) fn add(
+    /// What is added to up to `PRODUCTS` products of `x`, its sums being made.
+    pub(super) fn shrink(
+        &self,
+        gpu: &Gpu,
+        x: &GpuBuffer,
+        products: &[Product<'_, Gpu>],
+    ) -> Vec<Vec<Addend<'a>>> {
+        let mut addends: Vec<_> = products.iter().map(|product| self.on(product.id)).collect();
+        shrink::shrink(gpu, &mut gpu.pending(), self, x, products[0].weight.cols, &mut addends);
+        addends
+    }
+
+    /// Adds that to the products, which are in the outputs.
+    pub(super) fn expand(
         &self,
         gpu: &Gpu,
         tiling: &Tiling,
         x: &GpuBuffer,
         rows: usize,
         products: &[Product<'_, Gpu>],
+        addends: &[Vec<Addend<'_>>],
     ) {
-        for products in products.chunks(PRODUCTS) {
-            let addends = products.iter().map(|product| self.on(product.id));
-            let mut addends: Vec<Vec<Addend<'_>>> = addends.collect();
-            let mut pending = gpu.pending();
-            shrink::shrink(gpu, &mut pending, self, x, products[0].weight.cols, &mut addends);
-            for (product, addends) in products.iter().zip(&addends) {
-                for run in addends.chunk_by(Addend::is_beside) {
-                    self.add_run(gpu, &mut pending, tiling, x, rows, product, run);
-                }
+        let mut pending = gpu.pending();
+        for (product, addends) in products.iter().zip(addends) {
+            for run in addends.chunk_by(Addend::is_beside) {
+                self.add_run(gpu, &mut pending, tiling, x, rows, product, run);
             }
         }
     }

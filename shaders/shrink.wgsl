@@ -22,7 +22,7 @@ override PAIRS: u32;
 override THREADS: u32;
 // Arrays of a thread are sized by constants alone.
 const MOST_ROWS = 8u;
-const MOST_PAIRS = 2u;
+const MOST_PAIRS = 4u;
 
 // By row, pair and thread.
 var<workgroup> partial: array<vec2<f32>, ROWS * PAIRS * THREADS>;

@@ -9,13 +9,16 @@ use super::recording::Recording;
 use super::unmerged::{Addend, Factors, GpuUnmerged};
 use super::{Gpu, GpuBuffer, word};
 
-/// Threads of a workgroup; with the most rows and pairs their sums fill what every GPU has of
-/// workgroup memory.
 const THREADS: usize = 128;
+/// Rows times pairs of a workgroup at most: their sums for all threads fill what every GPU has of
+/// workgroup memory.
+const MOST_SUMS: usize = 16;
 /// Most rows of a workgroup: `MOST_ROWS` of the shader.
 pub(super) const MOST_ROWS: usize = 8;
-/// Pairs of ranks where a workgroup has several rows, for which x is read: `MOST_PAIRS`.
-pub(super) const MOST_PAIRS: usize = 2;
+/// Most pairs of ranks of a workgroup: `MOST_PAIRS`.
+pub(super) const MOST_PAIRS: usize = 4;
+/// Pairs are not shared out to a workgroup each where more workgroups than this would be at work.
+const BUSY: usize = 512;
 
 /// Says where the sums of all factors go, and appends a dispatch for each buffer of factors that
 /// makes them.
@@ -30,7 +33,9 @@ pub(super) fn shrink(
     let mut all: Vec<_> = addends.iter_mut().flatten().filter_map(Addend::factors_mut).collect();
     let most = all.iter().map(|factors| factors.rows.len()).max().unwrap_or(0);
     let rows = most.next_power_of_two().min(MOST_ROWS);
-    let pairs = if rows < MOST_ROWS / 2 { 1 } else { MOST_PAIRS };
+    let single = all.iter().map(|factors| factors.rows.len().div_ceil(rows) * factors.pairs);
+    let is_busy = single.sum::<usize>() > BUSY;
+    let pairs = if is_busy { MOST_PAIRS.min(MOST_SUMS / rows) } else { 1 };
     let mut groups: BTreeMap<usize, Vec<ShrinkGroup>> = BTreeMap::new();
     let mut sums = 0;
     for factors in &mut all {

@@ -12,7 +12,7 @@ use super::*;
 use crate::Error;
 use crate::device::cpu::Cpu;
 use crate::device::{NodeRows, Product};
-use crate::lattice::{CompiledDelta, DeltaKind, SignedDelta, reference};
+use crate::lattice::{CompiledDelta, DeltaKind, MatrixId, SignedDelta, reference};
 
 /// Room of a matrix for the deltas of a path, in steps.
 const ROOM: i32 = 24_000;
@@ -187,6 +187,11 @@ fn shrink_and_expand_equal_the_cpus_for_odd_shapes_ranks_and_nested_rows() {
             ([30, 31, 32], 1100, 13, low_rank([2, 4, 6, 8, 10, 12])),
             ([50, 20, 10], 48, 40, low_rank([8, 16, 2, 2, 2, 2, 2, 2, 2, 2])),
             ([20, 21, 22], 129, 100, low_rank([3, 66])),
+            // Several pairs of ranks to a workgroup.
+            ([20, 21, 22], 129, 100, low_rank([129, 66])),
+            ([5, 6, 7], 40, 1, low_rank([200, 199, 198])),
+            ([5, 6, 7], 40, 2, low_rank([200, 199, 198])),
+            ([5, 6, 7], 40, 4, low_rank([200, 199, 198])),
         ] {
             let case = Case::made(&mut rng, outputs, cols, rows, &kinds);
             case.check(&gpu, &format!("{outputs:?} × {cols}, {rows} rows, {kinds:?}"));

@@ -77,7 +77,7 @@ fn main(
             w_tile[place(row, vec * 2u + 1u)] = vec4<f32>(even.z, odd.z, even.w, odd.w);
         }
         for (var k = thread; k < TOKENS * FOURS; k += THREADS) {
-            let token = min(first_token + k / FOURS, params.rows - 1u);
+            let token = params.first_row + min(first_token + k / FOURS, params.rows - 1u);
             x_tile[place(k / FOURS, k % FOURS)] = x_at(token, j + k % FOURS * 4u);
         }
         workgroupBarrier();
@@ -102,7 +102,7 @@ fn main(
             let i = first_output + across + SIDE * r;
             if token < params.rows && i < params.part_outputs {
                 let output = params.first_output + i;
-                let at = token * params.outputs + output;
+                let at = (params.first_row + token) * params.outputs + output;
                 var y = steps[output] * sums[t][r];
                 if params.has_bias != 0u {
                     y += bias[output];

@@ -65,7 +65,7 @@ fn main(
             w[r] = weights[starts[r] + chunk];
         }
         for (var t = 0u; t < TOKENS; t++) {
-            let token = min(t, params.rows - 1u);
+            let token = params.first_row + min(t, params.rows - 1u);
             let a = x_at(token, chunk * 8u);
             let b = x_at(token, chunk * 8u + 4u);
             let even = vec4<f32>(a.xz, b.xz);
@@ -92,7 +92,7 @@ fn main(
                 sum += partial[team + member];
             }
             let output = params.first_output + first_output + i;
-            let at = token * params.outputs + output;
+            let at = (params.first_row + token) * params.outputs + output;
             var y = steps[output] * sum;
             if params.has_bias != 0u {
                 y += bias[output];

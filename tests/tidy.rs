@@ -50,9 +50,10 @@ const UNSAFE_FILES: [(&str, &str); 7] = [
 ];
 
 /// Shaders that lack a file or a test of their name, and where what they lack is.
-const UNNAMED_PARTS: [(&str, &str, &str); 2] = [
+const UNNAMED_PARTS: [(&str, &str, &str); 3] = [
     ("matvec", "src/device/cpu/matvec.rs", "matmul.rs, which takes any number of tokens"),
     ("rotate_append", "a test", "tested with the attention it prepares"),
+    ("expand_sparse", "src/device/cpu/expand_sparse.rs", "a part of `expand.rs` there"),
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.

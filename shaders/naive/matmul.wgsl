@@ -27,10 +27,10 @@ fn main(
     var sum = 0.0;
     for (var j = 0u; j < params.inputs; j++) {
         let pair = weights[start + j / 2u];
-        sum += f32(column(pair, j)) * x[token * params.inputs + j];
+        sum += f32(column(pair, j)) * x[(params.first_row + token) * params.inputs + j];
     }
     let output = params.first_output + i;
-    let at = token * params.outputs + output;
+    let at = (params.first_row + token) * params.outputs + output;
     out[at] = steps[output] * sum + select(0.0, bias[output], params.has_bias != 0u)
         + select(0.0, out[at], params.accumulate != 0u);
 }

@@ -103,6 +103,8 @@ struct RowToken {
 
 // Of matvec, matmul and their naive versions, for one part of a matrix.
 struct MatmulParams {
+    // The first token.
+    first_row: u32,
     // Tokens.
     rows: u32,
     // Columns of the matrix.
@@ -119,17 +121,102 @@ struct MatmulParams {
     accumulate: u32,
 }
 
+// For one part of a table, or of a delta on it.
 struct EmbedParams {
+    // The first token.
+    first_token: u32,
     // Values: tokens × width.
     len: u32,
     // Columns of the table.
     width: u32,
-    // Where the tokens start in the words.
+    // Where the tokens of the batch start in the words.
     tokens: u32,
     // The first row of this part of the table.
     first_row: u32,
     // Its rows.
     part_rows: u32,
+    // What is bound of it: 0 nothing, 1 its integers, 2 entries of a sparse delta.
+    source: u32,
+    // Those entries.
+    entries: u32,
+    // Where the lists of factors start in the words, two words a token of the batch: how many, and
+    // the place of the first.
+    lists: u32,
+    // 1 if there are such lists.
+    has_lists: u32,
+    // 1 if the integers there are added to.
+    accumulate: u32,
+    // 1 if the sum leaves as a number, 0 if as an integer that is added to.
+    finish: u32,
+}
+
+// Rows and pairs of ranks that a workgroup of shrink.wgsl sums; places are in words of the factors.
+struct ShrinkGroup {
+    // The first row.
+    first_row: u32,
+    rows: u32,
+    // A' of the first pair in panel 0.
+    a: u32,
+    pairs: u32,
+    // Pairs of its chunk.
+    chunk_pairs: u32,
+    // Where the sums of the first pair of the first row go.
+    sums: u32,
+}
+
+struct ShrinkParams {
+    // The first ShrinkGroup.
+    first_group: u32,
+    groups: u32,
+    // Values in a row of x.
+    inputs: u32,
+}
+
+// A chunk of factors for some rows of a block; places are in words of the factors.
+struct ExpandTerm {
+    // The first row of the block.
+    block_row: u32,
+    // The rows that it is for, in the block and outside.
+    first_row: u32,
+    end_row: u32,
+    // B' in row 0.
+    b: u32,
+    // The shifts of the chunk.
+    shifts: u32,
+    pairs: u32,
+    // The sums of the first pair of its first row.
+    sums: u32,
+    // Of a block's first: how many more it has, and where these lie, counted from the first of all.
+    more: u32,
+    next: u32,
+}
+
+struct ExpandParams {
+    // Rows of the batch.
+    rows: u32,
+    outputs: u32,
+    // The first ExpandTerm: those of every block come first.
+    first_term: u32,
+    blocks: u32,
+    // Workgroups beside each other over the outputs.
+    tiles: u32,
+}
+
+// For one part of a matrix, or less.
+struct ExpandSparseParams {
+    // The first row of the batch.
+    first_row: u32,
+    // Values: rows × part_outputs.
+    len: u32,
+    inputs: u32,
+    // Rows of the whole matrix: values between two rows of the output.
+    outputs: u32,
+    // Its rows in this part.
+    part_outputs: u32,
+    // The first of them.
+    first_output: u32,
+    // Words with entries.
+    entries: u32,
 }
 
 struct DeltaApplyParams {

@@ -406,7 +406,7 @@ impl Transformer {
         self.rope.angles(positions, &mut workspace.angles_host);
         let nodes = batch.node_rows(&spans);
         let unmerged = UnmergedDeltas {
-            of_rows: device.unmerged(&nodes, |id| id != self.head)?,
+            of_rows: device.unmerged(&nodes, |id| id != self.head || id == self.embedding)?,
             of_wanted: device.unmerged(&among_wanted(&nodes, &wanted), |id| id == self.head)?,
         };
         let result = device.submit(|| {

@@ -13,7 +13,8 @@ use std::ops::Range;
 use super::attention::GpuKvLayer;
 use super::context::Slice;
 use super::{
-    Gpu, GpuBuffer, GpuMatrix, embed, gelu_mul, lock, matmul, rms_norm, sampling, silu_mul,
+    Gpu, GpuBuffer, GpuMatrix, GpuUnmerged, embed, gelu_mul, lock, matmul, rms_norm, sampling,
+    silu_mul,
 };
 use crate::Result;
 use crate::device::compute::{
@@ -23,7 +24,7 @@ use crate::lattice::MatrixId;
 
 impl Compute for Gpu {
     type KvLayer = GpuKvLayer;
-    type Unmerged<'a> = ();
+    type Unmerged<'a> = GpuUnmerged<'a>;
 
     fn submit<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         let _turn = lock(&self.turn);
@@ -73,20 +74,20 @@ impl Compute for Gpu {
     fn unmerged<'a>(
         &self,
         nodes: &[NodeRows<'a, Self>],
+        // Copied whole or not at all, so that the same copies serve every matrix.
         _is_used: impl Fn(MatrixId) -> bool,
-    ) -> Result<()> {
-        assert!(nodes.is_empty());
-        Ok(())
+    ) -> Result<GpuUnmerged<'a>> {
+        GpuUnmerged::new(self, nodes)
     }
 
     fn embed(
         &self,
-        (table, _id): (&GpuMatrix, MatrixId),
+        table: (&GpuMatrix, MatrixId),
         tokens: &[u32],
-        (): &(),
+        unmerged: &GpuUnmerged<'_>,
         out: &mut GpuBuffer,
     ) {
-        embed::embed(self, table, tokens, out);
+        embed::embed(self, table, tokens, unmerged, out);
     }
 
     fn rms_norm(
@@ -105,9 +106,9 @@ impl Compute for Gpu {
         x: &GpuBuffer,
         rows: usize,
         products: [Product<'_, Self>; N],
-        (): &(),
+        unmerged: &GpuUnmerged<'_>,
     ) {
-        matmul::products(self, x, rows, &products);
+        matmul::products(self, x, rows, &products, unmerged);
     }
 
     fn rotate_append(&self, what: RotateAppend<'_, Self>, spans: &[Span]) {

@@ -8,8 +8,9 @@
 //! follow one another in the order of the matrices.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wgpu::BufferUsages;
@@ -25,6 +26,8 @@ use crate::{Error, Result};
 pub struct GpuDeltas {
     pub(super) stores: Vec<Store>,
     pub(super) entries: BTreeMap<MatrixId, Entry>,
+    /// Pairs of ranks on the matrix that has the most.
+    pub(super) most_pairs: usize,
 }
 
 /// The delta on one matrix.
@@ -42,6 +45,14 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Pairs of ranks of all chunks.
+    fn pairs(&self) -> usize {
+        match self {
+            Self::LowRank(chunks) => chunks.iter().map(|chunk| chunk.pairs).sum(),
+            _ => 0,
+        }
+    }
+
     /// The stores that hold nothing but this delta.
     pub(super) fn own_stores(&self) -> Vec<usize> {
         match self {
@@ -78,12 +89,17 @@ pub(super) struct SparsePiece {
 
 /// A buffer whose contents may still be in staging memory.
 pub(super) struct Store {
+    /// No other store of this process has it.
+    pub(super) serial: u64,
     pub(super) buffer: wgpu::Buffer,
+    /// Whether it holds chunks of factors; else it is a dense or sparse delta's own.
+    pub(super) holds_factors: bool,
     staged: Mutex<Option<wgpu::Buffer>>,
 }
 
 impl Store {
-    fn new(context: &Context, pieces: &[Cow<[u8]>]) -> Result<Self> {
+    fn new(context: &Context, pieces: &[Cow<[u8]>], holds_factors: bool) -> Result<Self> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
         let bytes = pieces.iter().map(|piece| whole_words(piece.len())).sum::<usize>();
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let buffer = context.buffer("delta", bytes as u64, usage)?;
@@ -96,7 +112,12 @@ impl Store {
         }
         drop(view);
         staged.unmap();
-        Ok(Self { buffer, staged: Mutex::new(Some(staged)) })
+        Ok(Self {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            buffer,
+            holds_factors,
+            staged: Mutex::new(Some(staged)),
+        })
     }
 
     fn staged(&self) -> MutexGuard<'_, Option<wgpu::Buffer>> {
@@ -151,12 +172,12 @@ impl GpuDeltas {
             };
             entries.insert(id, Entry { shape: (delta.rows, delta.cols), kind });
         }
-        let stores = contents
-            .stores
-            .iter()
-            .map(|pieces| Store::new(context, pieces))
-            .collect::<Result<_>>()?;
-        Ok(Self { stores, entries })
+        let own: BTreeSet<usize> =
+            entries.values().flat_map(|entry: &Entry| entry.kind.own_stores()).collect();
+        let store = |(k, pieces): (usize, &Vec<_>)| Store::new(context, pieces, !own.contains(&k));
+        let stores = contents.stores.iter().enumerate().map(store).collect::<Result<_>>()?;
+        let most_pairs = entries.values().map(|entry| entry.kind.pairs()).max().unwrap_or(0);
+        Ok(Self { stores, entries, most_pairs })
     }
 
     pub(super) fn bytes(&self) -> usize {

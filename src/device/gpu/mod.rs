@@ -24,6 +24,10 @@
 //! budget of their own. Compiled shaders are kept in the cache folder where the backend can,
 //! behind their hash (`pipeline.rs`).
 //!
+//! **Unmerged deltas.** What lies between the weights and the node of a row is added to its products
+//! in factored form (`unmerged.rs`, `shrink.wgsl`, `expand.wgsl`), from copies side by side
+//! (`gathered.rs`); to the embedding as integers.
+//!
 //! **Layout.** Parameters and the records of a dispatch are structures in `params.rs` and in
 //! `shaders/shared/params.wgsl`. Numbers that both sides know (tiles, workgroups, the rows'
 //! alignment) are constants of Rust that set overrides without a value of their own. Bind group
@@ -45,7 +49,10 @@ mod delta_dense;
 mod delta_sparse;
 mod deltas;
 mod embed;
+mod expand;
+mod expand_sparse;
 mod fingerprint;
+mod gathered;
 mod gelu_mul;
 mod matmul;
 mod matrix;
@@ -58,9 +65,11 @@ mod recording;
 mod rms_norm;
 mod rotate_append;
 mod sampling;
+mod shrink;
 mod silu_mul;
 #[cfg(test)]
 mod tests;
+mod unmerged;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -68,6 +77,7 @@ pub use adapter::{GpuChoice, GpuInfo, list};
 pub use context::GpuOptions;
 pub use deltas::GpuDeltas;
 pub use matrix::GpuMatrix;
+pub use unmerged::GpuUnmerged;
 
 use crate::Result;
 use crate::device::{Device, PassTimes};
@@ -87,6 +97,8 @@ pub struct Gpu {
     /// What attention leaves between its two passes over long contexts, grown with the largest
     /// cache.
     partials: Mutex<Option<wgpu::Buffer>>,
+    /// What was gathered for the deltas that are not in the weights.
+    room: Mutex<unmerged::Room>,
 }
 
 /// A switch that only has to be handed over.
@@ -126,6 +138,7 @@ impl Gpu {
             pending: Mutex::default(),
             turn: Mutex::default(),
             partials: Mutex::default(),
+            room: Mutex::default(),
         })
     }
 

@@ -61,6 +61,12 @@ impl Recording {
         self.commands.is_empty()
     }
 
+    #[cfg(test)]
+    pub(super) fn dispatches(&self) -> usize {
+        let is_dispatch = |command: &&Command| matches!(command, Command::Dispatch { .. });
+        self.commands.iter().filter(is_dispatch).count()
+    }
+
     /// Appends words that the dispatches to come can read; returns the place of the first.
     pub(super) fn words(&mut self, words: &[u32]) -> u32 {
         let at = self.words.len();

@@ -10,6 +10,7 @@ mod matmul;
 mod rms_norm;
 mod sampling;
 mod switch;
+mod unmerged;
 
 use rand::Rng;
 use rand::rngs::StdRng;

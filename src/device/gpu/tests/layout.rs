@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use wgpu::naga;
 use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
 
-use crate::device::gpu::matvec::MOST_TOKENS;
 use crate::device::gpu::params::LAYOUTS;
 use crate::device::gpu::pipeline::{SHADERS, source};
+use crate::device::gpu::{expand, matvec, shrink};
 
 fn folder() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
@@ -50,14 +50,23 @@ fn every_file_in_the_folder_is_a_known_shader() {
     assert_eq!(files, known);
 }
 
-/// Arrays of a thread take no overrides, so this one number stands in WGSL, too.
+/// Arrays of a thread take no overrides, so these numbers stand in WGSL, too.
 #[test]
-fn matvec_has_arrays_for_the_most_tokens_it_is_dispatched_for() {
-    let module = naga::front::wgsl::parse_str(source("matvec")).unwrap();
-    let most = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some("MOST")).unwrap().1;
-    let value = &module.global_expressions[most.init];
-    let naga::Expression::Literal(naga::Literal::U32(value)) = value else { panic!("{value:?}") };
-    assert_eq!(*value as usize, MOST_TOKENS);
+fn shaders_have_arrays_for_the_most_that_they_are_dispatched_for() {
+    for (shader, name, expected) in [
+        ("matvec", "MOST", matvec::MOST_TOKENS),
+        ("shrink", "MOST_ROWS", shrink::MOST_ROWS),
+        ("shrink", "MOST_PAIRS", shrink::MOST_PAIRS),
+        ("expand", "MOST", expand::MOST_ROWS),
+    ] {
+        let module = naga::front::wgsl::parse_str(source(shader)).unwrap();
+        let most = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name));
+        let value = &module.global_expressions[most.unwrap().1.init];
+        let naga::Expression::Literal(naga::Literal::U32(value)) = value else {
+            panic!("{value:?}")
+        };
+        assert_eq!(*value as usize, expected, "{shader}: {name}");
+    }
 }
 
 /// A number that Rust knows, too, must not have another value in WGSL by default.

@@ -32,7 +32,7 @@ static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(Some(2)).unwrap());
 /// Weights start below this, and deltas share what is left.
 const BASE: i16 = 8000;
 
-fn made_matrix(rng: &mut StdRng, rows: usize, cols: usize) -> LatticeMatrix {
+pub(super) fn made_matrix(rng: &mut StdRng, rows: usize, cols: usize) -> LatticeMatrix {
     let mut matrix = LatticeMatrix::zeros(rows, cols);
     let stride = matrix.stride();
     for row in matrix.integers_mut().chunks_exact_mut(stride.max(1)) {
@@ -80,14 +80,14 @@ fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest
 
 /// What a node does to one matrix.
 #[derive(Clone, Debug)]
-enum Made {
+pub(super) enum Made {
     Untouched,
     LowRank(usize),
     Dense,
     Sparse,
 }
 
-fn made_delta(
+pub(super) fn made_delta(
     rng: &mut StdRng,
     rows: usize,
     cols: usize,

@@ -1,7 +1,7 @@
 //! The base model: opened once, read-only, memory-mapped, with its content hash.
 //!
 //! **Invariant:** an open base has exactly the weights its architecture needs, each of the shape
-//! its configuration gives, whatever the file format; rows are given in Hugging Face order, and
+//! its configuration names, whatever the file format; rows are given in Hugging Face order, and
 //! norms as what is multiplied by.
 
 mod end_tokens;

@@ -117,13 +117,13 @@ pub enum StoreDefect {
     },
     /// The same base and headroom, but other steps: another version of the quantisation.
     #[error(
-        "the store's steps are not those this program gives the base (BLAKE3 {expected} expected, {found} found); \
+        "the store's steps are not those this program computes for the base (BLAKE3 {expected} expected, {found} found); \
          import the adapters again"
     )]
     Lattice {
         /// The store's.
         expected: String,
-        /// What the base gives.
+        /// What the base has.
         found: String,
     },
     /// The root was given where a node of the store is needed.
@@ -292,19 +292,19 @@ fn stale(
     match (trained_under, parent) {
         (Some("/"), _) => format!(
             "{name} was trained on the base itself, but hangs under {parent}, which has content {found}; move it back, \
-             publish it anew, {what_to_do}"
+             publish it again, {what_to_do}"
         ),
         (Some(under), _) => format!(
             "{name} was trained under {under}, on its content {trained_on}, but hangs under {parent}; move it back, \
-             publish it anew, {what_to_do}"
+             publish it again, {what_to_do}"
         ),
         // The base has but one content.
         (None, "/") => format!(
             "{name} was trained on content {trained_on} of a node that is not there any more, but hangs under /; publish \
-             it anew, {what_to_do}"
+             it again, {what_to_do}"
         ),
         (None, _) => format!(
-            "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it anew, roll \
+            "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it again, roll \
              {parent} back, {what_to_do}"
         ),
     }

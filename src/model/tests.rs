@@ -29,7 +29,7 @@ impl Runner {
     }
 
     fn cache(&self, slots: usize) -> KvCache<Cpu> {
-        KvCache::new(&self.cpu, self.model.config(), slots, 128, OWNER).expect("room")
+        KvCache::new(&self.cpu, self.model.config(), slots, 128, OWNER).expect("memory")
     }
 
     fn try_forward(
@@ -328,7 +328,7 @@ fn generation_stops_at_the_end_of_the_context() {
     let runner = default_runner();
     let options = GenerateOptions { max_tokens: 50, ..Default::default() };
     let (ids, stop) = run(&runner, &tokens(120, 1), &options).unwrap();
-    // The ninth token follows 128 others, but has no room itself.
+    // The ninth token follows 128 others, but does not fit itself.
     assert_eq!((ids.len(), stop), (9, StopReason::ContextFull));
     let error = run(&runner, &tokens(129, 1), &options).expect_err("refused");
     assert!(matches!(error, Error::ContextFull { needed: 129, capacity: 128, .. }));

@@ -41,9 +41,9 @@ struct Version {
     /// `None` for the root.
     parent: Option<NodeVersion>,
     source: Source,
-    /// Whether it was told that it was trained on other content of its parent.
+    /// Whether it was reported that it was trained on other content of its parent.
     told_stale: AtomicBool,
-    /// Whether it was told that the lattice keeps little of its change.
+    /// Whether it was reported that the lattice keeps little of its change.
     told_kept: AtomicBool,
 }
 
@@ -120,7 +120,7 @@ impl NodeVersion {
         &self.0.source
     }
 
-    /// Whether this is the first time that this is told about it.
+    /// Whether this is the first time that this is reported of it.
     pub(crate) fn tells_kept(&self) -> bool {
         !self.0.told_kept.swap(true, Ordering::Relaxed)
     }
@@ -203,7 +203,7 @@ pub(crate) trait NodeSet: Send + Sync {
     /// A version's deltas, those of files checked against the base.
     fn read(&self, version: &NodeVersion, reading: &Reading<'_>) -> Result<Deltas>;
 
-    /// Tells, or refuses, a version whose path was trained on other content than there is now.
+    /// Warns of, or refuses, a version whose path was trained on other content than there is now.
     fn check_stale(&self, version: &NodeVersion, policy: StalePolicy) -> Result<()>;
 
     /// An error about a path that leaves the lattice, with advice that helps here.

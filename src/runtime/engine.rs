@@ -88,7 +88,7 @@ impl Engine {
         })
     }
 
-    /// A matrix of the base, read anew; a tied head is the embedding.
+    /// A matrix of the base, read again; a tied head is the embedding.
     pub(super) fn fresh_matrix(&self, name: &WeightName) -> Result<(LatticeMatrix, Grid)> {
         let tied = self.base.config().tie_word_embeddings && name.as_str() == HEAD;
         let source = if tied { &WeightName::new(EMBEDDING) } else { name };

@@ -137,7 +137,7 @@ impl Bench {
     }
 
     /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the
-    /// root. Gives what of the tree is refused.
+    /// root. Returns what of the tree is refused.
     fn measure_tree(
         &self,
         runtime: &mut Runtime,
@@ -198,15 +198,15 @@ impl Bench {
         for _ in Measure::new(runtime).turns(self.repeats) {
             let mut token = |node| -> pleach::Result<f64> {
                 runtime.switch_to(node)?;
-                let (context, room) = decoding(runtime);
-                Ok(Measure::new(runtime).decode(context, room.min(DECODED))?.ms)
+                let (context, decoded) = decoding(runtime);
+                Ok(Measure::new(runtime).decode(context, decoded.min(DECODED))?.ms)
             };
             ratios.push(token("/")? / token(leaf)?);
         }
         Ok(median(ratios.into_iter()))
     }
 
-    /// Decode and prefill at the current node, as long as the base's context is; gives the
+    /// Decode and prefill at the current node, as long as the base's context is; returns the
     /// milliseconds of a token.
     fn speeds(
         &self,
@@ -229,8 +229,8 @@ impl Bench {
     }
 
     fn decode(&self, runtime: &mut Runtime) -> pleach::Result<Measured> {
-        let (context, room) = decoding(runtime);
-        Measure::new(runtime).decode(context, (8 * self.repeats).min(room))
+        let (context, decoded) = decoding(runtime);
+        Measure::new(runtime).decode(context, (8 * self.repeats).min(decoded))
     }
 
     /// The figures of made adapters of every rank, on all linears and on q and v.
@@ -292,8 +292,8 @@ impl Bench {
     }
 }
 
-/// Tokens of context before the decoded ones, and room for these: a base of a short context gives
-/// half of it to each.
+/// Tokens of context before the decoded ones, and how many of these: a base of a short context
+/// leaves half of it to either.
 fn decoding(runtime: &Runtime) -> (usize, usize) {
     let held = runtime.base().config().max_position_embeddings;
     let context = if held > CONTEXT + DECODED { CONTEXT } else { (held - 1) / 2 };
@@ -307,7 +307,7 @@ fn deltas_at_hand(runtime: &mut Runtime, a: &str, b: &str) -> anyhow::Result<()>
     let report = runtime.switch_to(a)?;
     let after = runtime.switch_to(b)?;
     let short = |option: &str| {
-        format!("{option} has no room for the deltas of both {a} and {b}: give more MiB")
+        format!("{option} has no memory for the deltas of both {a} and {b}: give more MiB")
     };
     anyhow::ensure!(
         report.compiled.is_empty() && after.compiled.is_empty(),
@@ -348,7 +348,7 @@ fn resident(runtime: &Runtime, figures: &mut Figures) {
     figures.plain("resident_bytes_per_weight", per_weight, "bytes");
 }
 
-/// The process's peak resident memory, where the operating system tells.
+/// The process's peak resident memory, where the operating system reports it.
 fn peak_memory_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

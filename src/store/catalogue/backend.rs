@@ -135,7 +135,7 @@ impl StorageBackend for Backend {
             pages.zip(out.chunks_exact_mut(PAGE)).zip(blocks.chunks_exact(BLOCK))
         {
             let (bytes, found) = block.split_at(PAGE);
-            // Room that was never written to is zero.
+            // Space that was never written to is zero.
             if found != sum(offset, bytes) && block.iter().any(|&byte| byte != 0) {
                 let problem = format!("the BLAKE3 of the page at byte {} is wrong", place(offset));
                 return Err(io::Error::new(io::ErrorKind::InvalidData, problem));

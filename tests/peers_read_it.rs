@@ -84,7 +84,7 @@ fn config_defect(result: pleach::Result<BaseModel>) -> ConfigDefect {
     }
 }
 
-/// Writes `parts` in `count` files and gives their paths.
+/// Writes `parts` in `count` files and returns their paths.
 fn split(parts: Parts, dir: &Path, count: usize) -> Vec<PathBuf> {
     let total = parts.tensors.len();
     let mut tensors = parts.tensors.into_iter();

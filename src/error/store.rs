@@ -84,12 +84,14 @@ pub enum StoreDefect {
     Unfinished,
     /// The last step of a change failed.
     #[error(
-        "the change was written but its end was not confirmed ({problem}): it may or may not have been made; look \
-         at the node, then try again"
+        "the change was written but its end was not confirmed ({problem}): {}",
+        unconfirmed(*settled)
     )]
     Unconfirmed {
         /// What the database said.
         problem: String,
+        /// Whether it is settled by now: what is there is what stays.
+        settled: bool,
     },
     /// The store was compiled for another base.
     #[error(
@@ -279,6 +281,16 @@ pub enum StoreDefect {
         /// The limit.
         limit: u64,
     },
+}
+
+/// What is known of a change whose end was not confirmed, and what to do.
+fn unconfirmed(settled: bool) -> &'static str {
+    if settled {
+        "it is settled by now whether it was made: look at the node, and try again if it was not"
+    } else {
+        "it may or may not have been made, and may still appear when the store is next changed: once the disk works, \
+         open the store again and change something in it, then look at the node"
+    }
 }
 
 fn stale(

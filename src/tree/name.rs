@@ -64,7 +64,7 @@ pub(crate) fn normal(name: &str) -> Cow<'_, str> {
 ///   Chinese or Korean. `аlice` with a Cyrillic `а` is not alice. Names of one script throughout
 ///   that look alike (`асе` and `ace`) stay two names.
 ///
-/// Names are told apart by case: `Alice` is not `alice`.
+/// Names are kept apart by case: `Alice` is not `alice`.
 pub(crate) fn check_name(name: &str) -> Result<(), TreeDefect> {
     let depth = name.split('/').count();
     if depth > MAX_DEPTH {

@@ -332,7 +332,7 @@ impl Fault {
 
     fn faults(self) -> Faults {
         match self.full && !self.for_good {
-            true => Faults::no_room_after(self.after),
+            true => Faults::no_space_after(self.after),
             false => Faults::after(self.after, self.for_good),
         }
     }

@@ -184,7 +184,25 @@ impl Catalogue {
     /// nothing has changed. `work` must not come back here: it may have to open the database, which
     /// waits for the change to end.
     pub(super) fn write<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
-        self.alone(work, true)
+        self.alone(work, true).map_err(|error| self.settled(error))
+    }
+
+    /// Settles a commit that was not confirmed, and says whether that worked. redb marks a commit
+    /// that its last flush has not passed: every reader goes on with the one before, and whoever
+    /// begins to write next makes the marked one valid. Without a next one here, the change would
+    /// turn up after its caller looked and found it missing. An empty commit, because an aborted
+    /// transaction is not flushed.
+    fn settled(&self, error: Error) -> Error {
+        match error {
+            Error::Store { path, defect } => match *defect {
+                StoreDefect::Unconfirmed { problem, .. } => {
+                    let settled = self.alone(|_| Ok(()), true).is_ok();
+                    Error::store(path, StoreDefect::Unconfirmed { problem, settled })
+                }
+                defect => Error::store(path, defect),
+            },
+            error => error,
+        }
     }
 
     /// Does something while nobody changes the store, and changes nothing.
@@ -214,7 +232,7 @@ impl Catalogue {
             }
             transaction.commit().map_err(|error| {
                 let problem = error.to_string();
-                Error::store(&self.path, StoreDefect::Unconfirmed { problem })
+                Error::store(&self.path, StoreDefect::Unconfirmed { problem, settled: false })
             })?;
             Ok(done)
         })

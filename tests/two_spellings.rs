@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pleach::base::{BaseModel, ModelConfig, RopeScaling};
+use pleach::arch::{ModelConfig, RopeScaling};
+use pleach::base::BaseModel;
 use pleach::error::{ConfigDefect, WeightDefect};
 use pleach::runtime::Prompt;
 use pleach::testing::{TinyModel, tiny_hf_model, tiny_hf_model_of};

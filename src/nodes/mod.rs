@@ -42,9 +42,9 @@ struct Version {
     parent: Option<NodeVersion>,
     source: Source,
     /// Whether it was reported that it was trained on other content of its parent.
-    told_stale: AtomicBool,
+    warned_stale: AtomicBool,
     /// Whether it was reported that the lattice keeps little of its change.
-    told_kept: AtomicBool,
+    warned_kept: AtomicBool,
 }
 
 /// Where a version's deltas are.
@@ -74,8 +74,8 @@ impl NodeVersion {
     fn new(name: Arc<str>, parent: Option<Self>, source: Source) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let (told_stale, told_kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self(Arc::new(Version { serial, name, parent, source, told_stale, told_kept }))
+        let (warned_stale, warned_kept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(Version { serial, name, parent, source, warned_stale, warned_kept }))
     }
 
     /// The root of a tree: the base itself.
@@ -121,8 +121,8 @@ impl NodeVersion {
     }
 
     /// Whether this is the first time that this is reported of it.
-    pub(crate) fn tells_kept(&self) -> bool {
-        !self.0.told_kept.swap(true, Ordering::Relaxed)
+    pub(crate) fn warns_of_kept(&self) -> bool {
+        !self.0.warned_kept.swap(true, Ordering::Relaxed)
     }
 }
 

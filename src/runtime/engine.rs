@@ -77,7 +77,7 @@ impl Engine {
                     report
                         .kept
                         .extend(kept.share().map(|share| (version.name().to_owned(), share)));
-                    if kept.is_low() && version.tells_kept() {
+                    if kept.is_low() && version.warns_of_kept() {
                         tracing::warn!("{}: {}", version.name(), kept.warning(false));
                     }
                     grids.place(node)?

@@ -22,7 +22,7 @@ With --json stdout is one JSON document: the answer, or {\"error\": \"…\"}. An
 Exit status: 0 done, 1 an error or a failed verification, 2 wrong usage.";
 
 #[derive(Parser)]
-#[command(name = "pleach", version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(name = "pleach", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) options: Options,

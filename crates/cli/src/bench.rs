@@ -30,14 +30,17 @@ const DECODED: usize = 16;
 /// Measure switches, decode and prefill beside what this machine's memory and multipliers allow
 #[derive(Args)]
 #[command(after_help = "\
-Every ceiling is measured beside the figure, in turns, and a ratio is the median of the turns' ratios. The ceiling of a
-switch is the larger of two times: reading, changing and writing the touched weights, and as many integer products from
-registers as the adapters' factors need. That of a decoded token is reading its weights; that of a prompt, its float
-products from registers. Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf.
-GB/s are the touched weights, read and written, over the time of the call. On a GPU the times of pass and copies by its
-own clock stand beside it, and *_uploading_ms is a switch whose target's deltas are in RAM but not on the GPU. On a software
-adapter the longest prompt is left out, and the walk that ends a measurement is a tenth as long.
-Answers are checked first: weights at visited nodes against a fresh load, the root's bits against the base.")]
+Every ceiling is measured beside the figure, in turns, and a ratio is the median of the turns' \
+ratios. The ceiling of a switch is the larger of two times: reading, changing and writing the \
+touched weights, and as many integer products from registers as the adapters' factors need. That \
+of a decoded token is reading its weights; that of a prompt, its float products from registers. \
+Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf. \
+GB/s are the touched weights, read and written, over the time of the call. On a GPU the times of \
+pass and copies by its own clock stand beside it, and *_uploading_ms is a switch whose target's \
+deltas are in RAM but not on the GPU. On a software adapter the longest prompt is left out, and \
+the walk that ends a measurement is a tenth as long.
+Answers are checked first: weights at visited nodes against a fresh load, the root's bits against \
+the base.")]
 pub(crate) struct Bench {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long, required_unless_present = "shapes")]

@@ -26,9 +26,9 @@ use super::store::{Summary, check_fit, moving};
 /// Report what an adapter, a base, a tree or a store is, and whether it fits a base
 #[derive(Args)]
 #[command(after_help = "\
-With --base an adapter is compiled as if it hung under the root, and of a tree or a store the whole path of every node is
-checked: names and shapes, copies of the embedding or head, and whether every weight stays on the lattice. Exit status 1 if
-anything does not fit.")]
+With --base an adapter is compiled as if it hung under the root, and of a tree or a store the \
+whole path of every node is checked: names and shapes, copies of the embedding or head, and \
+whether every weight stays on the lattice. Exit status 1 if anything does not fit.")]
 pub(crate) struct Inspect {
     /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]), a tree or a
     /// store

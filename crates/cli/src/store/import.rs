@@ -22,8 +22,8 @@ const REMARKS_TOLD: usize = 20;
 /// Make a store from a tree of PEFT adapters
 #[derive(Args)]
 #[command(after_help = "\
-Where an entry of the tree is refused, all that are refused are named and there is no store, unless --skip-refused leaves them
-and what hangs below them out.")]
+Where an entry of the tree is refused, all that are refused are named and there is no store, \
+unless --skip-refused leaves them and what hangs below them out.")]
 pub(super) struct Import {
     /// Folder of the tree
     tree: PathBuf,

@@ -17,10 +17,11 @@ use crate::Console;
 /// Check every record and every byte of a store
 #[derive(Args)]
 #[command(after_help = "\
-Exit status 1 if anything is wrong, with --deep also if a switch could not reach a node, because a weight would leave the
-lattice. Without --base some nodes may stay open, which is reported and is no fault. Nobody can change the store while the
-catalogue's pages are looked at; where they are damaged the database mends them if it can, and that is reported as a problem. A
-store that may only be read is checked, too, all but the catalogue's account of its free pages.")]
+Exit status 1 if anything is wrong, with --deep also if a switch could not reach a node, because \
+a weight would leave the lattice. Without --base some nodes may stay open, which is reported and \
+is no fault. Nobody can change the store while the catalogue's pages are looked at; where they \
+are damaged the database mends them if it can, and that is reported as a problem. A store that \
+may only be read is checked, too, all but the catalogue's account of its free pages.")]
 pub(super) struct Verify {
     /// Folder of the store
     store: PathBuf,

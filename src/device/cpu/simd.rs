@@ -66,7 +66,8 @@ impl SimdLevel {
     }
 }
 
-/// 16 values: the unit all float kernels work in.
+/// 16 values: the unit all float kernels work in. One vector of AVX-512, two of AVX2 and four of
+/// plain Rust, so that code written over it leaves no part of any of them idle.
 pub(crate) const CHUNK: usize = 16;
 
 /// Code to be compiled once per instruction set. `run` must be `#[inline(always)]`, and so must all

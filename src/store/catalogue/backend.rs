@@ -26,7 +26,8 @@ const HEAD: usize = 16;
 
 /// Bytes of a page of redb.
 const PAGE: usize = 4096;
-/// Bytes of BLAKE3 behind each page.
+/// Bytes of BLAKE3 behind each page. Half of it is enough: it is to find damage, and who could
+/// choose a page that collides could as well write its checksum.
 const SUM: usize = 16;
 /// A page and its checksum.
 const BLOCK: usize = PAGE + SUM;

@@ -111,8 +111,9 @@ impl Walk {
         self.store.as_ref().expect("it is open")
     }
 
-    /// Closes the store and opens it again, with these faults. Closed first: what became of an
-    /// unconfirmed change is settled when the handle that made it is gone and the next opens.
+    /// Closes the store and opens it again, with these faults. Closed first: where the disk failed
+    /// for good, what became of an unconfirmed change is settled when the handle that made it is
+    /// gone and the next opens to write.
     fn reopen(&mut self, faults: Faults) -> Result<()> {
         self.tally.reopened += 1;
         self.store = None;

@@ -5,7 +5,8 @@
 //! state for as long as its reading lasts.
 //!
 //! **Invariant:** a change is one transaction: it is there whole once [`Catalogue::write`] returns,
-//! or not at all.
+//! or not at all. One whose end failed is settled before the error is returned, if the disk lets
+//! it.
 //! **Invariant:** damage is an error, also where the database would panic. After a failure the
 //! database is opened again: a disk that was full for a moment does not end a server.
 

@@ -2,7 +2,7 @@
 //! the same machine could.
 //!
 //! Times are those of the device's own clock where it has one: what a call costs beside them is
-//! `pleach bench`'s to tell. Every answer is checked first: switches and fingerprints against the
+//! `pleach bench`'s to say. Every answer is checked first: switches and fingerprints against the
 //! CPU's bits, products against sums in f64.
 //!
 //! The matrices are layers of two models' shapes: on a GPU more than its caches hold, on a software
@@ -81,7 +81,7 @@ impl Layers {
     fn upload(&mut self, gpu: &Gpu) {
         self.there.clear();
         self.there.extend(
-            self.host.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).expect("room")),
+            self.host.iter().map(|matrix| gpu.upload_matrix(matrix.clone()).expect("memory")),
         );
     }
 
@@ -98,7 +98,7 @@ impl Layers {
     }
 }
 
-/// Times `run`, which tells its milliseconds.
+/// Times `run`, which returns its milliseconds.
 fn time(group: &mut Group, name: &str, mut run: impl FnMut() -> f64) {
     group.bench_function(name, |bencher| {
         // Criterion waits for a sum to grow: no time is nothing.
@@ -137,7 +137,7 @@ fn switches(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &mut Layers
             cpu.integer_products_ms(products).expect("the CPU works")
         });
         let deltas = [1, 2].map(|seed| layers.adapter(rank, seed));
-        let uploaded = deltas.each_ref().map(|deltas| gpu.upload_deltas(deltas).expect("room"));
+        let uploaded = deltas.each_ref().map(|deltas| gpu.upload_deltas(deltas).expect("memory"));
         gpu.finish_uploads(&uploaded.iter().collect::<Vec<_>>()).expect("the GPU works");
         let mut hosts = deltas.iter().collect::<Vec<_>>();
         time(&mut group, &format!("cpu/r{rank}"), || {
@@ -207,11 +207,11 @@ impl Products {
     fn new(gpu: &Gpu, layers: &Layers, tokens: usize) -> Self {
         let mut rng = StdRng::seed_from_u64(3);
         let x: Vec<f32> = (0..tokens * WIDEST).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let input = gpu.upload_buffer(x.clone()).expect("room");
+        let input = gpu.upload_buffer(x.clone()).expect("memory");
         let outputs = layers
             .host
             .iter()
-            .map(|matrix| gpu.alloc(tokens * matrix.rows()).expect("room"))
+            .map(|matrix| gpu.alloc(tokens * matrix.rows()).expect("memory"))
             .collect();
         Self { tokens, x, input, outputs }
     }

@@ -1,7 +1,7 @@
 //! The switch kernel on two layers of Llama-3.2-1B's shapes, sibling to sibling, beside its two
 //! ceilings.
 //!
-//! The answer is checked first: sampled rows against the definition, and there and back gives the
+//! The answer is checked first: sampled rows against the definition, and there and back makes the
 //! same bits.
 
 use std::hint::black_box;

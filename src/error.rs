@@ -114,13 +114,13 @@ pub enum Error {
 
     /// A pass over the weights broke off, so they are in no known state.
     #[error(
-        "the weights are unusable since a switch broke off; `Runtime::restore` loads them anew from the base"
+        "the weights are unusable since a switch broke off; `Runtime::restore` loads them again from the base"
     )]
     Unusable,
 
     /// A node whose weights would leave the lattice.
     #[error(
-        "{}{weight} row {row} would leave the lattice at headroom {headroom}; {}", of_node(node), room(*needed, *in_store)
+        "{}{weight} row {row} would leave the lattice at headroom {headroom}; {}", of_node(node), advice(*needed, *in_store)
     )]
     Overflow {
         /// The node, or empty while a single delta is compiled.
@@ -264,7 +264,7 @@ pub enum Error {
 
     /// A device broke off: it was lost, ran out of memory in the middle, or refused a command.
     #[error(
-        "{device} failed: {problem}; load the weights anew with `Runtime::restore`, or run with --device cpu"
+        "{device} failed: {problem}; load the weights again with `Runtime::restore`, or run with --device cpu"
     )]
     DeviceFailed {
         /// The device.
@@ -394,9 +394,9 @@ pub enum Error {
         pages: usize,
     },
 
-    /// A device has no room for a buffer.
+    /// A device has no memory for a buffer.
     #[error(
-        "the device has no room for {bytes} bytes more; ask for a shorter context, fewer sequences or a smaller delta budget, or compute on the CPU"
+        "the device has no memory for {bytes} bytes more; ask for a shorter context, fewer sequences or a smaller delta budget, or compute on the CPU"
     )]
     DeviceMemory {
         /// Bytes asked for.
@@ -405,14 +405,14 @@ pub enum Error {
 
     /// A sequence would outgrow the model's context, or the room that was asked for it.
     #[error(
-        "sequence {index} would hold {needed} tokens, but the context has room for {capacity}; shorten the prompt"
+        "sequence {index} would hold {needed} tokens, but the context holds {capacity}; shorten the prompt"
     )]
     ContextFull {
         /// The sequence's place in the batch.
         index: usize,
         /// Tokens it would hold.
         needed: usize,
-        /// Tokens there is room for.
+        /// Tokens it can hold.
         capacity: usize,
     },
 
@@ -563,7 +563,7 @@ fn of_node(node: &str) -> String {
 }
 
 /// What to do about a lattice that is too small.
-fn room(needed: f64, in_store: bool) -> String {
+fn advice(needed: f64, in_store: bool) -> String {
     if needed > f64::from(MAX_HEADROOM) {
         "no headroom holds it: the delta is far larger than the weights; check the adapter's base and scaling"
             .to_owned()

@@ -1,7 +1,7 @@
 //! Names of weights: Hugging Face's and PEFT's spellings meet here and nowhere else; GGUF's are in
 //! the tables of [`crate::arch`].
 //!
-//! **Invariant:** two spellings of one parameter give the same [`WeightName`].
+//! **Invariant:** two spellings of one parameter make the same [`WeightName`].
 //!
 //! **Source:** PEFT's `save_pretrained` keys and the wrappers (FSDP, `torch.compile`, DDP,
 //! vision-language models) that put words in front of them.

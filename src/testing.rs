@@ -1,7 +1,7 @@
 //! Makes tiny models for tests and benches: a Hugging Face folder, or the same model as a GGUF
 //! file.
 //!
-//! **Invariant:** the same [`TinyModel`] gives the same weights in both forms, up to the storage
+//! **Invariant:** the same [`TinyModel`] makes the same weights in both forms, up to the storage
 //! type's rounding.
 
 #![allow(

@@ -306,10 +306,9 @@ impl<D: Device> Weights<D> {
     }
 
     /// Checks that no weight leaves the lattice where `moving` leads, the deltas of the nodes that
-    /// are left and entered. `path` holds the deltas
-    /// applied there: where the sum of their largest entries leaves room nothing else is looked at,
-    /// and the other rows are counted exactly. What was found to fit is not looked at again while
-    /// its deltas stay in memory.
+    /// are left and entered. `path` holds the deltas applied there: where the sum of their largest
+    /// entries leaves space nothing else is looked at, and the other rows are counted exactly. What
+    /// was found to fit is not looked at again while its deltas stay in memory.
     ///
     /// # Errors
     /// [`Error::Overflow`] with the headroom that would do.

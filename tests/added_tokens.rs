@@ -47,7 +47,7 @@ fn tokens_declared_beside_tokenizer_json_are_those_of_transformers() {
     }
 }
 
-/// transformers gives other bytes here, too: the text itself says what is right.
+/// transformers decodes other bytes here, too: the text itself says what is right.
 #[test]
 fn added_token_with_letters_of_the_byte_alphabet_comes_back_as_it_is() {
     let mut files = cases()["nothing"]["files"].clone();

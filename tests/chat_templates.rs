@@ -1,7 +1,7 @@
 //! A template that is rendered a little otherwise than in training is a prompt that the model never
-//! saw, and nobody is told: escaped `<`, `None` for nothing, a lost line end.
+//! saw, and nobody notices: escaped `<`, `None` for nothing, a lost line end.
 //! `fixtures/text/chat.json` is what transformers 5.23 renders (`make_chat.py` there makes it):
-//! every template of it gives the same text, every error is one.
+//! every template of it renders the same text, every error is one.
 
 use std::path::Path;
 

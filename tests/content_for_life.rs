@@ -80,7 +80,7 @@ fn config_alone_makes_other_content() {
     std::fs::write(tree(&dir, "de").join("adapter_config.json"), louder.config_bytes()).unwrap();
     let (node, first) = changed(runtime.switch_to("de"));
     assert_eq!((&node[..], first.len()), ("de", 16));
-    // Another runtime begins anew.
+    // Another runtime begins again.
     let path = |name: &str| dir.path().join(name);
     let mut other =
         Runtime::builder().base(path("base")).tree(path("tree")).headroom(4.0).open().unwrap();
@@ -106,7 +106,7 @@ fn verify_says_that_files_changed_and_blames_no_weights() {
     assert_eq!(changed(runtime.verify(20, 1, 1, |_| ())).0, "fr");
 }
 
-/// Files that would be refused today are told to be others, not what is wrong with them.
+/// Files that would be refused today are reported as others, not what is wrong with them.
 #[test]
 fn content_that_no_longer_fits_is_other_content() {
     let (dir, mut runtime) = forgetful();

@@ -25,7 +25,7 @@ use rand::{Rng, SeedableRng};
 const SWITCHES: usize = 100_000;
 /// Switches on the real base: as many as a minute holds.
 const REAL_SWITCHES: usize = 2_000;
-/// Size of a made delta's entries; the made base's weights reach a third, and the lattice has room
+/// Size of a made delta's entries; the made base's weights reach a third, and the lattice has space
 /// for twice that.
 const SIZE: f32 = 0.01;
 const HEADROOM: f32 = 2.0;

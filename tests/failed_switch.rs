@@ -278,7 +278,8 @@ fn reopened_until_it_fits(base: &Path, tree: &AdapterTree, node: &str) -> usize 
 fn overflow_names_the_headroom_that_does() {
     let made = Made::new();
     let (up, down) = ("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
-    // Rows that need more and more room, so that the first to be found is not the one that decides.
+    // Rows that need more and more space, so that the first to be found is not the one that
+    // decides.
     let steep = |rows: u16, cols: usize| -> Vec<f32> {
         (0..rows).flat_map(|row| vec![0.3 + f32::from(row) / 20.0; cols]).collect()
     };
@@ -348,7 +349,7 @@ fn delta_beyond_any_headroom_is_refused_without_naming_one() {
     }
 }
 
-/// With no room to keep anything, only the deltas that are applied stay, and those are what is
+/// With no memory to keep anything, only the deltas that are applied stay, and those are what is
 /// subtracted, whatever has become of the files.
 #[test]
 fn adapters_replaced_while_applied_are_subtracted_as_they_were_added() {

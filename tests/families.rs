@@ -1,6 +1,7 @@
 //! A family whose norm is left out, whose heads are of another width or whose window stands open
 //! still talks. So a tiny random model of every family, as transformers saves it, is held against
-//! the logits that transformers computes for it, on every device, in one prefill and token by token.
+//! the logits that transformers computes for it, on every device, in one prefill and token by
+//! token.
 //!
 //! `tests/fixtures/families/make_forward.py` makes them.
 
@@ -19,7 +20,7 @@ use serde::Deserialize;
 /// Names the weights.
 const OWNER: [u8; 32] = [1; 32];
 /// Largest distance of a logit, as a share of the largest logit: what i16 steps leave of the
-/// weights, with ample room.
+/// weights, with ample space.
 const SHARE: f64 = 1e-3;
 
 #[derive(Deserialize)]

@@ -24,7 +24,7 @@ use std::ops::ControlFlow;
 
 const SWITCHES: usize = 10_000;
 const REAL_SWITCHES: usize = 200;
-/// Size of a made delta's entries, and the room for a path of them.
+/// Size of a made delta's entries, and the headroom for a path of them.
 const SIZE: f32 = 0.05;
 const HEADROOM: f32 = 4.0;
 
@@ -270,7 +270,7 @@ fn a_lost_gpu_serves_nobody_until_the_weights_are_loaded_anew() {
 }
 
 /// Whatever fails, wherever: either nothing has changed, or nothing is served until the weights are
-/// loaded anew.
+/// loaded again.
 #[test]
 fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
     if !there_is_a_gpu() {
@@ -299,7 +299,7 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
         runtime.gpu().unwrap().fail_after(u64::MAX);
         assert!(
             after > 1 || switched.is_ok(),
-            "the upload is tried again when there is more room: {switched:?}"
+            "the upload is tried again when there is more memory: {switched:?}"
         );
         let served = runtime.fingerprint();
         match (switched, served) {

@@ -345,7 +345,7 @@ fn oversized_headers_are_refused_before_they_are_read() {
     assert!(matches!(made.refused_entry(), Error::FileTooLarge { .. }));
 }
 
-/// A thread moves whole versions of a folder into place. A reader gets one of them, or is told that
+/// A thread moves whole versions of a folder into place. A reader gets one of them, or learns that
 /// it came in between.
 #[test]
 fn adapter_replaced_while_it_is_read_is_one_version_or_an_error() {

@@ -28,9 +28,9 @@ fn pipe(path: &Path) {
 
 /// What `ask` is refused with, within a time that no pipe keeps.
 fn refused<T>(ask: impl FnOnce() -> pleach::Result<T> + Send + 'static) -> (PathBuf, &'static str) {
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || tell.send(ask().map(drop)));
-    match told.recv_timeout(Duration::from_secs(30)).expect("it does not wait for a writer") {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(ask().map(drop)));
+    match receiver.recv_timeout(Duration::from_secs(30)).expect("it does not wait for a writer") {
         Err(Error::NotAFile { path, found }) => (path, found),
         Err(other) => panic!("{other}"),
         Ok(()) => panic!("it was accepted"),
@@ -118,7 +118,7 @@ fn pipe_that_takes_a_files_place_meanwhile_stops_nobody() {
     let (_dir, path) = folder();
     std::fs::write(path.join("file"), "text").unwrap();
     pipe(&path.join("pipe"));
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let (at, start) = (path.clone(), Instant::now());
     std::thread::spawn(move || {
         let (mut texts, mut pipes) = (0, 0);
@@ -130,13 +130,13 @@ fn pipe_that_takes_a_files_place_meanwhile_stops_nobody() {
                 Err(other) => panic!("{other}"),
             }
         }
-        tell.send(())
+        sender.send(())
     });
     for name in ["file", "pipe"].iter().cycle() {
         let _ = std::fs::remove_file(path.join("next"));
         symlink(name, path.join("next")).unwrap();
         std::fs::rename(path.join("next"), path.join("it")).unwrap();
-        match told.recv_timeout(Duration::ZERO) {
+        match receiver.recv_timeout(Duration::ZERO) {
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 assert!(start.elapsed() < Duration::from_secs(120), "it waits")
             }

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use pleach::base::{BaseModel, RopeScaling};
+use pleach::arch::RopeScaling;
+use pleach::base::BaseModel;
 use pleach::error::{ConfigDefect, GgufDefect};
 use pleach::testing::{TinyModel, tiny_gguf, tiny_hf_model};
 use pleach::{Error, WeightName};
@@ -84,7 +85,7 @@ fn config_defect(result: pleach::Result<BaseModel>) -> ConfigDefect {
     }
 }
 
-/// Writes `parts` in `count` files and gives their paths.
+/// Writes `parts` in `count` files and returns their paths.
 fn split(parts: Parts, dir: &Path, count: usize) -> Vec<PathBuf> {
     let total = parts.tensors.len();
     let mut tensors = parts.tensors.into_iter();

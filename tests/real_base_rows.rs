@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use pleach::WeightName;
-use pleach::base::{BaseModel, RopeScaling};
+use pleach::arch::RopeScaling;
+use pleach::base::BaseModel;
 use pleach::file::safetensors::SafeTensorsFile;
 use pleach::testing::smollm2_base;
 

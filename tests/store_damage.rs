@@ -82,7 +82,7 @@ fn ask(store: &Store) -> Vec<(String, Result<String>)> {
 
 /// An answer to hold others against: what was found, that there is no such node, or that it was
 /// refused.
-fn told(answer: Result<String>) -> String {
+fn answered(answer: Result<String>) -> String {
     match answer {
         Ok(found) => found,
         Err(Error::Tree(defect)) if matches!(*defect, TreeDefect::UnknownNode { .. }) => {
@@ -115,14 +115,14 @@ impl Census {
         let store = match Store::open(folder) {
             Ok(store) => store,
             Err(error) => {
-                assert_eq!(told(Err(error)), "refused");
+                assert_eq!(answered(Err(error)), "refused");
                 self.unopened += 1;
                 return;
             }
         };
         let (mut right, mut refused) = (true, false);
         for ((question, found), (_, truth)) in ask(&store).into_iter().zip(truth) {
-            let found = told(found);
+            let found = answered(found);
             if found == "refused" {
                 refused = true;
             } else if found != *truth {
@@ -155,7 +155,7 @@ fn damaged() -> Damaged {
     small_store(&store);
     let truth = ask(&Store::open(&store).unwrap())
         .into_iter()
-        .map(|(question, found)| (question, told(found)));
+        .map(|(question, found)| (question, answered(found)));
     let truth: Vec<_> = truth.collect();
     assert!(truth.iter().all(|(_, found)| found != "refused"));
     std::panic::set_hook(Box::new(|info| {
@@ -171,18 +171,18 @@ fn damaged() -> Damaged {
 fn end(name: &str, census: &Census) {
     let _ = std::panic::take_hook();
     let Census { harmless, refused, unopened, wrong, by_question, missed } = census;
-    let told = format!(
+    let printed = format!(
         "{name}: {harmless} harmless, {refused} refused, {unopened} not opened, {} wrong answers {by_question:?}, {} missed by \
          verification, {} panics caught\n",
         wrong.len(),
         missed.len(),
         PANICS.load(Ordering::Relaxed)
     );
-    std::io::stderr().write_all(told.as_bytes()).unwrap();
-    assert_eq!(PANICS.load(Ordering::Relaxed), 0, "{told}");
+    std::io::stderr().write_all(printed.as_bytes()).unwrap();
+    assert_eq!(PANICS.load(Ordering::Relaxed), 0, "{printed}");
     assert!(
         wrong.is_empty() && missed.is_empty(),
-        "{told}{}",
+        "{printed}{}",
         wrong[..wrong.len().min(20)].join("\n")
     );
 }

@@ -72,7 +72,7 @@ fn a_store_can_be_counted_while_a_compaction_removes_segments() {
     });
 }
 
-/// What a failed change leaves in the segments is room that a full disk has no more.
+/// What a failed change leaves in the segments is space that a full disk has no more.
 #[test]
 fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
     let mut refused = 0;
@@ -111,7 +111,7 @@ fn a_change_whose_bytes_cannot_be_written_takes_no_room() {
     assert!(refused > 10, "only {refused} steps failed");
 }
 
-/// A compaction is for stores that have little room left: it may not take as much again as there
+/// A compaction is for stores that have little space left: it may not take as much again as there
 /// is.
 #[test]
 fn a_compaction_removes_segments_as_it_goes() {
@@ -141,7 +141,7 @@ fn a_compaction_removes_segments_as_it_goes() {
     verified(&store);
 }
 
-/// An import of many adapters takes long: that its result has no place to go to is better told
+/// An import of many adapters takes long: that its result has no place to go to is better said
 /// before.
 #[cfg(unix)]
 #[test]

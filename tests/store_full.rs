@@ -1,5 +1,5 @@
 //! On a disk that was full to the last byte a node could not be removed, and once it was, a
-//! compaction failed for want of room to copy into: the one thing that would have given room back
+//! compaction failed for want of space to copy into: the one thing that would have freed space
 //! needed some. Here disks fill up under stores, really and at every step.
 
 #[path = "common/stored.rs"]
@@ -100,7 +100,7 @@ fn a_store_on_a_full_disk_can_be_emptied() {
         for seed in (0..COUNT).filter(|seed| kept == 0 || seed / 20 % kept != 0) {
             store.remove(&format!("n{seed}"), false, None).unwrap();
         }
-        // Somebody else is quicker to use what was given back.
+        // Somebody else is quicker to use what was freed.
         disk.fill();
         let (before, nodes) = (store.stats().unwrap().segment_bytes, model(&store, COUNT).nodes);
         let report = store.compact(|_, _| ()).unwrap();
@@ -116,13 +116,13 @@ fn a_store_on_a_full_disk_can_be_emptied() {
         store.publish("x", content(1), labelled(1)).unwrap();
         std::fs::remove_file(disk.path().join("full")).unwrap();
         assert_eq!(store.compact(|_, _| ()).unwrap().left_bytes, 0);
-        assert!(place.join("reserve").exists(), "room is kept again");
+        assert!(place.join("reserve").exists(), "space is kept again");
         verified(&store);
         verified(&Store::open(&place).unwrap());
     }
 }
 
-/// Wherever a compaction finds no room, nothing is lost, and where it was to copy it goes on.
+/// Wherever a compaction finds no space, nothing is lost, and where it was to copy it goes on.
 #[test]
 fn a_compaction_that_finds_no_room_once_gives_back_what_is_dead() {
     const COUNT: u16 = 60;
@@ -145,7 +145,7 @@ fn a_compaction_that_finds_no_room_once_gives_back_what_is_dead() {
     for step in 0.. {
         let place = folder.path().join(format!("at{step}"));
         copy(&made, &place);
-        let faults = Faults::no_room_after(step);
+        let faults = Faults::no_space_after(step);
         let store = Store::open_with(
             &place,
             &StoreOptions { segment_bytes: 16 << 10, ..options(faults.clone()) },
@@ -164,7 +164,7 @@ fn a_compaction_that_finds_no_room_once_gives_back_what_is_dead() {
             Err(Error::Store { .. }) => {}
             Err(error) => panic!("{error}"),
         }
-        assert_eq!(model(&store, COUNT).nodes, expected, "no room at step {step}");
+        assert_eq!(model(&store, COUNT).nodes, expected, "no space at step {step}");
         verified(&store);
         let steps = faults.steps();
         drop(store);

@@ -22,7 +22,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use stored::{Model, Op, info, lattice, look, scratch, verified};
 
-/// Tells the process that it is the one to be killed: folder of the store, its log, its part of the
+/// Shows the process that it is the one to be killed: folder of the store, its log, its part of the
 /// tree, its seed.
 const CHILD: &str = "PLEACH_KILLED_CHILD";
 const NAMES: [&str; 9] = ["a", "b", "c", "a/x", "a/y", "a/x/u", "b/x", "b/x/v", "c/w"];
@@ -82,12 +82,12 @@ fn any_op(model: &Model, part: &str, rng: &mut StdRng) -> Op {
     }
 }
 
-/// Changes its part of the store for ever; tells the log before and after each change.
-fn be_killed(told: &str) -> ! {
+/// Changes its part of the store for ever; writes to the log before and after each change.
+fn be_killed(named: &str) -> ! {
     let (folder, log, part, seed): (String, String, String, u64) =
-        serde_json::from_str(told).unwrap();
+        serde_json::from_str(named).unwrap();
     let mut log = OpenOptions::new().append(true).open(log).unwrap();
-    let mut tell = |line: String| log.write_all(format!("{line}\n").as_bytes()).unwrap();
+    let mut note = |line: String| log.write_all(format!("{line}\n").as_bytes()).unwrap();
     let mut rng = StdRng::seed_from_u64(seed);
     let store = open(Path::new(&folder));
     let mut model = Model::default();
@@ -103,29 +103,29 @@ fn be_killed(told: &str) -> ! {
         };
         model.nodes.insert(node.name, held);
     }
-    tell("ready".into());
+    note("ready".into());
     loop {
         let op = any_op(&model, &part, &mut rng);
-        tell(format!("try {}", serde_json::to_string(&op).unwrap()));
+        note(format!("try {}", serde_json::to_string(&op).unwrap()));
         match op.make(&store) {
             Ok(made) => {
                 let first = made.unwrap_or_default() + 1 - op.generations();
                 model.make(&op, first);
-                tell(format!("done {first}"));
+                note(format!("done {first}"));
             }
             // The other process has compacted: there is nothing left to go back to.
             Err(Error::Store { defect, .. })
                 if matches!(*defect, StoreDefect::UnknownGeneration { .. }) =>
             {
                 model.past.clear();
-                tell("refused".into());
+                note("refused".into());
             }
             Err(Error::Tree(_)) if matches!(op, Op::Rollback(..)) => {
                 model.past.clear();
-                tell("refused".into());
+                note("refused".into());
             }
             Err(error) => {
-                tell(format!("failed {error}"));
+                note(format!("failed {error}"));
                 panic!("{error}");
             }
         }
@@ -142,10 +142,10 @@ impl Victim {
     fn start(folder: &Path, store: &Path, part: &'static str, seed: u64) -> Self {
         let log = folder.join(format!("{part}.log"));
         File::create(&log).unwrap();
-        let told = serde_json::to_string(&(store, &log, part, seed)).unwrap();
+        let named = serde_json::to_string(&(store, &log, part, seed)).unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "what_a_killed_process_had_confirmed_is_there", "--nocapture"])
-            .env(CHILD, told)
+            .env(CHILD, named)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -164,8 +164,8 @@ impl Victim {
         }
     }
 
-    /// What its part of the store may be, from what it was and the log; gives how many changes were
-    /// confirmed.
+    /// What its part of the store may be, from what it was and the log; returns how many changes
+    /// were confirmed.
     fn check(&self, before: &Model, found: &Model, alone: bool) -> usize {
         let mut model = part_of(before, self.part);
         let (mut trying, mut done): (Option<Op>, usize) = (None, 0);
@@ -211,8 +211,8 @@ impl Victim {
 
 #[test]
 fn what_a_killed_process_had_confirmed_is_there() {
-    if let Ok(told) = std::env::var(CHILD) {
-        be_killed(&told);
+    if let Ok(named) = std::env::var(CHILD) {
+        be_killed(&named);
     }
     let kills: usize = std::env::var("PLEACH_KILLS").map_or(60, |kills| kills.parse().unwrap());
     let folder = scratch();

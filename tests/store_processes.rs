@@ -18,7 +18,7 @@ use pleach::store::{Details, Store, StoreOptions};
 use rand::Rng;
 use stored::{content, info, labelled, lattice, scratch, seed_of, verified};
 
-/// Tells a process that it is one of those that work on the store in the folder named.
+/// Shows a process that it is one of those that work on the store in the folder named.
 const CHILD: &str = "PLEACH_STORE_CHILD";
 const NAMES: [&str; 5] = ["fr", "fr/alice", "fr/bob", "de", "de/eva"];
 const THREADS: usize = 4;
@@ -40,7 +40,7 @@ fn open(folder: &Path) -> Store {
 }
 
 /// Figures, for whoever looks.
-fn tell(figures: &str) {
+fn report(figures: &str) {
     std::io::stderr().write_all(format!("{figures}\n").as_bytes()).unwrap();
 }
 
@@ -113,7 +113,7 @@ fn a_reader_beside_a_writer_sees_committed_versions_in_their_order() {
     writer.kill().unwrap();
     writer.wait().unwrap();
     let stats = store.stats().unwrap();
-    tell(&format!(
+    report(&format!(
         "{:.1} s: {reads} reads, {missing} of nodes that were not there, {moved} of bytes that had moved, {} changes",
         begin.elapsed().as_secs_f64(),
         stats.generation
@@ -145,7 +145,7 @@ fn counted(count: u64) -> Details {
     }
 }
 
-/// Raises the counter; gives how often somebody else was faster.
+/// Raises the counter; returns how often somebody else was faster.
 fn raise(store: &Store) -> usize {
     let mut lost = 0;
     for _ in 0..SWAPS {
@@ -188,7 +188,7 @@ fn no_swap_of_several_processes_is_lost() {
     verified(&store);
 }
 
-/// Memory of this process in KiB and open files, where the system tells them.
+/// Memory of this process in KiB and open files, where the system reports them.
 fn held() -> Option<(u64, usize)> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let memory =
@@ -213,7 +213,7 @@ fn a_store_that_is_changed_for_long_holds_no_more_memory_or_files() {
             let now = held();
             begin = begin.or(now);
             let stats = store.stats().unwrap();
-            tell(&format!(
+            report(&format!(
                 "{} cycles: {now:?} KiB and files, {} B",
                 cycle + 1,
                 stats.segment_bytes + stats.catalogue_bytes

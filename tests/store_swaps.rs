@@ -223,7 +223,7 @@ fn who_reads_or_verifies_goes_on_with_the_store_that_was_opened() {
     assert!(files(&pair.at("store")) == theirs, "the other store was written to");
 }
 
-/// The catalogue is opened anew after a failure: by then another one may lie where it was.
+/// The catalogue is opened again after a failure: by then another one may lie where it was.
 #[test]
 fn a_catalogue_opened_anew_is_that_of_the_same_store() {
     let pair = Pair::new();
@@ -359,7 +359,7 @@ fn stores_that_trade_places_keep_what_they_were_given() {
                 swaps.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Whoever opens by name gets one of the two, whole, or is told that there is nothing.
+        // Whoever opens by name gets one of the two, whole, or learns that there is nothing.
         let visitor = scope.spawn(|| {
             let mut given = [BTreeSet::new(), BTreeSet::new()];
             for round in 0..u64::MAX {

@@ -410,19 +410,19 @@ fn a_kernel_has_one_name_everywhere() {
 }
 
 #[test]
-fn crates_stay_in_their_rooms() {
+fn crates_stay_behind_their_modules() {
     let mut findings = Vec::new();
     for source in sources().iter().filter(|source| !source.is_test()) {
         let code = source.code();
-        for (name, rooms) in PRIVATE_CRATES {
+        for (name, places) in PRIVATE_CRATES {
             if words(&code).any(|word| word == name)
-                && !rooms.iter().any(|room| source.path.starts_with(room))
+                && !places.iter().any(|place| source.path.starts_with(place))
             {
-                findings.push(format!("{} names {name}, which belongs to {rooms:?}", source.path));
+                findings.push(format!("{} names {name}, which belongs to {places:?}", source.path));
             }
         }
     }
-    none(&findings, "crates outside their rooms");
+    none(&findings, "crates outside their modules");
 }
 
 /// With `cargo test` every member is built with the library's test code in it; a user's is not.

@@ -151,7 +151,7 @@ fn adapter_of_embedding_or_head_changes_that_one_alone() {
     assert_eq!(logits(&runtime), logits(&fresh));
 }
 
-/// Loaded anew the two are one again, and part again when they have to.
+/// Loaded again the two are one again, and part again when they have to.
 #[test]
 fn restored_weights_are_tied_again_and_part_again() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! A config.json says one thing in two places: an old key and a new one, a flag and the tensors, a
 //! model type and an architecture. Whoever reads the first of them runs another model than
-//! transformers does, and nothing tells: YaRN pasted into `rope_scaling` was ignored beside
+//! transformers does, and nothing says so: YaRN pasted into `rope_scaling` was ignored beside
 //! `rope_parameters`, a head of its own was dropped for the sake of a flag, a window stood open
 //! because its key was left out. The values below are what transformers 5.23 takes, or the two are
 //! refused.
@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pleach::base::{BaseModel, ModelConfig, RopeScaling};
+use pleach::arch::{ModelConfig, RopeScaling};
+use pleach::base::BaseModel;
 use pleach::error::{ConfigDefect, WeightDefect};
 use pleach::runtime::Prompt;
 use pleach::testing::{TinyModel, tiny_hf_model, tiny_hf_model_of};

@@ -30,7 +30,7 @@ def arguments(**more):
 
 
 def long_prompt(tokens, salt):
-    """A text of exactly `tokens` SmolLM2 tokens; another `salt` gives another text, so that no prefix cache can answer."""
+    """A text of exactly `tokens` SmolLM2 tokens; another `salt` makes another text, so that no prefix cache can answer."""
     words = [" time", " people", " water", " world", " family", " school", " music", " house"]  # one token each
     return "".join(words[(i * (salt + 3) + i // 8 + salt) % 8] for i in range(tokens))
 

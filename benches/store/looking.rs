@@ -55,8 +55,8 @@ fn open(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
         .env(OPEN_AND_TELL, folder)
         .output()?;
     ensure!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
-    let told = String::from_utf8(child.stdout)?;
-    let figures = told.lines().filter_map(|line| line.split_once('\t'));
+    let printed = String::from_utf8(child.stdout)?;
+    let figures = printed.lines().filter_map(|line| line.split_once('\t'));
     let goal =
         |figure: &str| if figure.contains("opening") { Goal::AtMost(64.0) } else { Goal::None };
     for (figure, bytes) in figures {
@@ -68,20 +68,20 @@ fn open(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {
 /// The memory of this process before it opens the store, then, and after it looked many of its
 /// `leaves` up.
 pub(crate) fn tell_memory(folder: &Path, leaves: u64) -> anyhow::Result<()> {
-    let tell = |when: &str| -> anyhow::Result<()> {
+    let report = |when: &str| -> anyhow::Result<()> {
         println!("resident, {when}\t{}", memory("VmRSS")?);
         println!("resident, {when}, not of files\t{}", memory("RssAnon")?);
         Ok(())
     };
-    tell("before")?;
+    report("before")?;
     let store = Store::open(folder)?;
     ensure!(store.len()? >= leaves);
-    tell("after opening")?;
+    report("after opening")?;
     let mut rng = StdRng::seed_from_u64(2);
     for _ in 0..turns(LOOKUPS) {
         store.get(&Made::name(rand::Rng::random_range(&mut rng, 0..leaves)))?;
     }
-    tell("after 20,000 lookups")
+    report("after 20,000 lookups")
 }
 
 fn look_up(folder: &Path, made: &Made, report: &mut Report) -> anyhow::Result<()> {

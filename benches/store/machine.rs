@@ -1,4 +1,4 @@
-//! What the machine tells of itself, through the tools that Linux has: benches link no C library.
+//! What the machine says of itself, through the tools that Linux has: benches link no C library.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,24 +14,24 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
 
 /// Bytes free on the disk that `folder` is on.
 pub(crate) fn free_bytes(folder: &Path) -> anyhow::Result<u64> {
-    let told = output(Command::new("df").args(["-P", "-k"]).arg(folder))?;
-    let blocks = told.lines().nth(1).and_then(|line| line.split_whitespace().nth(3));
-    Ok(blocks.context("df tells no free space")?.parse::<u64>()? * 1024)
+    let found = output(Command::new("df").args(["-P", "-k"]).arg(folder))?;
+    let blocks = found.lines().nth(1).and_then(|line| line.split_whitespace().nth(3));
+    Ok(blocks.context("df reports no free space")?.parse::<u64>()? * 1024)
 }
 
 /// Date, processor, file system and load.
 pub(crate) fn describe(folder: &Path) -> String {
-    let told = |command: &mut Command| output(command).unwrap_or_default().trim().to_owned();
+    let found = |command: &mut Command| output(command).unwrap_or_default().trim().to_owned();
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let processors = read("/proc/cpuinfo");
     let processor =
         processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     format!(
         "{}, {} × {}, {}, load {}",
-        told(Command::new("date").arg("+%Y-%m-%d")),
+        found(Command::new("date").arg("+%Y-%m-%d")),
         std::thread::available_parallelism().map_or(0, usize::from),
         processor.trim_start_matches(['\t', ' ', ':']),
-        told(Command::new("findmnt").args(["-n", "-o", "FSTYPE,SOURCE", "-T"]).arg(folder)),
+        found(Command::new("findmnt").args(["-n", "-o", "FSTYPE,SOURCE", "-T"]).arg(folder)),
         read("/proc/loadavg").split_whitespace().take(1).collect::<String>(),
     )
 }
@@ -60,7 +60,7 @@ pub(crate) fn drop_folder_from_memory(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `work` gives, and its time in microseconds.
+/// What `work` returns, and its time in microseconds.
 pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
     let start = Instant::now();
     let done = work();

@@ -3,9 +3,9 @@
 //! the same as Markdown for `benches/record/`.
 //!
 //! `cargo bench --bench store` takes some 18 GB of disk and ten minutes, a smaller store less:
-//! - `PLEACH_STORE_LEAVES`: how many leaves, 1,000,000 unless told;
+//! - `PLEACH_STORE_LEAVES`: how many leaves, 1,000,000 unless set;
 //! - `PLEACH_STORE_PLACE`: a folder on the disk to measure, the one for temporary files unless
-//!   told;
+//!   set;
 //! - `PLEACH_STORE_KEEP`: anything: the store is not removed at the end, and the next run measures
 //!   it as it finds it.
 //!
@@ -31,7 +31,7 @@ use pleach::testing::measures;
 use made::Made;
 use report::{Report, commas};
 
-/// Leaves, unless told.
+/// Leaves, unless set otherwise.
 const LEAVES: u64 = 1_000_000;
 /// Fewer do not fill the groups that are measured; as many are made where nothing is.
 const FEWEST_LEAVES: u64 = 4_000;
@@ -39,7 +39,7 @@ const FEWEST_LEAVES: u64 = 4_000;
 const BYTES_PER_LEAF: u64 = 18_500;
 /// Disk that the rest of a run takes.
 const OTHER_BYTES: u64 = 1 << 30;
-/// Set in a process of its own that opens the store in this folder and tells its memory.
+/// Set in a process of its own that opens the store in this folder and reports its memory.
 const OPEN_AND_TELL: &str = "PLEACH_STORE_OPEN_AND_TELL";
 
 /// How often a thing is done that is measured so often; where nothing is measured, a few times.

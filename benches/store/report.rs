@@ -34,8 +34,8 @@ impl Report {
         self.put(figure, value, None, unit, goal);
     }
 
-    /// Times in microseconds: their median, which it gives, and which is what `goal` is about; then
-    /// how they spread.
+    /// Times in microseconds: their median, which it returns, and which is what `goal` is about;
+    /// then how they spread.
     pub(crate) fn percentiles(&mut self, figure: &str, mut times: Vec<f64>, goal: Goal) -> f64 {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];

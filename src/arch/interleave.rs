@@ -18,7 +18,7 @@ mod tests {
 
     #[test]
     fn interleaved_row_inverts_the_converters_reshape() {
-        // reshape(2 heads, 2, 2, in).swapaxes(1, 2) of rows 0..8 gives this order.
+        // reshape(2 heads, 2, 2, in).swapaxes(1, 2) of rows 0..8 has this order.
         let file = [0, 2, 1, 3, 4, 6, 5, 7];
         for (at, row) in file.into_iter().enumerate() {
             assert_eq!(interleaved_row(row, 4), at);

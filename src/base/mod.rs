@@ -1,7 +1,7 @@
 //! The base model: opened once, read-only, memory-mapped, with its content hash.
 //!
 //! **Invariant:** an open base has exactly the weights its architecture needs, each of the shape
-//! its configuration gives, whatever the file format; rows are given in Hugging Face order, and
+//! its configuration names, whatever the file format; rows are given in Hugging Face order, and
 //! norms as what is multiplied by.
 
 mod end_tokens;
@@ -21,13 +21,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub use crate::arch::{ModelConfig, RopeScaling};
 pub(crate) use end_tokens::is_control_text;
 pub use fetched::fetched_smollm2;
 pub use made::SHAPES;
 pub(crate) use published::{base_key, cached_model, is_published, plain_twin};
 
-use crate::arch::interleaved_row;
+use crate::arch::{ModelConfig, interleaved_row};
 use crate::error::{FileKind, WeightDefect};
 use crate::file::gguf::GgufFile;
 use crate::file::safetensors::SafeTensorsFile;

@@ -11,7 +11,7 @@ const BESIDE: [&str; 4] = ["-unsloth-bnb-4bit", "-bnb-4bit", "-bnb-8bit", "-4bit
 /// The same of those whose makers seldom have the plain model, too.
 const ELSEWHERE: [&str; 7] =
     ["-gptq-int4", "-gptq-int8", "-gptq", "-awq-int4", "-awq", "-fp8", "-8bit"];
-/// What else is put behind a base's name when it is packed anew.
+/// What else is put behind a base's name when it is repacked.
 const PACKED: [&str; 2] = ["-gguf", "-unsloth"];
 /// The hub's cache keeps `ORG/NAME` in `models--ORG--NAME/snapshots/COMMIT`.
 const CACHE_PREFIX: &str = "models--";
@@ -78,7 +78,7 @@ pub(crate) fn cached_model(folder: &Path) -> Option<(&Path, String)> {
     Some((model, name.replacen("--", "/", 1)))
 }
 
-/// The name of a file without what a GGUF's tells of its types: `.Q4_K_M.gguf`, `-IQ4_XS.gguf`,
+/// The name of a file without what a GGUF's says of its types: `.Q4_K_M.gguf`, `-IQ4_XS.gguf`,
 /// `_F16.gguf`.
 fn without_types(file: &str) -> &str {
     let Some(stem) = file.strip_suffix(".gguf") else { return file };
@@ -124,8 +124,8 @@ pub(crate) fn is_published(name: &str) -> bool {
     name.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }
 
-/// What two names of one base have in common: the last part in lower case, without what tells of
-/// quantisation. An organisation that packs a base anew names itself.
+/// What two names of one base have in common: the last part in lower case, without what says its
+/// quantisation. An organisation that repacks a base names itself.
 pub(crate) fn base_key(name: &str) -> String {
     let mut plain = name.rsplit('/').next().unwrap_or(name);
     while let Some(shorter) =

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::arch::RopeScaling;
 use crate::error::ConfigDefect;
 use crate::name::HEAD;
 use crate::testing::{TinyModel, tiny_gguf, tiny_hf_model};

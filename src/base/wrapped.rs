@@ -30,7 +30,7 @@ pub(super) fn no_gguf(path: &Path) -> ConfigDefect {
     }
 }
 
-/// What a folder is that lacks `config.json` or weights, where it tells.
+/// What a folder is that lacks `config.json` or weights, where it shows.
 pub(super) fn no_model(dir: &Path) -> Option<ConfigDefect> {
     let adapter = dir.join("adapter_config.json");
     if adapter.exists() {

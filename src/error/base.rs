@@ -53,7 +53,7 @@ pub enum ConfigDefect {
          (without), then save_pretrained(), and give that folder"
     )]
     PeftModel {
-        /// A tensor that tells.
+        /// A tensor that shows it.
         tensor: String,
     },
     /// Quantised weights in safetensors.
@@ -63,7 +63,7 @@ pub enum ConfigDefect {
     Quantised {
         /// The method.
         method: String,
-        /// What to take in its place, if the name tells.
+        /// What to take in its place, if the name says so.
         twin: String,
     },
     /// A file that the index names is not there.
@@ -174,7 +174,7 @@ pub enum WeightDefect {
     )]
     NoPlace,
     /// Two tensors for one weight.
-    #[error("two tensors give this weight: remove one of the files")]
+    #[error("two tensors are this weight: remove one of the files")]
     Twice,
     /// Rows that the weight does not have, or a buffer of another length.
     #[error("rows {start}..{end} into {out} places: it has {rows} rows of {cols}")]

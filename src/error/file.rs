@@ -68,7 +68,7 @@ pub enum SafeTensorsDefect {
         "the header says it has {bytes} bytes, more than {limit}: not a safetensors file, or a damaged one"
     )]
     HeaderTooLarge {
-        /// Its length as the file gives it.
+        /// Its length as the file states it.
         bytes: u64,
         /// The longest that is read.
         limit: u64,
@@ -105,7 +105,7 @@ pub enum SafeTensorsDefect {
         /// Its start.
         found: usize,
     },
-    /// Shape and type do not give the tensor's length.
+    /// Shape and type do not lead to the tensor's length.
     #[error(
         "tensor `{tensor}` of shape {shape:?} and type {dtype} cannot have {bytes} bytes: the header is damaged"
     )]
@@ -116,7 +116,7 @@ pub enum SafeTensorsDefect {
         shape: Vec<usize>,
         /// Its type.
         dtype: Dtype,
-        /// The length its offsets give.
+        /// The length its offsets span.
         bytes: usize,
     },
     /// The tensors do not fill the file.

@@ -84,12 +84,14 @@ pub enum StoreDefect {
     Unfinished,
     /// The last step of a change failed.
     #[error(
-        "the change was written but its end was not confirmed ({problem}): it may or may not have been made; look \
-         at the node, then try again"
+        "the change was written but its end was not confirmed ({problem}): {}",
+        unconfirmed(*settled)
     )]
     Unconfirmed {
         /// What the database said.
         problem: String,
+        /// Whether it is settled by now: what is there is what stays.
+        settled: bool,
     },
     /// The store was compiled for another base.
     #[error(
@@ -117,13 +119,13 @@ pub enum StoreDefect {
     },
     /// The same base and headroom, but other steps: another version of the quantisation.
     #[error(
-        "the store's steps are not those this program gives the base (BLAKE3 {expected} expected, {found} found); \
+        "the store's steps are not those this program computes for the base (BLAKE3 {expected} expected, {found} found); \
          import the adapters again"
     )]
     Lattice {
         /// The store's.
         expected: String,
-        /// What the base gives.
+        /// What the base has.
         found: String,
     },
     /// The root was given where a node of the store is needed.
@@ -281,6 +283,16 @@ pub enum StoreDefect {
     },
 }
 
+/// What is known of a change whose end was not confirmed, and what to do.
+fn unconfirmed(settled: bool) -> &'static str {
+    if settled {
+        "it is settled by now whether it was made: look at the node, and try again if it was not"
+    } else {
+        "it may or may not have been made, and may still appear when the store is next changed: once the disk works, \
+         open the store again and change something in it, then look at the node"
+    }
+}
+
 fn stale(
     name: &str,
     parent: &str,
@@ -292,19 +304,19 @@ fn stale(
     match (trained_under, parent) {
         (Some("/"), _) => format!(
             "{name} was trained on the base itself, but hangs under {parent}, which has content {found}; move it back, \
-             publish it anew, {what_to_do}"
+             publish it again, {what_to_do}"
         ),
         (Some(under), _) => format!(
             "{name} was trained under {under}, on its content {trained_on}, but hangs under {parent}; move it back, \
-             publish it anew, {what_to_do}"
+             publish it again, {what_to_do}"
         ),
         // The base has but one content.
         (None, "/") => format!(
             "{name} was trained on content {trained_on} of a node that is not there any more, but hangs under /; publish \
-             it anew, {what_to_do}"
+             it again, {what_to_do}"
         ),
         (None, _) => format!(
-            "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it anew, roll \
+            "{name} was trained on content {trained_on} of {parent}, which now has content {found}; publish it again, roll \
              {parent} back, {what_to_do}"
         ),
     }

@@ -166,7 +166,7 @@ pub enum TreeDefect {
     /// A node's files are no longer those that the runtime read first.
     #[error(
         "{node}: the files in {} have changed since they were first read (BLAKE3 {first} then, {found} now), and a node is \
-         one content while a runtime lives; open the runtime anew, or publish changing adapters to a store",
+         one content while a runtime lives; open the runtime again, or publish changing adapters to a store",
         path.display()
     )]
     Changed {

@@ -56,7 +56,7 @@ impl HubModel {
         Ok(Self { repo: repo.to_owned(), revision: revision.to_owned() })
     }
 
-    /// Downloads what a base needs, or finds it in the cache, and gives the folder.
+    /// Downloads what a base needs, or finds it in the cache, and returns the folder.
     ///
     /// # Errors
     /// [`Error::Hub`] when a file cannot be fetched, or the program was built without the hub.

@@ -92,7 +92,8 @@ pub fn read_limited(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 pub(crate) fn read_open(file: &File, path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let found = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut bytes = Vec::with_capacity(usize::try_from(found.min(max_bytes)).unwrap_or(0));
-    // One byte more than allowed tells a file that is too large, or that grows, from one that fits.
+    // One byte more than allowed separates a file that is too large, or that grows, from one that
+    // fits.
     file.take(max_bytes.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io(path, e))?;
@@ -103,7 +104,7 @@ pub(crate) fn read_open(file: &File, path: &Path, max_bytes: u64) -> Result<Vec<
     Ok(bytes)
 }
 
-/// Opens a regular file of at most `max_bytes` and gives its length.
+/// Opens a regular file of at most `max_bytes` and returns it with its length.
 pub(crate) fn open_limited(path: &Path, max_bytes: u64) -> Result<(File, u64)> {
     let (file, bytes) = open_regular(path)?;
     if bytes > max_bytes {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Opens the regular file that `path` leads to, for reading, and gives its length in bytes.
+/// Opens the regular file that `path` leads to, for reading, and returns its length in bytes.
 ///
 /// # Errors
 /// [`Error::NotAFile`], and [`Error::Io`].
@@ -25,7 +25,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
         libc::O_NONBLOCK | libc::O_NOCTTY,
     );
     let file = match options.open(path) {
-        // A file that a server of files has leased: it is given back to who waits, and no pipe
+        // A file that a server of files has leased: it goes back to who waits, and no pipe
         // answers so.
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
             File::open(path).map_err(io)?

@@ -165,7 +165,7 @@ impl SafeTensorsFile {
     }
 }
 
-/// Reads and checks the header; gives the start of the data and the tensors.
+/// Reads and checks the header; returns the start of the data and the tensors.
 fn parse(bytes: &[u8]) -> Result<(usize, BTreeMap<String, TensorInfo>), SafeTensorsDefect> {
     let file = bytes.len() as u64;
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
@@ -251,8 +251,8 @@ fn parse_header(
     Ok(by_name)
 }
 
-/// Checks that the tensors, sorted by offset, follow each other without a gap; gives the end of the
-/// last.
+/// Checks that the tensors, sorted by offset, follow each other without a gap; returns the end of
+/// the last.
 fn check_layout(tensors: &[(String, TensorInfo)]) -> Result<usize, SafeTensorsDefect> {
     let mut end = 0;
     for (tensor, info) in tensors {

@@ -22,7 +22,7 @@ pub(crate) fn sniff(bytes: &[u8]) -> Option<FileKind> {
     let starts = |prefix: &str| {
         text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
     };
-    // A safetensors header may start with any length: only what follows it tells.
+    // A safetensors header may start with any length: only what follows it decides.
     let safetensors = head.get(8) == Some(&b'{') && head.get(6..8) == Some(&[0, 0]);
     Some(match head {
         [] => FileKind::Empty,

@@ -20,7 +20,7 @@ impl BaseLattice {
         Self { headroom, grids: grids.into_iter().collect() }
     }
 
-    /// Room above every row's largest weight, as a factor.
+    /// Space above every row's largest weight, as a factor.
     pub fn headroom(&self) -> f32 {
         self.headroom
     }

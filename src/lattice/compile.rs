@@ -43,7 +43,7 @@ const MAX_SHIFT: i32 = 16;
 /// # Errors
 /// [`Error::DeltaShape`] when the factors do not have the matrix's shape; [`Error::NonFinite`] when
 /// a value is NaN or infinite; [`Error::Overflow`] when the delta alone does not fit the lattice,
-/// with the row that needs the most room.
+/// with the row that needs the most space.
 pub fn compile(weight: &WeightName, delta: &FloatDelta, grid: &Grid) -> Result<CompiledDelta> {
     check_finite(weight, delta)?;
     let (rows, cols) = (grid.rows(), grid.cols);

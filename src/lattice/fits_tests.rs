@@ -24,7 +24,7 @@ fn a_row_is_clear_up_to_the_last_integer_and_counted_beyond() {
         let (grid, delta) = made([30000, 0, -5], q);
         assert_eq!(close_rows(&grid, &[&delta]), close);
     }
-    // The largest entries lie in different columns: it fits, and only the integers tell.
+    // The largest entries lie in different columns: it fits, and only the integers decide.
     let (grid, delta) = made([30000, 0, -5], [0, 20000, 0]);
     let deltas = [SignedDelta::added(&delta)];
     assert!(check_rows(&name(), &grid, &[0], &[30000, 0, -5], &deltas).is_ok());

@@ -57,7 +57,7 @@ pub struct Kept {
     /// The matrix that loses most, what it loses and the share it keeps.
     worst: Option<(WeightName, f64, f64)>,
     headroom: f64,
-    /// The headroom at which the node alone fits, as far as the largest integers of its rows tell.
+    /// The headroom at which the node alone fits, as far as the largest integers of its rows show.
     needed: f64,
 }
 
@@ -93,7 +93,7 @@ impl Kept {
         self.total.kept()
     }
 
-    /// Whether so much is lost that it should be told: less than [`KEPT_ENOUGH`] is kept.
+    /// Whether so much is lost that it should be reported: less than [`KEPT_ENOUGH`] is kept.
     pub fn is_low(&self) -> bool {
         self.share().is_some_and(|share| share < KEPT_ENOUGH)
     }
@@ -114,7 +114,7 @@ impl Kept {
         helps.then_some((headroom, share))
     }
 
-    /// What to tell of a share that is low: `the lattice keeps 46.1 % of its change …`, and what
+    /// What to say of a share that is low: `the lattice keeps 46.1 % of its change …`, and what
     /// can be done about it, `in_store` or where the base is opened.
     pub fn warning(&self, in_store: bool) -> String {
         let share = percent(self.share().unwrap_or(1.0));

@@ -35,5 +35,6 @@ pub use node_deltas::{MatrixId, NodeDeltas};
 pub use quantise::{DEFAULT_HEADROOM, Grid, quantise};
 pub use signed_delta::{Sign, SignedDelta};
 
-/// The largest magnitude an integer weight may reach.
+/// The largest magnitude an integer weight may reach. −32768 is left out: bounds are counted as
+/// magnitudes, and so one bound holds for both signs, for adding and for subtracting.
 pub const LIMIT: u32 = i16::MAX as u32;

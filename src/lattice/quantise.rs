@@ -20,7 +20,7 @@ use super::{LANES, LIMIT, Lane, LatticeMatrix};
 use crate::error::MAX_HEADROOM;
 use crate::{Error, Result, WeightName};
 
-/// Room above a row's largest weight, as a factor: deltas of up to a quarter of it fit.
+/// Space above a row's largest weight, as a factor: deltas of up to a quarter of it fit.
 pub const DEFAULT_HEADROOM: f32 = 1.25;
 
 /// Weights converted at a time by one thread: small enough for its cache.

@@ -162,7 +162,7 @@ impl FolderTokens {
         let named = NAMES.iter().filter_map(|name| config.get_key_value(*name)).chain(own);
         for (name, value) in named.filter(|(_, value)| !value.is_null()) {
             let token = Declared::of(value, true).ok_or_else(|| entry(path, name, value, TOKEN))?;
-            // How the token is matched is told where it is declared with its id.
+            // How the token is matched is said where it is declared with its id.
             let known = self.added.values().find(|added| added.content == token.content).cloned();
             self.named.push((name.clone(), known.unwrap_or(token)));
         }

@@ -23,7 +23,7 @@ impl StopTexts {
         self.done
     }
 
-    /// Takes the next piece and gives the text that is no part of a stop text.
+    /// Takes the next piece and returns the text that is no part of a stop text.
     pub fn push(&mut self, piece: &str) -> String {
         if self.done {
             return String::new();
@@ -44,7 +44,7 @@ impl StopTexts {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// Gives what was held back and became no stop text.
+    /// Returns what was held back and became no stop text.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

@@ -123,8 +123,8 @@ impl TinyModel {
     }
 
     pub(crate) fn weights<D: Device>(&self, device: &D) -> Weights<D> {
-        let matrix = |matrix: &LatticeMatrix| device.upload_matrix(matrix.clone()).expect("room");
-        let vector = |vector: &Vec<f32>| device.upload_buffer(vector.clone()).expect("room");
+        let matrix = |matrix: &LatticeMatrix| device.upload_matrix(matrix.clone()).expect("memory");
+        let vector = |vector: &Vec<f32>| device.upload_buffer(vector.clone()).expect("memory");
         let matrices =
             self.matrices.iter().map(|(name, values)| (WeightName::new(name), matrix(values)));
         let vectors =

@@ -436,7 +436,7 @@ fn generation_stops_at_the_end_of_the_context() {
     let runner = default_runner();
     let options = GenerateOptions { max_tokens: 50, ..Default::default() };
     let (ids, stop) = run(&runner, &tokens(120, 1), &options).unwrap();
-    // The ninth token follows 128 others, but has no room itself.
+    // The ninth token follows 128 others, but does not fit itself.
     assert_eq!((ids.len(), stop), (9, StopReason::ContextFull));
     let error = run(&runner, &tokens(129, 1), &options).expect_err("refused");
     assert!(matches!(error, Error::ContextFull { needed: 129, capacity: 128, .. }));

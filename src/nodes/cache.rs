@@ -41,11 +41,11 @@ pub struct CacheStats {
     pub hits: u64,
     /// Deltas made: compiled, or moved to the device.
     pub misses: u64,
-    /// Deltas dropped for want of room.
+    /// Deltas dropped for want of memory.
     pub evictions: u64,
     /// Bytes of the deltas made, in all.
     pub made_bytes: u64,
-    /// Bytes of the deltas dropped for want of room, in all.
+    /// Bytes of the deltas dropped for want of memory, in all.
     pub evicted_bytes: u64,
 }
 

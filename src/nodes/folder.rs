@@ -71,13 +71,13 @@ impl TreeNodes {
             for remark in remarks {
                 tracing::warn!("{name}: {remark}");
             }
-            self.tell(version, dir, reading);
+            self.warn(version, dir, reading);
         }
         Ok(Deltas::Float(deltas.into()))
     }
 
-    /// Tells what is doubtful about a node that was read for the first time.
-    fn tell(&self, version: &NodeVersion, dir: &Path, reading: &Reading<'_>) {
+    /// Warns of what is doubtful about a node that was read for the first time.
+    fn warn(&self, version: &NodeVersion, dir: &Path, reading: &Reading<'_>) {
         let name = version.name();
         if let Some(doubt) =
             self.tree.node(name).ok().and_then(|node| self.tree.doubt(node, reading.limits))

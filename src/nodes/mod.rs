@@ -41,10 +41,10 @@ struct Version {
     /// `None` for the root.
     parent: Option<NodeVersion>,
     source: Source,
-    /// Whether it was told that it was trained on other content of its parent.
-    told_stale: AtomicBool,
-    /// Whether it was told that the lattice keeps little of its change.
-    told_kept: AtomicBool,
+    /// Whether it was reported that it was trained on other content of its parent.
+    warned_stale: AtomicBool,
+    /// Whether it was reported that the lattice keeps little of its change.
+    warned_kept: AtomicBool,
 }
 
 /// Where a version's deltas are.
@@ -74,8 +74,8 @@ impl NodeVersion {
     fn new(name: Arc<str>, parent: Option<Self>, source: Source) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let (told_stale, told_kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self(Arc::new(Version { serial, name, parent, source, told_stale, told_kept }))
+        let (warned_stale, warned_kept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(Version { serial, name, parent, source, warned_stale, warned_kept }))
     }
 
     /// The root of a tree: the base itself.
@@ -120,9 +120,9 @@ impl NodeVersion {
         &self.0.source
     }
 
-    /// Whether this is the first time that this is told about it.
-    pub(crate) fn tells_kept(&self) -> bool {
-        !self.0.told_kept.swap(true, Ordering::Relaxed)
+    /// Whether this is the first time that this is reported of it.
+    pub(crate) fn warns_of_kept(&self) -> bool {
+        !self.0.warned_kept.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -203,7 +203,7 @@ pub(crate) trait NodeSet: Send + Sync {
     /// A version's deltas, those of files checked against the base.
     fn read(&self, version: &NodeVersion, reading: &Reading<'_>) -> Result<Deltas>;
 
-    /// Tells, or refuses, a version whose path was trained on other content than there is now.
+    /// Warns of, or refuses, a version whose path was trained on other content than there is now.
     fn check_stale(&self, version: &NodeVersion, policy: StalePolicy) -> Result<()>;
 
     /// An error about a path that leaves the lattice, with advice that helps here.

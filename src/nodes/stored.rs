@@ -157,7 +157,7 @@ impl NodeSet for StoreNodes {
                 continue;
             }
             let refuses = policy == StalePolicy::Refuse;
-            let first = !at.0.told_stale.swap(!refuses, Ordering::Relaxed);
+            let first = !at.0.warned_stale.swap(!refuses, Ordering::Relaxed);
             if !refuses && !first {
                 continue;
             }

@@ -246,9 +246,9 @@ impl<'a> Measure<'a> {
         self.runtime.replica.forward(kv)?.choose(tokens, GREEDY).map(drop)
     }
 
-    fn filled_kv(&self, context: usize, room: usize) -> Result<Kv> {
+    fn filled_kv(&self, context: usize, more: usize) -> Result<Kv> {
         self.runtime.replica.check_usable()?;
-        let mut kv = self.runtime.replica.kv(context + room)?;
+        let mut kv = self.runtime.replica.kv(context + more)?;
         if context > 0 {
             self.run(&mut kv, &self.measured_tokens(context))?;
         }

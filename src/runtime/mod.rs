@@ -177,9 +177,9 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Room above every row's largest weight, as a factor from 1 to 1024 (default 1.25). More room
-    /// holds larger deltas and makes the lattice coarser by the same factor. A store has its own:
-    /// another is refused.
+    /// Space above every row's largest weight, as a factor from 1 to 1024 (default 1.25). More
+    /// space holds larger deltas and makes the lattice coarser by the same factor. A store has its
+    /// own: another is refused.
     pub fn headroom(mut self, headroom: f32) -> Self {
         self.headroom = Some(headroom);
         self
@@ -212,7 +212,7 @@ impl RuntimeBuilder {
         self.open_with(|_, _| ())
     }
 
-    /// Like [`Self::open`], told how many of how many weights are loaded.
+    /// Like [`Self::open`], which reports how many of how many weights are loaded.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -485,7 +485,7 @@ impl Runtime {
         self.store().map(Store::stats).transpose()
     }
 
-    /// BLAKE3 of the resident bits. Only matrices touched since the last call are hashed anew.
+    /// BLAKE3 of the resident bits. Only matrices touched since the last call are hashed again.
     ///
     /// # Errors
     /// [`Error::Unusable`] after a pass that broke off, and what the device returns.
@@ -493,7 +493,7 @@ impl Runtime {
         self.replica.fingerprint()
     }
 
-    /// Connects to the device anew, loads the weights anew from the base and stands at the root:
+    /// Connects to the device again, loads the weights again from the base and stands at the root:
     /// the way out of [`Error::Unusable`] and [`Error::DeviceFailed`].
     ///
     /// # Errors

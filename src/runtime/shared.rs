@@ -123,13 +123,13 @@ impl Shared {
         let compiled = host.install(compile);
         let (node, kept) = compiled.map_err(|error| error.at_node(version.name()))?;
         report.kept.extend(kept.share().map(|share| (version.name().to_owned(), share)));
-        if kept.is_low() && version.tells_kept() {
+        if kept.is_low() && version.warns_of_kept() {
             tracing::warn!("{}: {}", version.name(), kept.warning(false));
         }
         grids.place(node)
     }
 
-    /// A matrix of the base, read anew; a tied head is the embedding.
+    /// A matrix of the base, read again; a tied head is the embedding.
     pub(crate) fn fresh_matrix(&self, name: &WeightName) -> Result<(LatticeMatrix, Grid)> {
         let tied = self.base.config().tie_word_embeddings && name.as_str() == HEAD;
         let source = if tied { &WeightName::new(EMBEDDING) } else { name };

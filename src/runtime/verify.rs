@@ -1,8 +1,8 @@
 //! Verification: a random walk over the tree, every arrival compared with a fresh load of the node.
 //!
-//! The expected fingerprints are made apart from the live weights: each matrix is read anew from
-//! the base, adapters are read and compiled anew (a store's deltas are read anew), and each path is
-//! applied to the base in one pass from the root.
+//! The expected fingerprints are made apart from the live weights: each matrix is read again from
+//! the base, adapters are read and compiled again (a store's deltas are read again), and each path
+//! is applied to the base in one pass from the root.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -153,7 +153,7 @@ impl Runtime {
         Ok(refused)
     }
 
-    /// Bits in which the resident weights differ from the base, read anew. Stand at the root
+    /// Bits in which the resident weights differ from the base, read again. Stand at the root
     /// before.
     fn differing_bits_at_root(&self) -> Result<u64> {
         let mut bits = 0;

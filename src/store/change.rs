@@ -18,7 +18,7 @@ use crate::error::StoreDefect;
 use crate::lattice::{DeltaKind, Kept};
 use crate::tree::check_name;
 
-/// Most labels of a node.
+/// Most labels of a node: every lookup of it reads them, those of a switch too.
 const MAX_LABELS: usize = 32;
 /// Bytes of all labels of a node.
 const MAX_LABEL_BYTES: usize = 4096;

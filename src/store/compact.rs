@@ -22,7 +22,8 @@ use crate::{Error, Result};
 
 /// Past versions forgotten in one transaction.
 const FORGET_AT_ONCE: usize = 10_000;
-/// A segment is copied in so many transactions, or fewer where its blobs are large.
+/// A segment is copied in so many transactions, or fewer where its blobs are large: 8 MiB each of a
+/// full one, which is how long a publisher waits for its turn.
 const PARTS: u64 = 32;
 
 /// Full segments copied before the old ones are removed.

@@ -50,7 +50,7 @@ impl Faults {
     }
 
     /// The first `steps` succeed, the next finds the disk full.
-    pub fn no_room_after(steps: i64) -> Self {
+    pub fn no_space_after(steps: i64) -> Self {
         Self::plan(steps, false, io::ErrorKind::StorageFull, None)
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A store knows each row's largest base integer, not the integers. Where those maxima leave a row
 //! open, the base decides it exactly; without the base the answer may be that it is open, which is
-//! told and refuses nothing.
+//! reported and refuses nothing.
 
 use std::sync::Mutex;
 
@@ -23,14 +23,14 @@ use crate::lattice::{
 use crate::{Error, Result, WeightName};
 
 /// Nodes reported one by one.
-const MAX_TOLD: usize = 100;
+const MAX_REPORTED: usize = 100;
 
 /// Whether a path fits the lattice.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PathFit {
     /// A switch to it is possible.
     Fits,
-    /// Only the base's own integers can tell.
+    /// Only the base's own integers can decide.
     Open {
         /// The weight that may not fit.
         weight: WeightName,
@@ -102,15 +102,15 @@ pub struct FitReport {
     pub unreachable: Vec<NodeFit>,
     /// How many do not fit.
     pub unreachable_count: u64,
-    /// Nodes that may not fit, where only the base's integers tell, or that could not be read; the
-    /// first 100.
+    /// Nodes that may not fit, where only the base's integers decide, or that could not be read;
+    /// the first 100.
     pub open: Vec<NodeFit>,
     /// How many those are.
     pub open_count: u64,
 }
 
 impl FitReport {
-    fn add(&mut self, node: &str, fit: Result<PathFit>, most_told: usize) {
+    fn add(&mut self, node: &str, fit: Result<PathFit>, most_reported: usize) {
         self.checked += 1;
         let (list, count, problem) = match fit {
             Ok(PathFit::Fits) => return,
@@ -133,7 +133,7 @@ impl FitReport {
             ),
         };
         *count += 1;
-        if list.len() < most_told {
+        if list.len() < most_reported {
             list.push(NodeFit { node: node.to_owned(), problem });
         }
     }
@@ -145,16 +145,16 @@ struct Walk<'a, P> {
     lattice: &'a BaseLattice,
     base: Option<&'a BaseModel>,
     /// Nodes named in each list.
-    most_told: usize,
-    /// What is found, the nodes come across so far, and who is told.
-    told: Mutex<(FitReport, u64, P)>,
+    most_reported: usize,
+    /// What is found, the nodes come across so far, and who is shown it.
+    report: Mutex<(FitReport, u64, P)>,
 }
 
 impl<P: FnMut(u64, u64) + Send> Walk<'_, P> {
     fn add(&self, node: &str, fit: Result<PathFit>) {
-        let mut told = self.told.lock().expect("no thread panics holding it");
-        let (report, found, progress) = &mut *told;
-        report.add(node, fit, self.most_told);
+        let mut report = self.report.lock().expect("no thread panics holding it");
+        let (report, found, progress) = &mut *report;
+        report.add(node, fit, self.most_reported);
         progress(report.checked, *found);
     }
 
@@ -162,7 +162,7 @@ impl<P: FnMut(u64, u64) + Send> Walk<'_, P> {
     /// when all below it is done.
     fn below(&self, node: &str, path: &[&CompiledNode]) -> Result<()> {
         self.after.each_page(node, |page| {
-            self.told.lock().expect("no thread panics holding it").1 += page.len() as u64;
+            self.report.lock().expect("no thread panics holding it").1 += page.len() as u64;
             page.par_iter().try_for_each(|child| {
                 let Some(planned) = self.after.node(child)? else { return Ok(()) };
                 let deltas = match self.after.read(&planned) {
@@ -183,7 +183,7 @@ impl<P: FnMut(u64, u64) + Send> Walk<'_, P> {
     }
 
     fn report(self) -> FitReport {
-        let mut report = self.told.into_inner().expect("no thread panicked holding it").0;
+        let mut report = self.report.into_inner().expect("no thread panicked holding it").0;
         report.unreachable.sort();
         report.open.sort();
         report
@@ -194,8 +194,8 @@ impl Store {
     /// Checks, before `changes` are made, that a switch could reach what they change: the whole
     /// path of every node that is published, replaced, moved or rolled back, and with `below` those
     /// of all nodes that hang under it, which may be many: each one's deltas are read. With `base`
-    /// every answer is exact. `progress` is told how many of how many nodes come across so far are
-    /// done.
+    /// every answer is exact. `progress` is called with how many of how many nodes come across so
+    /// far are done.
     ///
     /// [`Self::apply`] does not call it: publishing a leaf would read its whole path. What changes
     /// meanwhile is not seen.
@@ -213,8 +213,9 @@ impl Store {
     ) -> Result<FitReport> {
         base.map_or(Ok(()), |base| self.check_base(base))?;
         let (after, lattice) = (After::of(self, changes)?, self.lattice()?);
-        let told = Mutex::new((FitReport::default(), 0, progress));
-        let walk = Walk { after: &after, lattice: &lattice, base, most_told: MAX_TOLD, told };
+        let report = Mutex::new((FitReport::default(), 0, progress));
+        let walk =
+            Walk { after: &after, lattice: &lattice, base, most_reported: MAX_REPORTED, report };
         // The path of the node before: a batch of leaves shares its parents.
         let mut held: Vec<(String, CompiledNode)> = Vec::new();
         for name in &after.changed {
@@ -230,7 +231,7 @@ impl Store {
                 held.push((name.clone(), after.read(planned)?));
             }
             let deltas: Vec<&CompiledNode> = held.iter().map(|(_, deltas)| deltas).collect();
-            walk.told.lock().expect("no thread panics holding it").1 += 1;
+            walk.report.lock().expect("no thread panics holding it").1 += 1;
             let fit = check_path(name, &deltas, &lattice, base).map_err(Error::in_store)?;
             walk.add(name, Ok(fit));
             if below {
@@ -268,21 +269,21 @@ impl Store {
         base: Option<&BaseModel>,
         progress: impl FnMut(u64, u64) + Send,
     ) -> Result<FitReport> {
-        self.all_fits(base, MAX_TOLD, progress)
+        self.all_fits(base, MAX_REPORTED, progress)
     }
 
-    /// The same with `most_told` nodes named in each list.
+    /// The same with `most_reported` nodes named in each list.
     pub(super) fn all_fits(
         &self,
         base: Option<&BaseModel>,
-        most_told: usize,
+        most_reported: usize,
         progress: impl FnMut(u64, u64) + Send,
     ) -> Result<FitReport> {
         base.map_or(Ok(()), |base| self.check_base(base))?;
         let lattice = self.lattice()?;
-        let told = Mutex::new((FitReport::default(), 0, progress));
+        let report = Mutex::new((FitReport::default(), 0, progress));
         let after = After::unchanged(self);
-        let walk = Walk { after: &after, lattice: &lattice, base, most_told, told };
+        let walk = Walk { after: &after, lattice: &lattice, base, most_reported, report };
         walk.below("", &[])?;
         Ok(walk.report())
     }

@@ -1,7 +1,7 @@
 //! A store in the making: a folder beside its place that is renamed there once everything is in it.
 //!
 //! **Invariant:** the store appears whole, or not at all. What is not finished is removed: by who
-//! began it, by [`abandon_unfinished`] when the process is told to end, or by the next who makes a
+//! began it, by [`abandon_unfinished`] when the process is asked to end, or by the next who makes a
 //! store of that name.
 //! **Invariant:** only what is named and built as these folders are, and that nobody works in, is
 //! removed.
@@ -88,7 +88,7 @@ impl Making {
             rand::Rng::fill(&mut rand::rng(), &mut id);
             let (parent, mut name) = (open_above()?, prefix.clone());
             name.push(format!("{:032x}", u128::from_le_bytes(id)));
-            // Nothing is begun once the process is told to end.
+            // Nothing is begun once the process is asked to end.
             let mut unfinished = unfinished();
             parent.make_folder(&name).map_err(|error| Error::io(parent.at(&name), error))?;
             let made = Arc::new(parent.folder(&name)?);
@@ -148,7 +148,7 @@ impl Drop for Making {
     }
 }
 
-/// Removes the stores that this process has begun and not finished. For who was told to end the
+/// Removes the stores that this process has begun and not finished. For who was asked to end the
 /// process and does so next: whoever begins, finishes or drops one afterwards waits for that.
 pub fn abandon_unfinished() {
     let mut unfinished = unfinished();

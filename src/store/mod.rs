@@ -131,10 +131,13 @@ use segment::{Blob, Segments};
 
 /// The folder of the segments in a store's folder.
 const SEGMENT_FOLDER: &str = "segments";
-/// A segment takes no node that would make it longer than this.
+/// A segment takes no node that would make it longer than this: so long that a million small
+/// leaves (18 GB) lie in some seventy files, each mapped once, and so short that a compaction, which
+/// removes an old one after its copy is committed, needs space for a few of them alone.
 const SEGMENT_BYTES: u64 = 256 << 20;
 
-/// Times that bytes which are not where they were are looked up again.
+/// Times that bytes which are not where they were are looked up again: each of them takes another
+/// compaction that ends between the two steps of one look.
 const LOOKS: usize = 3;
 
 /// A store of compiled deltas. Clones are the same store.

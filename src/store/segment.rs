@@ -350,9 +350,9 @@ fn first_bytes(file: &mut File) -> io::Result<Vec<u8>> {
 
 /// The store whose segment begins so, of whatever version and number.
 fn owner(header: &[u8]) -> Option<StoreId> {
-    let (told, hash) = header.split_at_checked(32)?;
-    let sound = told[..8] == MAGIC[..] && hash == blake3::hash(told).as_bytes();
-    sound.then(|| told[16..].try_into().ok()).flatten()
+    let (stated, hash) = header.split_at_checked(32)?;
+    let sound = stated[..8] == MAGIC[..] && hash == blake3::hash(stated).as_bytes();
+    sound.then(|| stated[16..].try_into().ok()).flatten()
 }
 
 fn header(segment: u32, id: &StoreId) -> Vec<u8> {

@@ -117,7 +117,7 @@ impl Store {
             let mut links = 0;
             reading.each_node(None, |name, version| {
                 report.nodes += 1;
-                let version = match version.map_err(|failure| self.told(failure)) {
+                let version = match version.map_err(|failure| self.described(failure)) {
                     Ok(version) => version,
                     Err(problem) => {
                         report.problem(problem);
@@ -152,7 +152,7 @@ impl Store {
             }
             reading.each_past(|name, past| {
                 report.past_versions += 1;
-                match past.map_err(|failure| self.told(failure)) {
+                match past.map_err(|failure| self.described(failure)) {
                     Ok(past) => batch.push((name.to_owned(), past.version)),
                     Err(problem) => report.problem(problem),
                 }
@@ -214,7 +214,7 @@ impl Store {
         problem.map_or(Ok(()), |problem| Err(self.damaged(part(), &problem)))
     }
 
-    fn told(&self, failure: super::catalogue::Failure) -> String {
+    fn described(&self, failure: super::catalogue::Failure) -> String {
         match failure {
             super::catalogue::Failure::Ours(error) => error.to_string(),
             super::catalogue::Failure::Database(error) => error.to_string(),

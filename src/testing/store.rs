@@ -1,4 +1,4 @@
-//! What a small store is made from: two matrices and adapters that tell their seed.
+//! What a small store is made from: two matrices and adapters that differ by their seed.
 
 use crate::WeightName;
 use crate::adapter::{AdapterDeltas, FloatDelta};
@@ -24,7 +24,7 @@ pub fn info() -> StoreInfo {
     StoreInfo { base_name: "made".into(), base_hash: "ab".repeat(32), ..StoreInfo::default() }
 }
 
-/// Deltas of rank 3 on both matrices that tell `seed`.
+/// Deltas of rank 3 on both matrices that differ by `seed`.
 pub fn deltas(seed: u16) -> AdapterDeltas {
     let values = |count: usize, by: f32| {
         (0..count).map(|k| (k as f32 + f32::from(seed)).sin() * by).collect()

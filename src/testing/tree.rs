@@ -6,7 +6,7 @@ use crate::Result;
 use crate::error::TreeDefect;
 
 /// Reads any bytes as the `tree.toml` of a made folder with the adapters `de`, `fr`, `fr/alice`,
-/// `fr/alice/best`, `fr/médecine` and `store/med`, and looks at the tree it gives.
+/// `fr/alice/best`, `fr/médecine` and `store/med`, and looks at the tree it makes.
 ///
 /// # Errors
 /// What [`AdapterTree::open`](crate::tree::AdapterTree::open) says, and [`TreeDefect::Refused`] for

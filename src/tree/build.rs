@@ -68,7 +68,7 @@ impl TreeBuilder {
         self.build_without(BTreeSet::new(), |_, defect| Err(defect.into()))
     }
 
-    /// The same without the nodes called as `refused` says. What else cannot be a node is told to
+    /// The same without the nodes called as `refused` says. What else cannot be a node is handed to
     /// `refuse`, and is left out, too, if that lets it pass; and so is all that hangs below what is
     /// left out.
     pub(super) fn build_without(

@@ -77,11 +77,11 @@ impl AdapterTree {
 
     /// Warns of what is refused: once, where the tree is taken into use.
     pub(crate) fn warn_of_refused(&self) {
-        const TOLD: usize = 8;
-        for entry in self.refused.iter().take(TOLD) {
+        const LISTED: usize = 8;
+        for entry in self.refused.iter().take(LISTED) {
             tracing::warn!("not served: {entry}");
         }
-        if let more @ 1.. = self.refused.len().saturating_sub(TOLD) {
+        if let more @ 1.. = self.refused.len().saturating_sub(LISTED) {
             tracing::warn!(
                 "{more} more entries of the tree are not served; `pleach tree` lists them"
             );

@@ -10,8 +10,8 @@ use crate::base::{BaseModel, base_key, is_published};
 const MAX_ASKED: usize = 10_000;
 
 impl AdapterTree {
-    /// Published names of bases (`ORG/NAME`) that the adapters' configs give, and how many adapters
-    /// give each.
+    /// Published names of bases (`ORG/NAME`) that the adapters' configs name, and how many adapters
+    /// name each.
     pub fn named_bases(&self, limits: &Limits) -> BTreeMap<String, usize> {
         let mut named = BTreeMap::new();
         let folders = self.nodes().filter_map(|node| match self.source(node) {
@@ -25,7 +25,7 @@ impl AdapterTree {
         named
     }
 
-    /// The published name of the base that most adapters give, if all mean the same one.
+    /// The published name of the base that most adapters name, if all mean the same one.
     pub(crate) fn agreed_base(&self, limits: &Limits) -> Option<String> {
         let named = self.named_bases(limits);
         let keys = || named.keys().map(|name| base_key(name));

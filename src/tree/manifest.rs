@@ -111,7 +111,7 @@ pub(super) struct NodeEntry {
 }
 
 impl Manifest {
-    /// Reads `tree.toml` in `root` (canonical), or gives an empty manifest if there is none.
+    /// Reads `tree.toml` in `root` (canonical), or returns an empty manifest if there is none.
     pub(super) fn read(root: &Path) -> Result<Self> {
         let path = root.join(MANIFEST_FILE);
         let real = match path.canonicalize() {

@@ -64,7 +64,7 @@ pub(crate) fn normal(name: &str) -> Cow<'_, str> {
 ///   Chinese or Korean. `аlice` with a Cyrillic `а` is not alice. Names of one script throughout
 ///   that look alike (`асе` and `ace`) stay two names.
 ///
-/// Names are told apart by case: `Alice` is not `alice`.
+/// Names are kept apart by case: `Alice` is not `alice`.
 pub(crate) fn check_name(name: &str) -> Result<(), TreeDefect> {
     let depth = name.split('/').count();
     if depth > MAX_DEPTH {
@@ -109,11 +109,11 @@ fn is_plain(c: char) -> bool {
 }
 
 fn not_allowed(c: char) -> String {
-    format!("{} is neither a letter nor a digit nor one of {SIGNS}", told(c))
+    format!("{} is neither a letter nor a digit nor one of {SIGNS}", described(c))
 }
 
 /// A character by its number, and itself where it can be seen.
-fn told(c: char) -> String {
+fn described(c: char) -> String {
     let number = format!("U+{:04X}", u32::from(c));
     if c.escape_debug().count() == 1 { format!("{c:?} ({number})") } else { number }
 }
@@ -131,7 +131,7 @@ fn characters(part: &str) -> Option<String> {
         }
         if is_mark(c) {
             if marks == MAX_MARKS {
-                return Some(format!("the mark {} has no letter to itself", told(c)));
+                return Some(format!("the mark {} has no letter to itself", described(c)));
             }
             marks += 1;
             continue;
@@ -163,7 +163,7 @@ fn form(part: &str) -> Option<String> {
         .find(|c| !OWN_FORMS.contains(c) && !plain.is_normalized(c.encode_utf8(&mut [0; 4])))?;
     Some(format!(
         "{} is only another form of a character; write {:?}",
-        told(foreign),
+        described(foreign),
         plain.normalize(part)
     ))
 }
@@ -176,12 +176,12 @@ fn scripts(part: &str) -> Option<String> {
         part.chars().filter(|c| !is(*c, &[Script::Common, Script::Inherited])).collect();
     let alone = letters.first().map(|first| scripts_of(data, *first)).unwrap_or_default();
     let sets = alone.iter().map(std::slice::from_ref).chain(TOGETHER);
-    // Where it goes furthest tells what does not belong.
+    // Where it goes furthest shows what does not belong.
     let ends = sets.map(|set| letters.iter().position(|c| !is(*c, set)).unwrap_or(letters.len()));
     if let Some(stranger) = letters.get(ends.max().unwrap_or(letters.len())) {
         return Some(format!(
             "the letter {} is of another script than those before it",
-            told(*stranger)
+            described(*stranger)
         ));
     }
     let all: Vec<char> = part.chars().collect();
@@ -194,7 +194,7 @@ fn scripts(part: &str) -> Option<String> {
     let is_slash =
         |at: usize| SLASHES.contains(&all[at]) && !east(at.checked_sub(1)) && !east(Some(at + 1));
     let slash = (0..all.len()).find(|at| is_slash(*at))?;
-    Some(format!("{} looks like a slash here", told(all[slash])))
+    Some(format!("{} looks like a slash here", described(all[slash])))
 }
 
 fn scripts_of(data: ScriptWithExtensionsBorrowed<'static>, c: char) -> Vec<Script> {

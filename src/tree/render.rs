@@ -79,7 +79,7 @@ fn escape(text: &str) -> String {
 }
 
 /// The tree as JSON: `{name, level, label, depth, adapter, children}` nested; `adapter` is what
-/// `note` gives.
+/// `note` returns.
 pub fn json(tree: &AdapterTree, note: impl Fn(NodeId) -> Option<Value>) -> Value {
     subtree(tree, tree.root(), &note)
 }

@@ -1,7 +1,7 @@
 //! A trainer's output folder holds the adapter, and below it the best one, the last one, the
 //! reference model's, the converted one. Read as a tree each is added on top of the other: the
-//! model is wrong and nobody is told. Here such nodes are named with what settles it, `tree.toml`
-//! passes them over or gives them a parent, and what is passed over is told and counted.
+//! model is wrong and nobody notices. Here such nodes are named with what settles it, `tree.toml`
+//! passes them over or gives them a parent, and what is passed over is reported and counted.
 
 #[path = "../common/cli.rs"]
 mod cli;

@@ -31,7 +31,7 @@ fn tokenizer(more: &[&str], template: &str) -> Vec<(&'static str, Value)> {
 }
 
 /// What `inspect --base` and a switch say about the adapter `fr`, which must be the same.
-fn told(dir: &Path) -> Vec<String> {
+fn warned(dir: &Path) -> Vec<String> {
     let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let (base, tree, fr) = (at("base"), at("tree"), at("tree/fr"));
     let answer = pleach(&["inspect", &fr, "--base", &base, "--json"]).json();
@@ -63,12 +63,12 @@ fn made() -> (tempfile::TempDir, PathBuf) {
 #[test]
 fn what_differs_from_the_base_is_told_once_and_copies_are_not() {
     let (dir, fr) = made();
-    assert!(told(dir.path()).is_empty());
+    assert!(warned(dir.path()).is_empty());
     write(&fr, &tokenizer(&["</s>"], "{{ messages }}\n"));
-    assert!(told(dir.path()).is_empty(), "a copy");
+    assert!(warned(dir.path()).is_empty(), "a copy");
     write(&fr, &tokenizer(&["</s>", "<tool>", "</tool>"], "{{ messages }}"));
     assert_eq!(
-        told(dir.path()),
+        warned(dir.path()),
         ["a tokenizer with 2 tokens that the base does not have there (the first is <tool>)"]
     );
     write(&fr, &tokenizer(&["<tool>"], "{{ tools }}"));
@@ -76,7 +76,7 @@ fn what_differs_from_the_base_is_told_once_and_copies_are_not() {
         "a tokenizer with a token that the base does not have there (<tool>)",
         "a chat template other than the base's",
     ];
-    assert_eq!(told(dir.path()), expected, "a token in another's place");
+    assert_eq!(warned(dir.path()), expected, "a token in another's place");
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn every_place_where_trainers_put_them_is_looked_at() {
     ];
     for (name, value, expected) in cases {
         write(&fr, &[(name, value)]);
-        let told = told(dir.path());
-        assert!(told.len() == 1 && told[0].contains(expected), "{name}: {told:?}");
+        let warned = warned(dir.path());
+        assert!(warned.len() == 1 && warned[0].contains(expected), "{name}: {warned:?}");
         std::fs::remove_file(fr.join(name)).unwrap();
     }
 }
@@ -115,13 +115,13 @@ fn what_is_broken_or_lies_elsewhere_is_not_read() {
             ("tokenizer_config.json", json!("null")),
         ],
     );
-    assert!(told(dir.path()).is_empty());
+    assert!(warned(dir.path()).is_empty());
     #[cfg(unix)]
     {
         let outside = dir.path().join("outside.jinja");
         std::fs::write(&outside, "{{ tools }}").unwrap();
         std::os::unix::fs::symlink(&outside, fr.join("chat_template.jinja")).unwrap();
-        assert!(told(dir.path()).is_empty(), "a link out of the folder");
+        assert!(warned(dir.path()).is_empty(), "a link out of the folder");
     }
 }
 
@@ -197,7 +197,7 @@ fn kept_files_come_back_and_what_is_not_kept_is_told() {
     }
 }
 
-/// An adapter's own tokenizer and chat template are used where its folder is given.
+/// An adapter's own tokenizer and chat template are used where its folder is named.
 #[test]
 fn what_lies_beside_is_used_where_it_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -213,16 +213,16 @@ fn what_lies_beside_is_used_where_it_is_asked_for() {
         let answer: Value = serde_json::from_str(&run.stdout).unwrap();
         (answer["prompt_tokens"].as_u64().unwrap(), run.stderr)
     };
-    let (own, told) = ids(&[]);
-    assert_eq!(told, "");
+    let (own, warned) = ids(&[]);
+    assert_eq!(warned, "");
     // A template alone: the tokenizer stays the base's. `bos_token` is not said here, so it is the
     // base's, too.
     let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
     std::fs::write(dir.path().join("tree/fr/chat_template.jinja"), template).unwrap();
-    let (ignored, told) = ids(&[]);
-    assert!(ignored == own && told.contains("another: --tokenizer"), "{told}");
-    let (used, told) = ids(&["--tokenizer", &fr]);
-    assert_eq!((used, told.as_str()), (1, ""), "`hello` is one token of this vocabulary");
+    let (ignored, warned) = ids(&[]);
+    assert!(ignored == own && warned.contains("another: --tokenizer"), "{warned}");
+    let (used, warned) = ids(&["--tokenizer", &fr]);
+    assert_eq!((used, warned.as_str()), (1, ""), "`hello` is one token of this vocabulary");
     // A tokenizer that does not know `hello` as one.
     let path = dir.path().join("base/tokenizer.json");
     let mut file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

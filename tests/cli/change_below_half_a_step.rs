@@ -140,7 +140,7 @@ fn row_with_one_huge_weight_loses_its_change() {
     assert_eq!(kept.worst().unwrap().0.as_str(), "w");
 }
 
-/// A lattice with more room than the node needs could be finer: the advice names a headroom that
+/// A lattice with more space than the node needs could be finer: the advice names a headroom that
 /// holds it.
 #[test]
 fn smaller_headroom_is_advised_where_there_is_one() {
@@ -227,7 +227,7 @@ fn first_switch_says_what_is_kept_and_warns_once() {
         for _ in 0..2 {
             let faint = runtime.switch_to("faint").unwrap();
             assert_eq!(faint.kept["faint"].to_bits(), 0.0_f64.to_bits(), "nothing is left");
-            // Nothing stays in memory, so it is compiled anew; the figure comes again, the warning
+            // Nothing stays in memory, so it is compiled again; the figure comes again, the warning
             // does not.
             runtime.switch_to("/").unwrap();
         }
@@ -251,9 +251,12 @@ fn inspect_import_and_publish_tell_what_is_kept() {
     adapter.alpha = 1e-6;
     adapter.write(faint.as_ref()).unwrap();
 
-    let told =
+    let answer =
         pleach(&["inspect", &at("tree/fr"), "--base", &base, "--headroom", "4", "--json"]).json();
-    assert!(told["kept"].as_f64().unwrap() > KEPT_ENOUGH && told["fits"] == json!(true), "{told}");
+    assert!(
+        answer["kept"].as_f64().unwrap() > KEPT_ENOUGH && answer["fits"] == json!(true),
+        "{answer}"
+    );
     assert_eq!(pleach(&["inspect", &at("tree/fr"), "--json"]).json()["kept"], json!(null));
     let low = pleach(&["inspect", &faint, "--base", &base]);
     assert_eq!(low.status, Some(0));
@@ -269,8 +272,8 @@ fn inspect_import_and_publish_tell_what_is_kept() {
             .json();
     assert_eq!(keys(&import["kept"]), ["fr", "fr/alice", "fr/bob"]);
     let low = pleach(&["store", "publish", &store, "fr/faint", &faint, "--base", &base, "--json"]);
-    let told: serde_json::Value = serde_json::from_str(&low.stdout).unwrap();
-    assert_eq!((low.status, &told["kept"]), (Some(0), &json!(0.0)));
+    let answer: serde_json::Value = serde_json::from_str(&low.stdout).unwrap();
+    assert_eq!((low.status, &answer["kept"]), (Some(0), &json!(0.0)));
     assert!(low.stderr.contains("warning: fr/faint: the lattice keeps 0.0 %"), "{}", low.stderr);
     let text =
         pleach(&["store", "publish", &store, "fr/carol", &at("tree/fr/bob"), "--base", &base])

@@ -1,5 +1,5 @@
 //! A registry took an adapter, `inspect` said that it fits, and the first request for it failed:
-//! the sum of its path left the lattice, or the parent that was replaced had left no room for the
+//! the sum of its path left the lattice, or the parent that was replaced had left no space for the
 //! leaves below. A check that says yes where the switch says no is worse than none. Here every
 //! check is held against the switch itself.
 
@@ -100,7 +100,7 @@ impl Made {
     }
 }
 
-/// Sizes around what a row of the made base has room for: the check and the switch change their
+/// Sizes around what a row of the made base can hold: the check and the switch change their
 /// minds at the same one.
 #[test]
 fn check_of_a_path_says_what_the_switch_says() {
@@ -121,7 +121,8 @@ fn check_of_a_path_says_what_the_switch_says() {
             Err(other) => panic!("{other}"),
         }
         assert_eq!(checked.is_ok(), fits, "{size}");
-        // Without the base a yes and a no are true, too; between them it says that it cannot tell.
+        // Without the base a yes and a no are true, too; between them it says that it cannot
+        // decide.
         match blind {
             Ok(report) if report.open_count == 0 => assert!(fits, "{size}"),
             Ok(report) => {
@@ -181,13 +182,13 @@ fn children_that_a_change_leaves_without_room_are_named() {
     // Only the node itself: what is below is not looked at.
     let report = store.check_fits(&changes, Some(&made.base), false, |_, _| ()).unwrap();
     assert_eq!((report.checked, report.unreachable_count), (1, 0));
-    // With a smaller child in the same batch there is room.
+    // With a smaller child in the same batch it fits.
     changes.replace("a/x", content(-0.01), Details::default(), None);
     assert_eq!(check(&changes).unwrap().unreachable_count, 0);
 
     store.apply(&changes).unwrap();
-    // `b` moves below `a`, which has no room for more of the same sign, and rolling back brings the
-    // old `a/x` back.
+    // `b` moves below `a`, which has no space for more of the same sign, and rolling back brings
+    // the old `a/x` back.
     store.replace("b", content(0.02), Details::default(), None).unwrap();
     let mut moving = Changes::new();
     moving.move_to("b", "a/b", None);
@@ -196,7 +197,7 @@ fn children_that_a_change_leaves_without_room_are_named() {
     let first = store.history("a/x").unwrap()[0].version.generation;
     back.rollback("a/x", first, None);
     assert!(matches!(check(&back), Err(Error::Overflow { node, .. }) if node == "a/x"));
-    // A removal and a move away leave more room, not less.
+    // A removal and a move away leave more space, not less.
     let mut away = Changes::new();
     away.move_to("a/x", "x", None).remove("a", true, None);
     let report = check(&away).unwrap();
@@ -209,7 +210,7 @@ fn children_that_a_change_leaves_without_room_are_named() {
     );
 }
 
-/// An embedding that was saved with the adapter and trained is not the base's: only a base tells.
+/// An embedding that was saved with the adapter and trained is not the base's: only a base decides.
 #[test]
 fn a_copy_of_the_embedding_is_compared_by_every_check() {
     let dir = tempfile::tempdir().unwrap();
@@ -268,7 +269,7 @@ fn publish_and_replace_refuse_what_a_switch_would() {
             .is_empty()
     );
 
-    // A parent that fits alone and leaves no room below.
+    // A parent that fits alone and leaves no space below.
     let opened = Store::open(Path::new(&store)).unwrap();
     let parent = (1..100).map(|k| f64::from(k) * 0.002).take_while(|&size| {
         let adapter = made.adapter("parent", size);
@@ -302,7 +303,7 @@ fn publish_and_replace_refuse_what_a_switch_would() {
     assert_eq!(opened.get("a").unwrap().version.generation, 1);
     pleach(&[&replace[..], &["--accept-unreachable"]].concat()).text();
     assert!(!made.switch(&opened, lost));
-    // What was accepted is what `verify --deep` and `inspect --base` tell from now on.
+    // What was accepted is what `verify --deep` and `inspect --base` report from now on.
     let verified = pleach(&["store", "verify", &store, "--deep", "--base", &base, "--json"]);
     let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
     assert_eq!(
@@ -342,9 +343,9 @@ fn inspect_and_import_fail_where_an_adapter_or_a_path_does_not_fit() {
     let made = Made::new();
     let base = made.at("base");
     let large = made.adapter("large", 0.5);
-    let told = pleach(&["inspect", &large, "--base", &base, "--json"]);
-    let answer: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
-    assert_eq!((told.status, &answer["fits"]), (Some(1), &json!(false)));
+    let run = pleach(&["inspect", &large, "--base", &base, "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((run.status, &answer["fits"]), (Some(1), &json!(false)));
     let refusal = answer["refusal"].as_str().unwrap();
     let needed = refusal.split("--headroom ").nth(1).unwrap().trim_end_matches(')');
     pleach(&["inspect", &large, "--base", &base, "--headroom", needed]).text();
@@ -362,15 +363,15 @@ fn inspect_and_import_fail_where_an_adapter_or_a_path_does_not_fit() {
         made.adapter(name, size);
     }
     made.adapter("tree/a/b/c", -size);
-    let told = pleach(&["inspect", &made.at("tree"), "--base", &base, "--json", "--quiet"]);
-    let answer: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    let run = pleach(&["inspect", &made.at("tree"), "--base", &base, "--json", "--quiet"]);
+    let answer: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     let fits: Vec<_> = answer["adapters"]
         .as_array()
         .unwrap()
         .iter()
         .map(|node| node["fits"].as_bool().unwrap())
         .collect();
-    assert_eq!((told.status, fits), (Some(1), vec![true, false, true]));
+    assert_eq!((run.status, fits), (Some(1), vec![true, false, true]));
     assert!(answer["refusal"].as_str().unwrap().starts_with("a/b: node a/b: "), "{answer}");
     let import = |more: &[&str]| {
         let store = made.at("imported");
@@ -380,20 +381,20 @@ fn inspect_and_import_fail_where_an_adapter_or_a_path_does_not_fit() {
         )
     };
     assert!(import(&[]).refusal().contains("node a/b: "));
-    let told = import(&["--skip-refused", "--json"]).stdout;
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    let refused: Vec<_> = told["refused"]
+    let run = import(&["--skip-refused", "--json"]).stdout;
+    let run: serde_json::Value = serde_json::from_str(&run).unwrap();
+    let refused: Vec<_> = run["refused"]
         .as_array()
         .unwrap()
         .iter()
         .map(|entry| entry["node"].as_str().unwrap())
         .collect();
-    assert_eq!((&told["nodes"], refused), (&json!(1), vec!["a/b", "a/b/c"]));
+    assert_eq!((&run["nodes"], refused), (&json!(1), vec!["a/b", "a/b/c"]));
     pleach(&["store", "verify", &made.at("imported"), "--deep", "--base", &base]).text();
 }
 
 /// A base whose every row is one large weight and small ones: maxima never meet, and only the
-/// base's integers tell.
+/// base's integers decide.
 #[test]
 fn base_decides_what_the_rows_maxima_leave_open() {
     let dir = tempfile::tempdir().unwrap();

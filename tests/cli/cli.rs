@@ -457,7 +457,7 @@ fn bench_fits_the_base(device: &str, own_memory: bool) {
     assert!(text.starts_with(made.base().to_str().unwrap()) && text.contains("GB/s"), "{text}");
     let refusal = made.run("bench", &[&arguments[..], &["--delta-budget", "0"]].concat()).refusal();
     assert!(
-        refusal.contains("--delta-budget has no room for the deltas of both fr/alice and fr/bob"),
+        refusal.contains("--delta-budget has no memory for the deltas of both fr/alice and fr/bob"),
         "{refusal}"
     );
 }

@@ -75,26 +75,26 @@ fn what_is_told_of_a_store_is_so_when_the_command_ends() {
     for round in 0..200 {
         made.run("move", &[["fr/bob", "fr/b"][round % 2], ["fr/b", "fr/bob"][round % 2]]).text();
     }
-    let room = |stat: &Value| {
+    let held = |stat: &Value| {
         stat["segment_bytes"].as_u64().unwrap() + stat["catalogue_bytes"].as_u64().unwrap()
     };
-    let before = room(&made.json("stat", &[]));
+    let before = held(&made.json("stat", &[]));
     let report = made.json("compact", &["--catalogue"]);
     let stat = made.json("stat", &[]);
     assert_eq!(
         (&report["bytes_before"], &report["bytes_after"]),
-        (&json!(before), &json!(room(&stat)))
+        (&json!(before), &json!(held(&stat)))
     );
-    assert!(room(&stat) < before * 2 / 3, "{report}");
+    assert!(held(&stat) < before * 2 / 3, "{report}");
     assert_eq!(report["left_bytes"], json!(0));
-    let told = [
+    let counted = [
         made.nodes().len() as u64,
         stat["nodes"].as_u64().unwrap(),
         pleach(&["inspect", &made.store(), "--json"]).json()["nodes"].as_u64().unwrap(),
         pleach(&["inspect", &made.path("tree"), "--json"]).json()["nodes"].as_u64().unwrap(),
         made.json("verify", &[])["nodes"].as_u64().unwrap(),
     ];
-    assert_eq!(told, [3; 5]);
+    assert_eq!(counted, [3; 5]);
 }
 
 #[test]
@@ -338,20 +338,20 @@ fn tree_and_inspect_know_a_store() {
     let dot = pleach(&["tree", &store, "--format", "dot", "--limit", "2"]).text();
     assert!(dot.starts_with("// 1 more:") && dot.contains("\"fr\" -> \"fr/alice\";"), "{dot}");
 
-    let told = pleach(&["inspect", &store, "--base", &made.path("base"), "--json"]).json();
+    let run = pleach(&["inspect", &store, "--base", &made.path("base"), "--json"]).json();
     assert_eq!(
-        (&told["what"], &told["nodes"], &told["fits"]),
+        (&run["what"], &run["nodes"], &run["fits"]),
         (&json!("store"), &json!(3), &json!(true))
     );
     let other = made.path("other-base");
     tiny_hf_model(Path::new(&other), &TinyModel { seed: 9, ..TinyModel::default() });
     let run = pleach(&["inspect", &store, "--base", &other]);
     assert_eq!((run.status, run.stderr.as_str()), (Some(1), ""));
-    let told = run.stdout;
+    let run = run.stdout;
     assert!(
-        told.contains("fits        ")
-            && told.contains(": no: ")
-            && told.contains("compiled for the base made/tiny")
+        run.contains("fits        ")
+            && run.contains(": no: ")
+            && run.contains("compiled for the base made/tiny")
     );
     let import =
         pleach(&["store", "import", &store, &made.path("second"), "--base", &made.path("base")])

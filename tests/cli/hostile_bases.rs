@@ -1,4 +1,4 @@
-//! An adapter on the wrong base gives text that looks like text and means nothing, and no tool said
+//! An adapter on the wrong base makes text that looks like text and means nothing, and no tool said
 //! a word: the shapes of two models of one family agree. A base with a NaN answers nothing but
 //! that. Both are found before a weight moves.
 

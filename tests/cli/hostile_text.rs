@@ -81,7 +81,7 @@ fn no_command_lets_through_what_steers_a_terminal() {
     answers(&["store", "publish", &store, "fr/carol", &fr, "--replace", "--accept-unreachable"]);
     answers(&["store", "list", &store]);
     answers(&["store", "history", &store, "fr/carol"]);
-    // It is told, written out.
+    // It is printed, written out.
     assert!(
         pleach(&["inspect", &fr]).stdout.contains(
             "made for    \\u001b[2J\\u001b]0;owned\\u0007\\u009b31m\\u000d\\u007f\\u202e"
@@ -121,7 +121,7 @@ fn no_command_lets_through_what_steers_a_terminal() {
         is_harmless(&run);
         assert!(run.stdout.contains("\\u001b[2J"), "{}", run.stdout);
     }
-    // Wrong usage is told by another's hand.
+    // Wrong usage is reported by the argument parser.
     for arguments in [
         &[&text[..]][..],
         &["tree", &tree, "--format", &text],

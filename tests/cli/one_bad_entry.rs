@@ -1,6 +1,6 @@
 //! A folder of adapters lives on a volume: with `lost+found`, a Kubernetes mount's `..data`, a link
 //! that somebody forgot, one upload that broke off. Servers that gave up at the first of them took
-//! every user down with one. Here the others are served, the bad entry is told with its reason
+//! every user down with one. Here the others are served, the bad entry is reported with its reason
 //! wherever one looks, and nothing hangs under another parent because of it.
 
 #[path = "../common/cli.rs"]

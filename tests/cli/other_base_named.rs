@@ -83,24 +83,26 @@ fn names_that_mean_different_bases_are_told_once() {
     assert_eq!(run().stderr, "", "a path is no name");
 
     made.edit("base/config.json", "_name_or_path", "acme/Other-1B");
-    let told = run();
-    assert_eq!(told.status, Some(0));
-    assert_eq!(told.stderr.matches("warning:").count(), 1, "{}", told.stderr);
+    let printed = run();
+    assert_eq!(printed.status, Some(0));
+    assert_eq!(printed.stderr.matches("warning:").count(), 1, "{}", printed.stderr);
     assert!(
-        told.stderr.contains("3 adapters say made/tiny, the base calls itself acme/Other-1B"),
+        printed.stderr.contains("3 adapters say made/tiny, the base calls itself acme/Other-1B"),
         "{}",
-        told.stderr
+        printed.stderr
     );
 
     made.edit("base/config.json", "_name_or_path", "");
     made.names("fr/bob", "acme/Other-1B");
     std::fs::write(made.at("tree/tree.toml"), "[base]\nname = \"acme/Third\"\n").unwrap();
-    let told = made.import("store");
+    let printed = made.import("store");
     let expected =
         "1 adapter says acme/Other-1B, 2 adapters say made/tiny, tree.toml says acme/Third";
     assert!(
-        told.starts_with("warning:") && told.contains(expected) && told.lines().count() == 1,
-        "{told}"
+        printed.starts_with("warning:")
+            && printed.contains(expected)
+            && printed.lines().count() == 1,
+        "{printed}"
     );
 }
 
@@ -117,8 +119,8 @@ fn an_adapter_published_for_another_base_is_told() {
     made.names("fr/bob", "acme/Tiny-1B-Instruct");
     let run = pleach(&["store", "publish", &store, "two", &adapter]);
     assert_eq!(run.status, Some(0));
-    let told = "warning: two: it names the base acme/Tiny-1B-Instruct, the store acme/Tiny-1B;";
-    assert!(run.stderr.starts_with(told), "{}", run.stderr);
+    let printed = "warning: two: it names the base acme/Tiny-1B-Instruct, the store acme/Tiny-1B;";
+    assert!(run.stderr.starts_with(printed), "{}", run.stderr);
     let inspected = pleach(&["inspect", &made.path("tree"), "--base", &made.path("base")]);
     assert!(inspected.stderr.contains("different bases are named"), "{inspected:?}");
 }

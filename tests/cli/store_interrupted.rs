@@ -1,4 +1,4 @@
-//! Every import that was told to end, by a terminal that closed or by a supervisor, left a hidden
+//! Every import that was asked to end, by a terminal that closed or by a supervisor, left a hidden
 //! folder of its size behind. Here imports are ended by each signal at any moment: nothing is left,
 //! the status is the one shells know, and what a killed one must leave behind goes with the next
 //! import, but never what somebody still works in.
@@ -154,8 +154,8 @@ fn a_signal_that_is_ignored_stays_ignored() {
         .spawn()
         .unwrap();
     // Before the shell says so it would end by the first signal.
-    let mut told = BufReader::new(import.stdout.take().unwrap());
-    told.read_line(&mut String::new()).unwrap();
+    let mut printed = BufReader::new(import.stdout.take().unwrap());
+    printed.read_line(&mut String::new()).unwrap();
     while import.try_wait().unwrap().is_none() {
         send(&import, "-HUP");
         std::thread::sleep(Duration::from_millis(2));
@@ -187,8 +187,8 @@ fn what_a_killed_import_left_goes_with_the_next_of_its_name() {
     std::os::unix::fs::symlink(made.at("tree"), made.at(&format!(".store.making-{id}"))).unwrap();
     let output = made.import("store").wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(left.iter().all(|path| told.contains(path.to_str().unwrap())), "{told}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(left.iter().all(|path| printed.contains(path.to_str().unwrap())), "{printed}");
     assert!(left.iter().all(|path| !path.exists()));
     for stray in &strays {
         assert_eq!(

@@ -1,7 +1,7 @@
 //! A publisher that was stopped, not killed, in the middle of a change made `store stat` wait
 //! without a word; and a lock that any user may put on a file he can read shut every reader and
 //! writer out. Here processes stop at every step of a change: who reads does not wait, and who must
-//! is told for whom, as long as was asked.
+//! learns for whom, as long as was asked.
 
 #![cfg(unix)]
 
@@ -19,7 +19,7 @@ use pleach::store::{Faults, Store, StoreOptions};
 use pleach::{Error, Result};
 use stored::{content, info, labelled, lattice, scratch, seed_of, verified};
 
-/// Tells a process that it is the one that stops: the step, and the folder of the store.
+/// Shows a process that it is the one that stops: the step, and the folder of the store.
 const CHILD: &str = "PLEACH_STOPPED_CHILD";
 const THIS: &str = "a_publisher_that_is_stopped_keeps_no_reader_waiting";
 
@@ -27,9 +27,9 @@ fn signal(process: u32, name: &str) {
     assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
 }
 
-/// Publishes a node, and stops before the step told.
-fn stop_in_a_change(told: &str) {
-    let (step, folder) = told.split_once(' ').unwrap();
+/// Publishes a node, and stops before the step named.
+fn stop_in_a_change(named: &str) {
+    let (step, folder) = named.split_once(' ').unwrap();
     let at: u64 = step.parse().unwrap();
     let faults = Faults::watched(move |step| {
         if step == at {
@@ -103,7 +103,7 @@ fn busy<T>(result: Result<T>) -> (String, f64) {
     }
 }
 
-/// Everything that reads, in a store opened now; gives how many nodes there are.
+/// Everything that reads, in a store opened now; returns how many nodes there are.
 fn read_all(path: &Path) -> Result<u64> {
     let store = Store::open_within(path, Duration::from_millis(300))?;
     let nodes = store.stats()?.nodes;
@@ -117,8 +117,8 @@ fn read_all(path: &Path) -> Result<u64> {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_publisher_that_is_stopped_keeps_no_reader_waiting() {
-    if let Ok(told) = std::env::var(CHILD) {
-        return stop_in_a_change(&told);
+    if let Ok(named) = std::env::var(CHILD) {
+        return stop_in_a_change(&named);
     }
     let (mut at_once, mut while_committing) = (0, 0);
     for step in 0.. {
@@ -159,10 +159,10 @@ fn a_publisher_that_is_stopped_keeps_no_reader_waiting() {
         assert_eq!(store.len().unwrap(), 3);
         verified(&store);
     }
-    let told = format!(
+    let printed = format!(
         "{at_once} steps at which readers did not wait, {while_committing} at which they did"
     );
-    assert!(at_once > 3 && at_once >= while_committing, "{told}");
+    assert!(at_once > 3 && at_once >= while_committing, "{printed}");
 }
 
 #[cfg(target_os = "linux")]
@@ -189,13 +189,13 @@ fn the_command_line_tells_for_whom_it_waits_and_no_longer_than_asked() {
     }
     let name = format!("process {} (", stopped.id());
     let refused = pleach(&["remove", store, "fr", "--timeout", "0.2"]).wait_with_output().unwrap();
-    let told = String::from_utf8(refused.stderr).unwrap();
+    let printed = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(
-        told.starts_with("error: ") && told.contains(&name) && told.contains("stopped"),
-        "{told}"
+        printed.starts_with("error: ") && printed.contains(&name) && printed.contains("stopped"),
+        "{printed}"
     );
-    assert!(told.contains("0.2 s") && told.contains("--timeout"), "{told}");
+    assert!(printed.contains("0.2 s") && printed.contains("--timeout"), "{printed}");
     // Without a limit, or within it, it waits, says so after a second, and goes on when it can.
     let mut waiting =
         [(&["remove", store, "fr"][..]), &["compact", store, "--timeout", "300"]].map(pleach);

@@ -32,7 +32,7 @@ pub fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// Compiled deltas that tell `seed`.
+/// Compiled deltas made from `seed`.
 pub fn compiled(seed: u16) -> CompiledNode {
     static MADE: LazyLock<Mutex<HashMap<u16, CompiledNode>>> = LazyLock::new(Mutex::default);
     let make = || compile_node(&made::deltas(seed), |name| LATTICE.grid(name)).unwrap().0;
@@ -43,7 +43,7 @@ pub fn content(seed: u16) -> Content {
     Content::new(&compiled(seed), lattice().hash())
 }
 
-/// Labels that tell `seed`.
+/// Labels that name `seed`.
 pub fn labelled(seed: u16) -> Details {
     Details {
         labels: Some(BTreeMap::from([(SEED.to_owned(), seed.to_string())])),
@@ -51,7 +51,7 @@ pub fn labelled(seed: u16) -> Details {
     }
 }
 
-/// Reads a version's deltas and holds them against its label; gives the seed.
+/// Reads a version's deltas and holds them against its label; returns the seed.
 pub fn seed_of(store: &Store, version: &Version) -> Result<u16> {
     let Version { generation, location, .. } = *version;
     let read = store.read(&location)?;
@@ -76,7 +76,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Makes the change; gives the last generation it made, if it makes any.
+    /// Makes the change; returns the last generation it made, if it makes any.
     pub fn make(&self, store: &Store) -> Result<Option<u64>> {
         if let Self::Compact = self {
             store.compact(|_, _| ())?;

@@ -111,8 +111,9 @@ impl Walk {
         self.store.as_ref().expect("it is open")
     }
 
-    /// Closes the store and opens it again, with these faults. Closed first: what became of an
-    /// unconfirmed change is settled when the handle that made it is gone and the next opens.
+    /// Closes the store and opens it again, with these faults. Closed first: where the disk failed
+    /// for good, what became of an unconfirmed change is settled when the handle that made it is
+    /// gone and the next opens to write.
     fn reopen(&mut self, faults: Faults) -> Result<()> {
         self.tally.reopened += 1;
         self.store = None;
@@ -332,7 +333,7 @@ impl Fault {
 
     fn faults(self) -> Faults {
         match self.full && !self.for_good {
-            true => Faults::no_room_after(self.after),
+            true => Faults::no_space_after(self.after),
             false => Faults::after(self.after, self.for_good),
         }
     }

@@ -18,11 +18,11 @@ const ABOUT: &str = "One base model, a tree of LoRA adapters, one copy of the we
 const AFTER_HELP: &str = "\
 A node is a place in a tree of adapters, written as a path such as fr/sysadmin/alice; the root, /, is the base itself.
 
-With --json stdout is one JSON document: the answer, or {\"error\": \"…\"}. An error is told on stderr as well.
+With --json stdout is one JSON document: the answer, or {\"error\": \"…\"}. An error is printed on stderr as well.
 Exit status: 0 done, 1 an error or a failed verification, 2 wrong usage.";
 
 #[derive(Parser)]
-#[command(name = "pleach", version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(name = "pleach", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) options: Options,
@@ -35,7 +35,7 @@ impl Cli {
     pub(crate) fn parse_arguments() -> Self {
         Self::try_parse().unwrap_or_else(|error| {
             let text = error.render().to_string();
-            // An argument is a name, too: one that would steer the terminal is told without
+            // An argument is a name, too: one that would steer the terminal is printed without
             // colours.
             let plain = escape::escaped(&text);
             if plain == text {

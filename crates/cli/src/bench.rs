@@ -30,14 +30,17 @@ const DECODED: usize = 16;
 /// Measure switches, decode and prefill beside what this machine's memory and multipliers allow
 #[derive(Args)]
 #[command(after_help = "\
-Every ceiling is measured beside the figure, in turns, and a ratio is the median of the turns' ratios. The ceiling of a
-switch is the larger of two times: reading, changing and writing the touched weights, and as many integer products from
-registers as the adapters' factors need. That of a decoded token is reading its weights; that of a prompt, its float
-products from registers. Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf.
-GB/s are the touched weights, read and written, over the time of the call. On a GPU the times of pass and copies by its
-own clock stand beside it, and *_uploading_ms is a switch whose target's deltas are in RAM but not on the GPU. On a software
-adapter the longest prompt is left out, and the walk that ends a measurement is a tenth as long.
-Answers are checked first: weights at visited nodes against a fresh load, the root's bits against the base.")]
+Every ceiling is measured beside the figure, in turns, and a ratio is the median of the turns' \
+ratios. The ceiling of a switch is the larger of two times: reading, changing and writing the \
+touched weights, and as many integer products from registers as the adapters' factors need. That \
+of a decoded token is reading its weights; that of a prompt, its float products from registers. \
+Made adapters (switch_all_*: all linears; switch_qv_*: q and v) go from leaf to sibling leaf. \
+GB/s are the touched weights, read and written, over the time of the call. On a GPU the times of \
+pass and copies by its own clock stand beside it, and *_uploading_ms is a switch whose target's \
+deltas are in RAM but not on the GPU. On a software adapter the longest prompt is left out, and \
+the walk that ends a measurement is a tenth as long.
+Answers are checked first: weights at visited nodes against a fresh load, the root's bits against \
+the base.")]
 pub(crate) struct Bench {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long, required_unless_present = "shapes")]
@@ -137,7 +140,7 @@ impl Bench {
     }
 
     /// The figures of a real tree: its deepest pair of sibling leaves, and the way there from the
-    /// root. Gives what of the tree is refused.
+    /// root. Returns what of the tree is refused.
     fn measure_tree(
         &self,
         runtime: &mut Runtime,
@@ -198,15 +201,15 @@ impl Bench {
         for _ in Measure::new(runtime).turns(self.repeats) {
             let mut token = |node| -> pleach::Result<f64> {
                 runtime.switch_to(node)?;
-                let (context, room) = decoding(runtime);
-                Ok(Measure::new(runtime).decode(context, room.min(DECODED))?.ms)
+                let (context, decoded) = decoding(runtime);
+                Ok(Measure::new(runtime).decode(context, decoded.min(DECODED))?.ms)
             };
             ratios.push(token("/")? / token(leaf)?);
         }
         Ok(median(ratios.into_iter()))
     }
 
-    /// Decode and prefill at the current node, as long as the base's context is; gives the
+    /// Decode and prefill at the current node, as long as the base's context is; returns the
     /// milliseconds of a token.
     fn speeds(
         &self,
@@ -229,8 +232,8 @@ impl Bench {
     }
 
     fn decode(&self, runtime: &mut Runtime) -> pleach::Result<Measured> {
-        let (context, room) = decoding(runtime);
-        Measure::new(runtime).decode(context, (8 * self.repeats).min(room))
+        let (context, decoded) = decoding(runtime);
+        Measure::new(runtime).decode(context, (8 * self.repeats).min(decoded))
     }
 
     /// The figures of made adapters of every rank, on all linears and on q and v.
@@ -292,8 +295,8 @@ impl Bench {
     }
 }
 
-/// Tokens of context before the decoded ones, and room for these: a base of a short context gives
-/// half of it to each.
+/// Tokens of context before the decoded ones, and how many of these: a base of a short context
+/// leaves half of it to either.
 fn decoding(runtime: &Runtime) -> (usize, usize) {
     let held = runtime.base().config().max_position_embeddings;
     let context = if held > CONTEXT + DECODED { CONTEXT } else { (held - 1) / 2 };
@@ -307,7 +310,7 @@ fn deltas_at_hand(runtime: &mut Runtime, a: &str, b: &str) -> anyhow::Result<()>
     let report = runtime.switch_to(a)?;
     let after = runtime.switch_to(b)?;
     let short = |option: &str| {
-        format!("{option} has no room for the deltas of both {a} and {b}: give more MiB")
+        format!("{option} has no memory for the deltas of both {a} and {b}: give more MiB")
     };
     anyhow::ensure!(
         report.compiled.is_empty() && after.compiled.is_empty(),
@@ -348,7 +351,7 @@ fn resident(runtime: &Runtime, figures: &mut Figures) {
     figures.plain("resident_bytes_per_weight", per_weight, "bytes");
 }
 
-/// The process's peak resident memory, where the operating system tells.
+/// The process's peak resident memory, where the operating system reports it.
 fn peak_memory_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -92,7 +92,7 @@ impl Console {
         }
     }
 
-    /// Tells people at a terminal something beside the answer.
+    /// Shows people at a terminal something beside the answer.
     pub(crate) fn note(&self, text: &str) {
         if self.lively {
             // A note that cannot be written is not missed.
@@ -109,7 +109,7 @@ impl Console {
         ProgressBar::with_draw_target(None, target).with_style(style).with_message(what)
     }
 
-    /// Tells an error and gives the exit status.
+    /// Prints an error and returns the exit status.
     pub(crate) fn fail(&self, error: &anyhow::Error) -> ExitCode {
         let message = message(error);
         let _ = writeln!(io::stderr(), "error: {}", moved_in(&escaped(&message)));
@@ -120,7 +120,7 @@ impl Console {
     }
 }
 
-/// The error and its causes, without those that the text before them tells already.
+/// The error and its causes, without those that the text before them says already.
 fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
         match text.contains(&cause) {
@@ -185,11 +185,11 @@ mod tests {
             tracing::warn!(target: "wgpu_core", "not ours");
             tracing::error!("c");
         });
-        let mut told = String::new();
+        let mut printed = String::new();
         file.rewind().unwrap();
-        file.read_to_string(&mut told).unwrap();
+        file.read_to_string(&mut printed).unwrap();
         let first = "warning: a\\u001b[2J\\u009b\\u202e\t\\x1b\n  error: b node=\"fr\"\n";
-        assert_eq!(told, format!("{first}warning: c\n"));
+        assert_eq!(printed, format!("{first}warning: c\n"));
     }
 
     #[test]

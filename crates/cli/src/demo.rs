@@ -1,4 +1,4 @@
-//! `pleach demo`: loads a base once and walks a whole tree, telling what happens.
+//! `pleach demo`: loads a base once and walks a whole tree, saying what happens.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -72,10 +72,10 @@ impl Demo {
         let base = self.base.clone().map_or_else(default_base, Ok)?;
         let folder = self.tree.clone().unwrap_or_else(default_tree);
         let tree = AdapterTree::open(&folder)?;
-        let tell = |text: String| if console.json { Ok(()) } else { console.print(&text) };
+        let say = |text: String| if console.json { Ok(()) } else { console.print(&text) };
 
         let adapters = tree::Adapters::of(&tree, &console.limits);
-        tell(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| adapters.note(node))))?;
+        say(format!("{INTRODUCTION}\n{}", render::text(&tree, |node| adapters.note(node))))?;
         let nodes: Vec<String> = walk(&tree, &console.limits)
             .into_iter()
             .map(|node| tree.name(node).to_owned())
@@ -83,7 +83,7 @@ impl Demo {
         let (mut runtime, load_ms) = self.loading.open(&base, tree, None, console)?;
         let fingerprint = runtime.fingerprint()?;
         let parameters = runtime.base().parameters();
-        tell(format!(
+        say(format!(
             "\n{}: {} weights, loaded once in {:.2} s.\nThe prompt is {:?}. At each node: what the switch subtracted (−) \
              and added (+), its cost, and\nwhat the model there writes.\n\n",
             file_name(&base),
@@ -95,14 +95,14 @@ impl Demo {
         let mut stops = Vec::new();
         for node in nodes {
             let stop = self.stop(&mut runtime, &node)?;
-            tell(format!("{}{}\n  {:?}\n", stop.node, cost(&stop.switch), stop.text))?;
+            say(format!("{}{}\n  {:?}\n", stop.node, cost(&stop.switch), stop.text))?;
             stops.push(stop);
         }
 
         let back = runtime.switch_to("/")?;
         let after = runtime.fingerprint()?;
         let bit_for_bit = after == fingerprint;
-        tell(format!(
+        say(format!(
             "/{}\n  fingerprint {} {} the first one: after {} switches the base is {}.\n",
             cost(&back),
             &after.to_hex()[..16],

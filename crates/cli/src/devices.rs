@@ -12,8 +12,8 @@ use super::Console;
 /// List what there is to compute on
 #[derive(Args)]
 #[command(after_help = "\
-Give --device gpu:N or gpu:NAME to choose a GPU. A software adapter computes on the CPU: it is slow, and taken only when
---device gpu finds nothing else or names it.")]
+Give --device gpu:N or gpu:NAME to choose a GPU. A software adapter computes on the CPU: it is \
+slow, and taken only when --device gpu finds nothing else or names it.")]
 pub(crate) struct Devices {}
 
 #[derive(Serialize)]

@@ -15,7 +15,8 @@ use super::model::{Arrived, Place, PromptText};
 /// Continue a prompt at a node; the text streams to stdout
 #[derive(Args)]
 #[command(after_help = "\
-On a terminal the text's control characters but line feeds and tabs are written out (\\u001b); a pipe or file gets the bytes.")]
+On a terminal the text's control characters but line feeds and tabs are written out (\\u001b); a \
+pipe or file gets the bytes.")]
 pub(crate) struct Generate {
     #[command(flatten)]
     prompt: PromptText,

@@ -23,12 +23,12 @@ use super::Console;
 use super::left_out::LeftOut;
 use super::store::{Summary, check_fit, moving};
 
-/// Tell what an adapter, a base, a tree or a store is, and whether it fits a base
+/// Report what an adapter, a base, a tree or a store is, and whether it fits a base
 #[derive(Args)]
 #[command(after_help = "\
-With --base an adapter is compiled as if it hung under the root, and of a tree or a store the whole path of every node is
-checked: names and shapes, copies of the embedding or head, and whether every weight stays on the lattice. Exit status 1 if
-anything does not fit.")]
+With --base an adapter is compiled as if it hung under the root, and of a tree or a store the \
+whole path of every node is checked: names and shapes, copies of the embedding or head, and \
+whether every weight stays on the lattice. Exit status 1 if anything does not fit.")]
 pub(crate) struct Inspect {
     /// Folder of an adapter, a base (also a GGUF file, or hf:ORG/NAME[@REVISION]), a tree or a
     /// store
@@ -36,7 +36,7 @@ pub(crate) struct Inspect {
     /// A base that the adapters are to fit: all that a switch checks is checked
     #[arg(long)]
     base: Option<PathBuf>,
-    /// Room above every row's largest weight, 1 to 1024, that adapters are to fit [default: 1.25,
+    /// Space above every row's largest weight, 1 to 1024, that adapters are to fit [default: 1.25,
     /// or the store's]
     #[arg(long, value_name = "FACTOR", requires = "base")]
     headroom: Option<f32>,
@@ -161,7 +161,7 @@ impl Inspect {
             Answer::Tree(tree(&self.path, base, headroom, console)?)
         } else if base.is_some() {
             bail!(
-                "{}: --base tells what an adapter or a tree is to fit, but this is a base",
+                "{}: --base says what an adapter or a tree is to fit, but this is a base",
                 self.path.display()
             );
         } else {

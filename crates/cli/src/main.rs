@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 fn quieten_mesa() {
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: nothing has started a thread yet, so nothing reads the environment meanwhile.
-        #[allow(unsafe_code, reason = "there is no other way to tell the layer")]
+        #[allow(unsafe_code, reason = "there is no other way to configure the layer")]
         unsafe {
             std::env::set_var("NODEVICE_SELECT", "1");
         }

@@ -21,7 +21,7 @@ const MIB: usize = 1 << 20;
 #[derive(Args)]
 #[command(next_help_heading = "Loading")]
 pub(crate) struct Loading {
-    /// Room above every row's largest weight, 1 to 1024: more is coarser [default: 1.25, or the
+    /// Space above every row's largest weight, 1 to 1024: more is coarser [default: 1.25, or the
     /// store's]
     #[arg(long, value_name = "FACTOR")]
     headroom: Option<f32>,
@@ -54,7 +54,7 @@ impl From<Stale> for StalePolicy {
 }
 
 impl Loading {
-    /// Loads `base` with `tree`, at the root; gives the milliseconds that took, too.
+    /// Loads `base` with `tree`, at the root; returns the milliseconds that took, too.
     pub(crate) fn open(
         &self,
         base: &Path,

@@ -14,12 +14,12 @@ use serde::Serialize;
 use super::Console;
 use super::model::{Arrived, Place, PromptText};
 
-/// Tell the likeliest next tokens after a prompt at a node
+/// List the likeliest next tokens after a prompt at a node
 #[derive(Args)]
 pub(crate) struct Score {
     #[command(flatten)]
     prompt: PromptText,
-    /// How many tokens to tell
+    /// How many tokens to list
     #[arg(long, value_name = "K", default_value_t = 10)]
     top: usize,
     /// Write the logits of all tokens to this file: tensor `logits`, f32, one for every token

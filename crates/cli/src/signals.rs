@@ -1,5 +1,5 @@
-//! What a command does when it is told to end: it tidies up, and ends with the status that shells
-//! know.
+//! What a command does when a signal asks it to end: it tidies up, and ends with the status that
+//! shells know.
 
 /// The exit status of who was ended by a signal is this and its number.
 #[cfg(unix)]

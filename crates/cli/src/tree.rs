@@ -18,8 +18,9 @@ use super::{Console, store};
 /// Draw a tree, with what each adapter is, and what is left out of it
 #[derive(Args)]
 #[command(after_help = "\
-Below the picture stand the entries that are not served (refused), the folders that are not entered (passed over), and nodes
-that may be another state of their parent's adapter (doubtful); tree.toml settles the last: skip and parent.")]
+Below the picture stand the entries that are not served (refused), the folders that are not \
+entered (passed over), and nodes that may be another state of their parent's adapter (doubtful); \
+tree.toml settles the last: skip and parent.")]
 pub(crate) struct Tree {
     /// Folder of the tree, or a store
     tree: PathBuf,

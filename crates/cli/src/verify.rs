@@ -17,9 +17,10 @@ use super::model::Loading;
 /// Walk the tree at random, comparing every node with a fresh load of it
 #[derive(Args)]
 #[command(after_help = "\
-At every arrival the fingerprint is compared with that of the base read anew with the node's path added. At the end,
-back at the root, every bit is compared with the base. Entries of the tree that are refused, and what hangs below them, are
-left out and listed. Exit status 1 if anything differs, or if something is refused and not left out with --skip-refused.")]
+At every arrival the fingerprint is compared with that of the base read again with the node's \
+path added. At the end, back at the root, every bit is compared with the base. Entries of the \
+tree that are refused, and what hangs below them, are left out and listed. Exit status 1 if \
+anything differs, or if something is refused and not left out with --skip-refused.")]
 pub(crate) struct Verify {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long)]

@@ -31,11 +31,11 @@ impl FloatBuffer {
     /// # Errors
     /// When the system refuses so much memory.
     pub fn try_zeros(len: usize) -> Result<Self> {
-        let room = len
+        let padded = len
             .checked_add(LINE)
             .ok_or(())
             .and_then(|len| Vec::<f32>::new().try_reserve_exact(len).map_err(drop));
-        match room {
+        match padded {
             Ok(()) => Ok(Self::zeros(len)),
             Err(()) => Err(Error::DeviceMemory { bytes: len.saturating_mul(size_of::<f32>()) }),
         }

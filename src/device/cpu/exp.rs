@@ -10,6 +10,7 @@ use super::simd::Simd;
 pub(super) fn exp<S: Simd>(simd: S, x: f32) -> f32 {
     // Adding 1.5·2^23 rounds to an integer, which the low bits then hold.
     const ROUND: f32 = 12_582_912.0;
+    // ln 2^−126 is −87.34 and ln 2^127 is 88.03: between these `scale` is a normal number.
     let clamped = if x < -87.3 { -87.3 } else { x };
     let clamped = if clamped > 88.0 { 88.0 } else { clamped };
     let shifted = simd.fma1(clamped, std::f32::consts::LOG2_E, ROUND);

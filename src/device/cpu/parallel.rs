@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Cpu;
 
-/// Below this many multiply-adds (or values touched) a call stays on one thread.
+/// Below this many multiply-adds (or values touched) a call stays on one thread: vectors do them
+/// within about a microsecond, and to wake another thread takes some.
 const SERIAL: usize = 1 << 15;
 /// Rows in one task of [`Cpu::for_rows`].
 const ROWS_A_TASK: usize = 8;
-/// Most threads one call is spread over.
+/// Most threads one call is spread over: their counters lie on the caller's stack, so that a call
+/// allocates nothing.
 const MAX_WORKERS: usize = 64;
 
 /// A row-major matrix to be written, cut every `block` columns.

@@ -66,7 +66,8 @@ impl SimdLevel {
     }
 }
 
-/// 16 values: the unit all float kernels work in.
+/// 16 values: the unit all float kernels work in. One vector of AVX-512, two of AVX2 and four of
+/// plain Rust, so that code written over it leaves no part of any of them idle.
 pub(crate) const CHUNK: usize = 16;
 
 /// Code to be compiled once per instruction set. `run` must be `#[inline(always)]`, and so must all
@@ -93,7 +94,7 @@ pub(crate) trait Simd: Copy {
     /// Tokens for which 4 rows of sums fit the registers; at most 6.
     const TOKENS: usize;
 
-    /// All lanes `value`.
+    /// All elements `value`.
     fn splat(self, value: f32) -> Self::V;
     /// Vector `part` of `chunk`.
     fn load(self, chunk: &[f32; CHUNK], part: usize) -> Self::V;
@@ -107,7 +108,7 @@ pub(crate) trait Simd: Copy {
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a · b + c`, fused where the instruction set can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The sum of the lanes of each vector, each by the same tree of additions.
+    /// The sum of the elements of each vector, each by the same tree of additions.
     fn sum4(self, vectors: [Self::V; 4]) -> [f32; 4];
     /// Asks for the cache line `ahead` values after the start of `chunk`.
     fn prefetch(self, chunk: &[i16; CHUNK], ahead: usize);
@@ -126,7 +127,7 @@ pub(crate) trait Simd: Copy {
         delta_tiles(block, deltas);
     }
 
-    /// The sum of the lanes.
+    /// The sum of the elements.
     #[inline(always)]
     fn sum(self, vector: Self::V) -> f32 {
         let zero = self.splat(0.0);

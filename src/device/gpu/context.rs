@@ -63,7 +63,7 @@ pub(super) struct Context {
     nonce: AtomicU32,
     /// Largest binding that is used.
     pub(super) max_binding: u64,
-    /// Room for what a pass reads beside the weights.
+    /// Memory for what a pass reads beside the weights.
     scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
 }
 

@@ -129,7 +129,8 @@ impl Store {
         self.staged().is_some()
     }
 
-    /// Copies bytes that are still on their way. To be told by [`Self::arrived`] when that is done.
+    /// Copies bytes that are still on their way. [`Self::arrived`] is to be called when that is
+    /// done.
     pub(super) fn arrive(&self, recording: &mut Recording, bytes: Range<u64>) {
         if let Some(staged) = &*self.staged() {
             recording.copy(Slice::of(staged, bytes.clone()), Slice::of(&self.buffer, bytes));

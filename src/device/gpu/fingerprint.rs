@@ -11,7 +11,8 @@ use super::recording::Recording;
 use super::word;
 use crate::{Error, Result};
 
-/// Bytes that BLAKE3 hashes on their own.
+/// Bytes that BLAKE3 hashes on their own: a leaf of its tree (chunk, in its specification). That
+/// leaves do not wait for each other is what lets a GPU hash at all.
 const CHUNK: u64 = 1024;
 /// Most chunks, or values, that one workgroup joins.
 const GROUP: u32 = 64;

@@ -1,8 +1,8 @@
 //! Work for the GPU as plain data: dispatches and copies in order, with all their parameters beside
 //! them, handed over as one command buffer.
 //!
-//! **Invariant:** nothing is sent before [`Context::run`]; what a command reads is what the commands
-//! before it wrote.
+//! **Invariant:** nothing is sent before [`Context::run`]; what a command reads is what the
+//! commands before it wrote.
 
 use std::sync::Arc;
 
@@ -74,8 +74,8 @@ impl Recording {
         u32::try_from(at).expect("less than 16 GiB of parameters")
     }
 
-    /// Appends records that the dispatches to come can read, where their kind may begin; returns the
-    /// number of the first, counted in records from the first word.
+    /// Appends records that the dispatches to come can read, where their kind may begin; returns
+    /// the number of the first, counted in records from the first word.
     pub(super) fn records<T: Pod>(&mut self, records: &[T]) -> u32 {
         let size = size_of::<T>() / size_of::<u32>();
         self.words.resize(self.words.len().next_multiple_of(size), 0);
@@ -214,8 +214,8 @@ impl Context {
         })
     }
 
-    /// Hands prepared commands over in one command buffer and one submit, waits, and brings back what
-    /// is to be read.
+    /// Hands prepared commands over in one command buffer and one submit, waits, and brings back
+    /// what is to be read.
     ///
     /// # Errors
     /// When the device failed. Some drivers call work done that was given up; so the last command
@@ -257,7 +257,7 @@ impl Context {
         drop(sender);
         self.wait()?;
         for _ in &mapped {
-            // Another thread that waits may be the one that is told.
+            // Another thread that waits may be the one that gets it.
             receiver
                 .recv()
                 .map_err(|error| self.fault(error))?

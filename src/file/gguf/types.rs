@@ -31,7 +31,7 @@ const IQ4_NL_VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 impl GgufType {
-    /// The type that ggml gives this number, if it is read.
+    /// The type that has this number in ggml, if it is read.
     pub(super) fn from_number(number: u32) -> Option<Self> {
         Some(Self::Ggml(match number {
             0 => GgmlDType::F32,

@@ -51,7 +51,7 @@ pub(super) fn strftime(at: DateTime, format: &str) -> String {
     out + rest
 }
 
-/// What a directive gives.
+/// What a directive writes.
 enum Field {
     /// A number, with its width and what fills it up.
     Number(i64, usize, char),

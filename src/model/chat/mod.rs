@@ -232,8 +232,8 @@ impl ChatTemplate {
     ) -> Result<T> {
         let done = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-            let thread =
-                thread.spawn_scoped(scope, || contained(|| work().map_err(|error| told(&error))));
+            let thread = thread
+                .spawn_scoped(scope, || contained(|| work().map_err(|error| described(&error))));
             thread.map(|thread| thread.join())
         });
         let reason = match done {
@@ -249,7 +249,7 @@ impl ChatTemplate {
 
 /// What the engine says, with the lines around the place; of a line that is long no more than its
 /// beginning.
-fn told(error: &minijinja::Error) -> String {
+fn described(error: &minijinja::Error) -> String {
     const SHOWN: usize = 160;
     let text = format!("{error:#}");
     let lines = text.lines().take(24).map(|line| match line.char_indices().nth(SHOWN) {

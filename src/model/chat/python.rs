@@ -428,7 +428,7 @@ pub(super) fn is_sequence(value: &Value) -> bool {
         )
 }
 
-/// `cycler(…)`: gives its items in turn.
+/// `cycler(…)`: returns its items in turn.
 pub(super) fn cycler(items: Rest<Value>) -> Result<Value, Error> {
     if items.is_empty() {
         return Err(invalid("at least one item has to be provided"));
@@ -482,7 +482,7 @@ impl Object for Cycler {
     }
 }
 
-/// `joiner(sep=', ')`: gives nothing the first time and `sep` from then on.
+/// `joiner(sep=', ')`: returns nothing the first time and `sep` from then on.
 pub(super) fn joiner(sep: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let sep = sep.or(kwargs.get("sep")?).unwrap_or_else(|| Value::from(", "));
     kwargs.assert_all_used()?;

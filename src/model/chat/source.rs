@@ -8,7 +8,7 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// Spells `source` anew, or says what is wrong with a text in it.
+/// Rewrites `source`, or says what is wrong with a text in it.
 pub(super) fn prepared(source: &str) -> Result<String, String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len());
@@ -67,14 +67,14 @@ fn raw(rest: &str) -> usize {
     rest.len()
 }
 
-/// Writes a block tag with another first word; gives its length.
+/// Writes a block tag with another first word; returns its length.
 fn renamed(rest: &str, from: &str, to: &str, out: &mut String) -> usize {
     let length = rest.find("%}").map_or(rest.len(), |at| at + 2);
     out.push_str(&rest[..length].replacen(from, to, 1));
     length
 }
 
-/// Writes a tag with the escapes of its texts spelt anew; gives its length.
+/// Writes a tag with the escapes of its texts respelt; returns its length.
 fn tag(rest: &str, close: &str, out: &mut String) -> Result<usize, String> {
     let mut at = 2;
     let mut depth = 0usize;

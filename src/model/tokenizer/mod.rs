@@ -150,7 +150,7 @@ impl Tokenizer {
     /// Token ids of a text, with the start token if the model wants one.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the tokenizer refuses or gives an id without a row in the
+    /// [`Error::Tokenizer`] when the tokenizer refuses or returns an id without a row in the
     /// embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_with(text, true)
@@ -298,7 +298,7 @@ fn add(inner: &mut Inner, declared: &FolderTokens) -> tokenizers::Result<()> {
 }
 
 /// Added tokens stand in a text as they are, but a byte-level decoder takes letters of its alphabet
-/// for bytes: those with such letters, spelt so that it gives their text.
+/// for bytes: those with such letters, spelt so that its text is theirs.
 fn respelt(inner: &Inner) -> tokenizers::Result<HashMap<u32, String>> {
     let mut respelt = HashMap::new();
     if !inner.get_decoder().is_some_and(is_byte_level) {

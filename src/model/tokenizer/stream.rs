@@ -36,7 +36,7 @@ impl<'a> TextStream<'a> {
         Ok(Self { tokenizer, state: StreamState::after(tokenizer, prompt)? })
     }
 
-    /// Takes the next token and gives the text that is complete by now, perhaps none.
+    /// Takes the next token and returns the text that is complete by now, perhaps none.
     ///
     /// # Errors
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) when the tokenizer refuses.
@@ -44,7 +44,7 @@ impl<'a> TextStream<'a> {
         self.state.push(self.tokenizer, id)
     }
 
-    /// Gives what is left, an unfinished character as the replacement character.
+    /// Returns what is left, an unfinished character as the replacement character.
     ///
     /// # Errors
     /// [`Error::Tokenizer`](crate::Error::Tokenizer) when the tokenizer refuses.

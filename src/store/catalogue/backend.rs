@@ -26,7 +26,8 @@ const HEAD: usize = 16;
 
 /// Bytes of a page of redb.
 const PAGE: usize = 4096;
-/// Bytes of BLAKE3 behind each page.
+/// Bytes of BLAKE3 behind each page. Half of it is enough: it is to find damage, and who could
+/// choose a page that collides could as well write its checksum.
 const SUM: usize = 16;
 /// A page and its checksum.
 const BLOCK: usize = PAGE + SUM;
@@ -135,7 +136,7 @@ impl StorageBackend for Backend {
             pages.zip(out.chunks_exact_mut(PAGE)).zip(blocks.chunks_exact(BLOCK))
         {
             let (bytes, found) = block.split_at(PAGE);
-            // Room that was never written to is zero.
+            // Space that was never written to is zero.
             if found != sum(offset, bytes) && block.iter().any(|&byte| byte != 0) {
                 let problem = format!("the BLAKE3 of the page at byte {} is wrong", place(offset));
                 return Err(io::Error::new(io::ErrorKind::InvalidData, problem));

@@ -5,7 +5,8 @@
 //! state for as long as its reading lasts.
 //!
 //! **Invariant:** a change is one transaction: it is there whole once [`Catalogue::write`] returns,
-//! or not at all.
+//! or not at all. One whose end failed is settled before the error is returned, if the disk lets
+//! it.
 //! **Invariant:** damage is an error, also where the database would panic. After a failure the
 //! database is opened again: a disk that was full for a moment does not end a server.
 
@@ -184,7 +185,25 @@ impl Catalogue {
     /// nothing has changed. `work` must not come back here: it may have to open the database, which
     /// waits for the change to end.
     pub(super) fn write<T>(&self, work: impl FnOnce(&mut Writing<'_>) -> Step<T>) -> Result<T> {
-        self.alone(work, true)
+        self.alone(work, true).map_err(|error| self.settled(error))
+    }
+
+    /// Settles a commit that was not confirmed, and says whether that worked. redb marks a commit
+    /// that its last flush has not passed: every reader goes on with the one before, and whoever
+    /// begins to write next makes the marked one valid. Without a next one here, the change would
+    /// turn up after its caller looked and found it missing. An empty commit, because an aborted
+    /// transaction is not flushed.
+    fn settled(&self, error: Error) -> Error {
+        match error {
+            Error::Store { path, defect } => match *defect {
+                StoreDefect::Unconfirmed { problem, .. } => {
+                    let settled = self.alone(|_| Ok(()), true).is_ok();
+                    Error::store(path, StoreDefect::Unconfirmed { problem, settled })
+                }
+                defect => Error::store(path, defect),
+            },
+            error => error,
+        }
     }
 
     /// Does something while nobody changes the store, and changes nothing.
@@ -214,7 +233,7 @@ impl Catalogue {
             }
             transaction.commit().map_err(|error| {
                 let problem = error.to_string();
-                Error::store(&self.path, StoreDefect::Unconfirmed { problem })
+                Error::store(&self.path, StoreDefect::Unconfirmed { problem, settled: false })
             })?;
             Ok(done)
         })

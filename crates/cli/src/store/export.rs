@@ -12,8 +12,8 @@ use crate::Console;
 /// Write a node as a standard PEFT adapter
 #[derive(Args)]
 #[command(after_help = "\
-Without --flatten, files that were kept are written as they were. Otherwise the adapter is made from the compiled deltas, in
-F32, and differs from what was published by their rounding.")]
+Without --flatten, files that were kept are written as they were. Otherwise the adapter is made \
+from the compiled deltas, in F32, and differs from what was published by their rounding.")]
 pub(super) struct Export {
     /// Folder of the store
     store: PathBuf,

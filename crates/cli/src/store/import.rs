@@ -22,8 +22,8 @@ const REMARKS_TOLD: usize = 20;
 /// Make a store from a tree of PEFT adapters
 #[derive(Args)]
 #[command(after_help = "\
-Where an entry of the tree is refused, all that are refused are named and there is no store, unless --skip-refused leaves them
-and what hangs below them out.")]
+Where an entry of the tree is refused, all that are refused are named and there is no store, \
+unless --skip-refused leaves them and what hangs below them out.")]
 pub(super) struct Import {
     /// Folder of the tree
     tree: PathBuf,
@@ -32,7 +32,7 @@ pub(super) struct Import {
     /// Base model the store is for: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long)]
     base: PathBuf,
-    /// Room above every row's largest weight, 1 to 1024: more holds larger deltas, more coarsely
+    /// Space above every row's largest weight, 1 to 1024: more holds larger deltas, more coarsely
     #[arg(long, value_name = "FACTOR", default_value_t = pleach::lattice::DEFAULT_HEADROOM)]
     headroom: f32,
     /// Keep the adapters' own files, too, to be exported as they were
@@ -84,7 +84,7 @@ impl Import {
             tracing::warn!("{node}: {remark}");
         }
         if let Some(more) = remarks().count().checked_sub(REMARKS_TOLD).filter(|more| *more > 0) {
-            tracing::warn!("{more} more remarks on nodes; --json gives all");
+            tracing::warn!("{more} more remarks on nodes; --json lists all");
         }
         let answer = Answer {
             store: self.store.display().to_string(),

@@ -33,9 +33,10 @@ const OPEN_TOLD: usize = 10;
 /// Keep a tree's compiled adapters in a store, and change it while it is served
 #[derive(Args)]
 #[command(after_help = "\
-A store belongs to one base and opens at once however many nodes it has. Every change is on disk when the command ends and
-makes a new generation of its node; with --expect it is made only if nobody changed the node before. What a change takes
-away can be brought back with rollback until compact drops it.")]
+A store belongs to one base and opens at once however many nodes it has. Every change is on disk \
+when the command ends and makes a new generation of its node; with --expect it is made only if \
+nobody changed the node before. What a change takes away can be brought back with rollback until \
+compact drops it.")]
 pub(crate) struct Store {
     #[command(subcommand)]
     command: Command,

@@ -11,7 +11,7 @@ use super::Opening;
 use crate::Console;
 use crate::inspect::line;
 
-/// Tell what a store is for and what it holds
+/// Report what a store is for and what it holds
 #[derive(Args)]
 pub(super) struct Stat {
     /// Folder of the store

@@ -1,4 +1,4 @@
-//! `pleach store verify` and `compact`: whether a store is whole, and room given back.
+//! `pleach store verify` and `compact`: whether a store is whole, and space freed.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,14 +17,15 @@ use crate::Console;
 /// Check every record and every byte of a store
 #[derive(Args)]
 #[command(after_help = "\
-Exit status 1 if anything is wrong, with --deep also if a switch could not reach a node, because a weight would leave the
-lattice. Without --base some nodes may stay open, which is told and is no fault. Nobody can change the store while the
-catalogue's pages are looked at; where they are damaged the database mends them if it can, and that is told as a problem. A
-store that may only be read is checked, too, all but the catalogue's account of its free pages.")]
+Exit status 1 if anything is wrong, with --deep also if a switch could not reach a node, because \
+a weight would leave the lattice. Without --base some nodes may stay open, which is reported and \
+is no fault. Nobody can change the store while the catalogue's pages are looked at; where they \
+are damaged the database mends them if it can, and that is reported as a problem. A store that \
+may only be read is checked, too, all but the catalogue's account of its free pages.")]
 pub(super) struct Verify {
     /// Folder of the store
     store: PathBuf,
-    /// Count anew, too, how far each row's integers reach, and check that a switch could reach
+    /// Count again, too, how far each row's integers reach, and check that a switch could reach
     /// every node
     #[arg(long)]
     deep: bool,
@@ -111,7 +112,7 @@ impl Answer {
     }
 }
 
-/// Forget past versions and give back the room of what nothing refers to
+/// Forget past versions and free the space of what nothing refers to
 #[derive(Args)]
 #[command(
     after_help = "Nothing can be rolled back to what was there before. The store may be read and changed meanwhile."
@@ -140,7 +141,7 @@ impl Compact {
             let left = match report.left_bytes {
                 0 => String::new(),
                 bytes => format!(
-                    "for want of room to copy what lives beside them, {} of dead bytes are left as holes in their files; \
+                    "for want of space to copy what lives beside them, {} of dead bytes are left as holes in their files; \
                      compact again when there is some\n",
                     DecimalBytes(bytes)
                 ),

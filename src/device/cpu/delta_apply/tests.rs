@@ -96,7 +96,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let mut rng = StdRng::seed_from_u64(seed);
-        // Room for five deltas as large as the weights.
+        // Memory for five deltas as large as the weights.
         let headroom = 8.0;
         let (base, grid) = made_base(&mut rng, rows, cols, headroom);
         let deltas: Vec<_> = kinds

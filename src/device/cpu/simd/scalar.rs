@@ -1,4 +1,4 @@
-//! The vector operations in plain Rust, four lanes wide, for machines without the wider sets.
+//! The vector operations in plain Rust, four elements wide, for machines without the wider sets.
 
 use std::array::from_fn;
 

@@ -64,9 +64,9 @@ fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest
         }
     }
     for (row, &shift) in factors.b.chunks_exact_mut(pairs * 2).zip(&factors.shift) {
-        let room = (i64::from(largest - 1) << shift).min(1 << 30)
+        let b_most = (i64::from(largest - 1) << shift).min(1 << 30)
             / (pairs as i64 * 2 * i64::from(a_largest));
-        let b_largest = room.min(32767) as i16;
+        let b_largest = b_most.min(32767) as i16;
         for (r, b) in row.iter_mut().enumerate().filter(|(r, _)| used(*r)) {
             *b = if (r + rows).is_multiple_of(5) {
                 b_largest

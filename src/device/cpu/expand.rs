@@ -27,6 +27,9 @@ pub(super) fn expand<S: Simd>(
         if tokens.is_empty() {
             continue;
         }
+        if let AddendKind::Factors { factors, .. } = kind {
+            fetch_next(simd, factors, product.tile.cols.clone());
+        }
         match *kind {
             AddendKind::Factors { factors, at } if factors.pairs == 1 => {
                 one_pair(simd, product, tokens, factors, |t| shrunk.row(t, at, 1));
@@ -38,6 +41,18 @@ pub(super) fn expand<S: Simd>(
             AddendKind::Dense(lanes) => product.sweep(simd, bytemuck::cast_slice(lanes), tokens),
             AddendKind::Sparse(entries) => sparse(simd, product, tokens, entries),
         }
+    }
+}
+
+/// Asks for the rows of `B'` that the next tile needs, as many as this one: a leaf's are too few for
+/// the processor to see where they lead, and there are as many leaves as users.
+#[inline(always)]
+fn fetch_next<S: Simd>(simd: S, factors: &Factors, outputs: Range<usize>) {
+    let rank = 2 * factors.pairs;
+    let (here, _) = factors.b[outputs.start * rank..outputs.end * rank].as_chunks::<CHUNK>();
+    // Two chunks are one cache line.
+    for chunk in here.iter().step_by(2) {
+        simd.prefetch(chunk, here.len() * CHUNK);
     }
 }
 

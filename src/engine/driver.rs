@@ -329,6 +329,13 @@ impl Driver {
         };
         self.runtime.replica.check_usable()?;
         if let [row] = rows {
+            // Shared pages are not free when one of those that share them lets go: its turn comes
+            // again, as if it had been preempted.
+            if matches!(error, Error::OutOfPages { .. }) {
+                self.drop_pages(row.id);
+                self.scheduler.restart(row.id);
+                return Ok(Vec::new());
+            }
             return Ok(vec![(row.id, Err(error))]);
         }
         let mut made = Vec::new();
@@ -378,7 +385,7 @@ impl Driver {
             }
         }
         for row in &plan.rows {
-            if let Some(Active { work, .. }) = self.active.get_mut(&row.id) {
+            if let Some(Active { work, table: Some(_), .. }) = self.active.get_mut(&row.id) {
                 work.script.decoding.ran(row.from + row.tokens);
             }
         }

@@ -100,19 +100,34 @@ impl Console {
         }
     }
 
+    /// Tells something on stderr, whoever reads it.
+    #[allow(clippy::unused_self, reason = "who tells has a console")]
+    pub(crate) fn tell(&self, text: &str) {
+        // What cannot be written there cannot be told anywhere.
+        let _ = writeln!(io::stderr(), "{}", moved_in(&escaped(text)));
+    }
+
     /// A progress bar for `what`.
     pub(crate) fn bar(&self, what: &'static str) -> ProgressBar {
+        self.styled_bar("{msg} {wide_bar} {pos}/{len}", what)
+    }
+
+    /// A progress bar whose message comes behind the count and changes.
+    pub(crate) fn telling_bar(&self) -> ProgressBar {
+        self.styled_bar("{wide_bar} {pos}/{len} {msg}", "")
+    }
+
+    fn styled_bar(&self, template: &str, what: &'static str) -> ProgressBar {
         let target =
             if self.lively { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}")
-            .expect("the template is valid");
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
         ProgressBar::with_draw_target(None, target).with_style(style).with_message(what)
     }
 
     /// Prints an error and returns the exit status.
     pub(crate) fn fail(&self, error: &anyhow::Error) -> ExitCode {
         let message = message(error);
-        let _ = writeln!(io::stderr(), "error: {}", moved_in(&escaped(&message)));
+        self.tell(&format!("error: {message}"));
         if self.json {
             let _ = self.print(&format!("{}\n", json!({ "error": message })));
         }
@@ -121,7 +136,7 @@ impl Console {
 }
 
 /// The error and its causes, without those that the text before them says already.
-fn message(error: &anyhow::Error) -> String {
+pub(crate) fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
         match text.contains(&cause) {
             true => text,

@@ -1,7 +1,7 @@
 //! The `pleach` command: one subcommand a file, each of them parse → library → print.
 //!
-//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document; everything
-//! else goes to stderr.
+//! **Invariant:** stdout carries the answer alone, with `--json` as one JSON document, or
+//! one a line where many answers are asked for; everything else goes to stderr.
 
 mod arguments;
 mod bench;

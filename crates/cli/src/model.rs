@@ -111,19 +111,16 @@ impl Loading {
     }
 }
 
-/// A base, a tree, and a node in it.
+/// A base and a tree.
 #[derive(Args)]
 #[command(next_help_heading = "Model")]
-pub(crate) struct Place {
+pub(crate) struct Model {
     /// Base model: a Hugging Face folder, a GGUF file, or hf:ORG/NAME[@REVISION]
     #[arg(long)]
     base: PathBuf,
     /// Folder of the tree of adapters, or a store
     #[arg(long)]
     tree: Option<PathBuf>,
-    /// Node to stand at
-    #[arg(long, default_value = "/")]
-    node: String,
     /// A tokenizer.json in place of the base's own, or a folder, such as an adapter's, with one and
     /// its chat template
     #[arg(long, value_name = "PATH")]
@@ -139,51 +136,61 @@ pub(crate) struct Arrived {
     pub(crate) switch: SwitchReport,
 }
 
-impl Place {
-    /// Loads the base and switches to the node. A node that is not in the tree is refused before.
-    pub(crate) fn arrive(&self, console: &Console) -> anyhow::Result<Arrived> {
-        let nodes = match &self.tree {
+impl Model {
+    /// The nodes there are.
+    pub(crate) fn nodes(&self) -> anyhow::Result<Nodes> {
+        Ok(match &self.tree {
             Some(path) => Nodes::open(path)?,
             None => AdapterTree::builder().build()?.into(),
+        })
+    }
+
+    /// The node's name as the tree has it. One that is not there is refused.
+    pub(crate) fn check(&self, nodes: &Nodes, node: &str) -> anyhow::Result<String> {
+        let found = match nodes {
+            Nodes::Tree(tree) => tree.node(node).map(|id| tree.name(id).to_owned()),
+            Nodes::Store(store) => store.path(node).map(|path| match path.last() {
+                Some(node) => node.name.clone(),
+                None => "/".to_owned(),
+            }),
         };
-        let found = nodes.check(&self.node);
-        if self.tree.is_none() {
-            found.context("without --tree there is only the root, /")?;
-        } else {
-            found?;
+        match self.tree {
+            None => found.context("without --tree there is only the root, /"),
+            Some(_) => Ok(found?),
         }
-        let (mut runtime, load_ms) =
-            self.loading.open(&self.base, nodes, self.tokenizer.as_deref(), console)?;
-        let switch = runtime.switch_to(&self.node)?;
+    }
+
+    /// Loads the base, at the root; gives the milliseconds that took, too.
+    pub(crate) fn open(&self, nodes: Nodes, console: &Console) -> anyhow::Result<(Runtime, f64)> {
+        self.loading.open(&self.base, nodes, self.tokenizer.as_deref(), console)
+    }
+
+    /// Loads the base and switches to the node. A node that is not in the tree is refused before.
+    pub(crate) fn arrive(&self, node: &str, console: &Console) -> anyhow::Result<Arrived> {
+        let nodes = self.nodes()?;
+        self.check(&nodes, node)?;
+        let (mut runtime, load_ms) = self.open(nodes, console)?;
+        let switch = runtime.switch_to(node)?;
         Ok(Arrived { runtime, load_ms, switch })
     }
 }
 
-/// A prompt, given or in a file.
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct PromptText {
-    /// The prompt
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: Option<String>,
-    /// A file with the prompt, taken as it is; - is standard input
-    #[arg(long, value_name = "FILE")]
-    prompt_file: Option<PathBuf>,
+/// A file's bytes; `-` is standard input.
+pub(crate) fn read_input(path: &Path) -> anyhow::Result<Vec<u8>> {
+    if path.as_os_str() != "-" {
+        return std::fs::read(path).with_context(|| input_name(path));
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).with_context(|| input_name(path))?;
+    Ok(bytes)
 }
 
-impl PromptText {
-    /// The text.
-    pub(crate) fn read(&self) -> anyhow::Result<String> {
-        match (&self.prompt, &self.prompt_file) {
-            (Some(text), _) => Ok(text.clone()),
-            (None, Some(path)) if path.as_os_str() != "-" => {
-                std::fs::read_to_string(path).with_context(|| path.display().to_string())
-            }
-            (None, _) => {
-                let mut text = String::new();
-                std::io::stdin().lock().read_to_string(&mut text).context("standard input")?;
-                Ok(text)
-            }
-        }
-    }
+/// A file's text; `-` is standard input.
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
+    String::from_utf8(read_input(path)?).with_context(|| input_name(path))
+}
+
+/// What errors call it.
+pub(crate) fn input_name(path: &Path) -> String {
+    if path.as_os_str() == "-" { "standard input".to_owned() } else { path.display().to_string() }
 }

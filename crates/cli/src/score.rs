@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use serde::Serialize;
 
 use super::Console;
-use super::model::{Arrived, Place, PromptText};
+use super::model::{Arrived, Model, read_text};
 
 /// List the likeliest next tokens after a prompt at a node
 #[derive(Args)]
@@ -26,7 +26,31 @@ pub(crate) struct Score {
     #[arg(long, value_name = "FILE.safetensors")]
     logits: Option<PathBuf>,
     #[command(flatten)]
-    place: Place,
+    model: Model,
+    /// Node to stand at
+    #[arg(long, default_value = "/", help_heading = "Model")]
+    node: String,
+}
+
+/// A prompt, given or in a file.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PromptText {
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// A file with the prompt, taken as it is; - is standard input
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+}
+
+impl PromptText {
+    fn read(&self) -> anyhow::Result<String> {
+        match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Ok(text.clone()),
+            (None, path) => read_text(path.as_deref().expect("clap wants one of both")),
+        }
+    }
 }
 
 /// The answer as JSON.
@@ -41,7 +65,7 @@ struct Answer {
 impl Score {
     pub(crate) fn run(self, console: &Console) -> anyhow::Result<ExitCode> {
         let prompt = Prompt::Text(self.prompt.read()?);
-        let Arrived { runtime, .. } = self.place.arrive(console)?;
+        let Arrived { runtime, .. } = self.model.arrive(&self.node, console)?;
         let scores = runtime.score(&prompt)?;
         let top = runtime.likeliest(&scores, self.top)?;
         if let Some(path) = &self.logits {

@@ -201,8 +201,13 @@ fn messages_ends_of_text_merge_points_and_defaults() {
     let chat = ["--chat", "--system", "brief", "-p", "hello", "-n", "8", "--json"];
     let chat = made.generate(&chat).json();
     assert_eq!(found["5"]["prompt_tokens"], chat["prompt_tokens"]);
-    let prompts = made.serve(r#"{"prompt": "hello"}"#, &["--chat", "--system", "brief", "--json"]);
-    assert_eq!(answers(prompts)["1"]["prompt_tokens"], chat["prompt_tokens"]);
+    let system = ["--chat", "--system", "brief", "--json"];
+    let lines =
+        "{\"prompt\": \"hello\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}";
+    let found = answers(made.serve(lines, &system));
+    for id in ["1", "2"] {
+        assert_eq!(found[id]["prompt_tokens"], chat["prompt_tokens"]);
+    }
 }
 
 /// The first runs 200 times as long as the second, and they run together.
@@ -353,4 +358,33 @@ fn more_than_the_engine_takes_wait_and_come_from_standard_input() {
     );
     let error = made.serve("{\"prompt\": \"a\"}", &["--kv-budget", "0"]).refusal();
     assert!(error.contains("keys and values in 0 bytes"), "{error}");
+}
+
+/// Who is told to end has printed what was complete, each in a whole line.
+#[cfg(unix)]
+#[test]
+fn what_is_complete_is_printed_when_the_run_is_told_to_end() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    let made = Made::new();
+    let line = json!({ "prompt": "hello", "max_tokens": 400 });
+    std::fs::write(made.at("requests.jsonl"), format!("{line}\n").repeat(5000)).unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_pleach"))
+        .args(["generate", "--base", &made.path("base"), "--device", "cpu", "--json"])
+        .args(["--requests", &made.path("requests.jsonl"), "--ignore-eos", "--max-running", "2"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(run.stdout.take().unwrap());
+    let mut printed = String::new();
+    stdout.read_line(&mut printed).unwrap();
+    let killed = Command::new("kill").args(["-TERM", &run.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    stdout.read_to_string(&mut printed).unwrap();
+    assert_eq!(run.wait().unwrap().signal(), Some(15));
+    let answers = documents(&printed);
+    assert!((1..5000).contains(&answers.len()), "{}", answers.len());
+    assert!(answers.iter().all(|answer| keys(answer) == FIELDS));
 }

@@ -26,7 +26,8 @@ use serving::Serving;
 Several --prompt and --node are pairs in order. One --node is for all prompts, one prompt for all nodes. All are served at
 once on one copy of the weights; each answer is printed when it is complete, under its number and node. With --json each is
 one line: id, node, prompt_tokens, token_ids, text, stop, stop_token, prefill_ms (from the start, waiting included), decode_ms;
-or id, node, error. Exit status 1 if any failed.
+or id, node, error. Exit status 1 if any failed. --merge leaf gives the tokens that each has alone; leaf, parent and root give
+the same whatever the company; with auto the last bits of logits depend on it.
 --requests takes one JSON object a line: id, node, prompt or messages ([{\"role\": …, \"content\": …}]), max_tokens, temperature,
 top_k, top_p, min_p, repeat_penalty, seed, stop (a text or a list), ignore_eos, merge, deadline_ms. What a line does not say is
 as the options say; its id is then the number of the line. All lines are checked before anything runs.
@@ -210,13 +211,17 @@ impl TextOptions {
         if !self.chat {
             return Prompt::Text(text);
         }
-        let message = |role: &str, content: String| Message { role: role.to_owned(), content };
-        let system = self.system.clone().map(|content| message("system", content));
-        self.conversation(system.into_iter().chain([message("user", text)]).collect())
+        self.conversation(vec![Message { role: "user".to_owned(), content: text }])
     }
 
-    /// A conversation, written out by the template asked for.
-    fn conversation(&self, messages: Vec<Message>) -> Prompt {
+    /// A conversation, written out by the template asked for. One without a system message gets that
+    /// of the options.
+    fn conversation(&self, mut messages: Vec<Message>) -> Prompt {
+        if let Some(content) = &self.system
+            && messages.first().is_none_or(|first| first.role != "system")
+        {
+            messages.insert(0, Message { role: "system".to_owned(), content: content.clone() });
+        }
         match self.template.clone() {
             Some(template) => Prompt::NamedChat { template, messages },
             None => Prompt::Chat(messages),

@@ -32,8 +32,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 #[derive(Args)]
 #[command(next_help_heading = "Many at once")]
 pub(super) struct Serving {
-    /// Where the weights stand for a request: leaf, parent, root, or auto: wherever it pays. A fixed
-    /// place gives the same tokens whatever the company; leaf gives those of one request alone
+    /// Where the weights stand for a request: leaf, parent, root, or wherever it pays (see below)
     /// [default: auto]
     #[arg(long, value_enum, value_name = "PLACE", hide_possible_values = true)]
     merge: Option<MergeAt>,

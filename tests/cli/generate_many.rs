@@ -344,13 +344,10 @@ fn more_than_the_engine_takes_wait_and_come_from_standard_input() {
     let output = command.write_stdin(lines).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let answers = documents(std::str::from_utf8(&output.stdout).unwrap());
-    let mut ids: Vec<_> = answers.iter().map(|answer| answer["id"].as_u64().unwrap()).collect();
-    ids.sort_unstable();
-    assert_eq!(ids, (1..=1100).collect::<Vec<_>>());
-    for answer in answers {
-        let k = answer["id"].as_u64().unwrap() as usize - 1;
-        assert_eq!(answer["node"], json!(nodes[k % 4]));
-    }
+    let mut found: Vec<_> = answers.iter().map(|answer| (&answer["id"], &answer["node"])).collect();
+    found.sort_by_key(|(id, _)| id.as_u64());
+    let asked: Vec<_> = (0..1100).map(|k| (json!(k + 1), json!(nodes[k % 4]))).collect();
+    assert_eq!(found, asked.iter().map(|(id, node)| (id, node)).collect::<Vec<_>>());
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(
         told.starts_with("expected by now:\n  pass ") && told.contains("\n  switch "),
@@ -358,6 +355,19 @@ fn more_than_the_engine_takes_wait_and_come_from_standard_input() {
     );
     let error = made.serve("{\"prompt\": \"a\"}", &["--kv-budget", "0"]).refusal();
     assert!(error.contains("keys and values in 0 bytes"), "{error}");
+}
+
+/// An id is whoever's wrote the file: it is told in one line, without what steers a terminal.
+#[test]
+fn ids_are_told_escaped_in_one_line() {
+    let made = Made::new();
+    let id = "\u{1b}[2J\n== 9 fr\u{202e}";
+    let line = |deadline_ms: u64| json!({ "id": id, "prompt": "a", "deadline_ms": deadline_ms });
+    let text = made.serve(&line(600_000).to_string(), &["-n", "1"]).text();
+    assert!(text.starts_with("== \\u001b[2J\\n== 9 fr\\u202e /\n"), "{text:?}");
+    let late = made.serve(&line(0).to_string(), &["-n", "1", "--json"]);
+    assert!(late.stderr.starts_with("error: \\u001b[2J\\n== 9 fr\\u202e /: "), "{late:?}");
+    assert_eq!(documents(&late.stdout)[0]["id"], json!(id), "JSON means the same");
 }
 
 /// Who is told to end has printed what was complete, each in a whole line.

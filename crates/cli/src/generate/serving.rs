@@ -137,7 +137,7 @@ impl Serving {
             failed: 0,
         };
         run.bar.set_length(all as u64);
-        run.to_the_end()?;
+        run.answer_all()?;
         let (seconds, failed, status) =
             (run.start.elapsed().as_secs_f64(), run.failed, engine.status());
         console.note(&format!(
@@ -217,7 +217,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self) -> anyhow::Result<()> {
+    fn answer_all(&mut self) -> anyhow::Result<()> {
         while !(self.waiting.is_empty() && self.in_work.is_empty()) {
             self.submit()?;
             self.collect()?;

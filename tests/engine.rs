@@ -211,6 +211,27 @@ fn what_cannot_be_served_is_refused_and_concerns_nobody_else() {
     assert!(matches!(Engine::new(open(&dir), &zero), Err(Error::CacheSize { .. })));
 }
 
+/// As many as may run and wait come at once, before any of them runs: nobody who was taken is refused
+/// after all.
+#[test]
+fn as_many_as_there_are_places_are_served() {
+    let dir = made();
+    let scheduler = Options { max_running: 3, max_waiting: 1, ..Options::default() };
+    let engine = engine(&dir, &EngineOptions { scheduler, ..small(20) });
+    for turn in 0..30 {
+        let ask = |k: u64| loop {
+            match engine.submit(request("/", Merge::Automatic, options(2, 10 * turn + k))) {
+                // One of the turn before holds its place for a moment longer.
+                Err(Error::QueueFull { .. }) => std::thread::yield_now(),
+                answer => break answer.unwrap(),
+            }
+        };
+        for answer in [0u64, 1, 2, 3].map(ask) {
+            assert_eq!(answer.wait().unwrap().token_ids.len(), 2);
+        }
+    }
+}
+
 #[test]
 fn a_prompt_of_one_leaf_is_computed_once_and_never_for_another() {
     let dir = made();

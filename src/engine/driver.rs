@@ -93,7 +93,10 @@ impl Driver {
         let shared = runtime.shared.clone();
         let mut pool = runtime.replica.pool(options.kv_bytes)?;
         let pages = pool.pages().total();
-        let scheduler = Options { pages, page_positions: PAGE, ..options.scheduler.clone() };
+        let bounds = options.scheduler.clone();
+        // Whoever was given a place is not refused because those that could run have not begun to.
+        let max_waiting = bounds.max_running.saturating_add(bounds.max_waiting);
+        let scheduler = Options { pages, page_positions: PAGE, max_waiting, ..bounds };
         let grids = shared.grids();
         // Two bytes read and two written of each weight.
         let mut bytes: Vec<(usize, u64)> = grids

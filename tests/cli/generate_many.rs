@@ -342,7 +342,7 @@ fn more_than_the_engine_takes_wait_and_come_from_standard_input() {
         "--json",
     ]);
     let output = command.write_stdin(lines).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let answers = documents(std::str::from_utf8(&output.stdout).unwrap());
     let mut found: Vec<_> = answers.iter().map(|answer| (&answer["id"], &answer["node"])).collect();
     found.sort_by_key(|(id, _)| id.as_u64());

@@ -18,8 +18,7 @@ const ABOUT: &str = "One base model, a tree of LoRA adapters, one copy of the we
 const AFTER_HELP: &str = "\
 A node is a place in a tree of adapters, written as a path such as fr/sysadmin/alice; the root, /, is the base itself.
 
-With --json stdout is one JSON document (of many prompts, one a line): the answer, or
-{\"error\": \"…\"}. An error is printed on stderr as well.
+With --json stdout is one JSON document: the answer, or {\"error\": \"…\"}; of many prompts, one a line. An error is printed on stderr as well.
 Exit status: 0 done, 1 an error or a failed verification, 2 wrong usage.";
 
 #[derive(Parser)]

@@ -22,16 +22,26 @@ use serving::Serving;
 /// Continue a prompt at a node, the text streaming to stdout; or many prompts at once, each at its
 /// own node
 #[derive(Args)]
+#[command(override_usage = "\
+pleach generate [OPTIONS] --base <BASE> <--prompt <TEXT>|--prompt-file <FILE>>
+       pleach generate [OPTIONS] --base <BASE> --requests <FILE.jsonl>")]
 #[command(after_help = "\
-Several --prompt and --node are pairs in order. One --node is for all prompts, one prompt for all nodes. All are served at
-once on one copy of the weights; each answer is printed when it is complete, under its number and node. With --json each is
-one line: id, node, prompt_tokens, token_ids, text, stop, stop_token, prefill_ms (from the start, waiting included), decode_ms;
-or id, node, error. Exit status 1 if any failed. --merge leaf gives the tokens that each has alone; leaf, parent and root give
-the same whatever the company; with auto the last bits of logits depend on it.
---requests takes one JSON object a line: id, node, prompt or messages ([{\"role\": …, \"content\": …}]), max_tokens, temperature,
-top_k, top_p, min_p, repeat_penalty, seed, stop (a text or a list), ignore_eos, merge, deadline_ms. What a line does not say is
-as the options say; its id is then the number of the line. All lines are checked before anything runs.
-On a terminal the text's control characters but line feeds and tabs are written out (\\u001b); a pipe or file gets the bytes.")]
+Several --prompt and --node are pairs in order. One --node is for all prompts, one prompt for all \
+nodes. All are served at once on one copy of the weights; each answer is printed when it is \
+complete, under its number and node. With --json each is one line: id, node, prompt_tokens, \
+token_ids, text, stop, stop_token, prefill_ms (from the start, waiting included), decode_ms; or id, \
+node, error. Exit status 1 if any failed.
+
+--requests takes one JSON object a line: id, node, prompt or messages \
+([{\"role\": …, \"content\": …}]), max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, \
+seed, stop (a text or a list), ignore_eos, merge, deadline_ms. What a line does not say is as the \
+options say; its id is then the number of the line. All lines are checked before anything runs.
+
+--merge leaf gives the tokens that each has alone; leaf, parent and root give the same whatever the \
+company; with auto the last bits of logits depend on it.
+
+On a terminal the text's control characters but line feeds and tabs are written out (\\u001b); a \
+pipe or file gets the bytes.")]
 pub(crate) struct Generate {
     #[command(flatten)]
     prompts: Prompts,

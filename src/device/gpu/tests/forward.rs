@@ -244,7 +244,8 @@ mod unmerged {
     ) -> [Vec<Vec<f32>>; 3] {
         let weights = model.weights(device);
         let transformer = Transformer::bind(device, &model.config, &weights).unwrap();
-        let mut cache = KvCache::new(device, &model.config, 3, 200, [7; 32]).unwrap();
+        let mut pool = KvPool::for_tokens(device, &model.config, 3 * 200).unwrap();
+        let tables = [(); 3].map(|()| pool.pages_mut().open([7; 32]));
         let deltas: Vec<_> =
             nodes.iter().map(|(_, deltas)| device.upload_deltas(deltas).unwrap()).collect();
         let node = |((sequences, _), deltas): (&(Range<usize>, _), _)| UnmergedNode {
@@ -258,14 +259,15 @@ mod unmerged {
                 0 => 0..input.len() - 2,
                 _ => input.len() - 3 + step..input.len() - 2 + step,
             };
-            let sequence = |slot: usize| NewTokens {
-                slot,
-                tokens: &inputs[slot][part(&inputs[slot])],
+            let sequence = |i: usize| NewTokens {
+                table: tables[i],
+                owner: [7; 32],
+                tokens: &inputs[i][part(&inputs[i])],
                 want: Want::All,
             };
             let sequences = [0, 1, 2].map(sequence);
-            let batch = Batch { sequences: &sequences, unmerged: &unmerged, owner: [7; 32] };
-            let logits = transformer.forward(device, &weights, &mut cache, &batch).unwrap();
+            let batch = Batch { sequences: &sequences, unmerged: &unmerged };
+            let logits = transformer.forward(device, &weights, &mut pool, &batch).unwrap();
             for (i, found) in found.iter_mut().enumerate() {
                 found.extend(logits.sequence(i).map(<[f32]>::to_vec));
             }

@@ -68,7 +68,7 @@ fn tree(base: &pleach::BaseModel) -> Result<AdapterTree> {
     };
     let alice = read("fr/sysadmin/name-line/alice")?;
     let mut rng = StdRng::seed_from_u64(1);
-    let levels = ["fr", "fr/sysadmin", TASK].map(|node| read(node));
+    let levels = ["fr", "fr/sysadmin", TASK].map(&read);
     let [language, domain, task] = levels;
     let (language, domain, task) = (language?, domain?, task?);
     for (country, tasks) in [("fr", 4), ("es", 1)] {

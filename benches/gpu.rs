@@ -20,7 +20,7 @@ use pleach::adapter::FloatDelta;
 use pleach::base::BaseModel;
 use pleach::device::cpu::Cpu;
 use pleach::device::gpu::{Gpu, GpuBuffer, GpuDeltas, GpuMatrix, GpuOptions, naive};
-use pleach::device::{Ceilings, Compute, Device, PassTimes, Product};
+use pleach::device::{Ceilings, Compute, Device, NodeRows, PassTimes, Product};
 use pleach::lattice::{
     DEFAULT_HEADROOM, Grid, LatticeMatrix, MatrixId, NodeDeltas, SignedDelta, compile, quantise,
 };
@@ -33,6 +33,8 @@ const TOKENS: [usize; 2] = [64, 256];
 /// Those that are run once where nothing is measured.
 const FEW_RANKS: [usize; 2] = [2, 64];
 const FEW_TOKENS: [usize; 1] = [64];
+/// Users who decode together.
+const USERS: [usize; 2] = [1, 32];
 /// Widest side of a matrix.
 const WIDEST: usize = 8192;
 
@@ -197,7 +199,7 @@ struct Products {
     outputs: Vec<GpuBuffer>,
 }
 
-type Multiply = fn(&Gpu, &GpuBuffer, usize, Product<'_, Gpu>);
+type Multiply<'f> = &'f dyn Fn(&Gpu, &GpuBuffer, usize, Product<'_, Gpu>);
 
 fn tiled(gpu: &Gpu, x: &GpuBuffer, tokens: usize, product: Product<'_, Gpu>) {
     gpu.matmul(x, tokens, [product], &Default::default());
@@ -216,22 +218,19 @@ impl Products {
         Self { tokens, x, input, outputs }
     }
 
-    fn run(&mut self, gpu: &Gpu, layers: &Layers, multiply: Multiply) -> f64 {
+    fn run(&mut self, gpu: &Gpu, layers: &Layers, multiply: Multiply<'_>) -> f64 {
         milliseconds(|| {
-            for (weight, out) in layers.there.iter().zip(&mut self.outputs) {
-                multiply(
-                    gpu,
-                    &self.input,
-                    self.tokens,
-                    Product { weight, id: MatrixId(0), bias: None, out, accumulate: false },
-                );
+            for (k, (weight, out)) in layers.there.iter().zip(&mut self.outputs).enumerate() {
+                let id = MatrixId(k);
+                let product = Product { weight, id, bias: None, out, accumulate: false };
+                multiply(gpu, &self.input, self.tokens, product);
             }
             gpu.finish().expect("the GPU works").pass_ms
         })
     }
 
     /// Some sums of every matrix.
-    fn check(&mut self, gpu: &Gpu, layers: &Layers, multiply: Multiply) {
+    fn check(&mut self, gpu: &Gpu, layers: &Layers, multiply: Multiply<'_>) {
         self.run(gpu, layers, multiply);
         for (matrix, out) in layers.host.iter().zip(&self.outputs) {
             let y = gpu.read(out, 0..self.tokens * matrix.rows()).expect("the GPU works");
@@ -263,7 +262,7 @@ fn decode(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
     time(&mut group, "ceiling_read/gpu", || gpu.read_ms(&there).expect("the GPU works"));
     time(&mut group, "ceiling_read/cpu", || cpu.read_ms(&host).expect("the CPU works"));
     let mut products = Products::new(gpu, layers, 1);
-    for (name, multiply) in [("matvec", tiled as Multiply), ("naive", naive::matvec)] {
+    for (name, multiply) in [("matvec", &tiled as Multiply<'_>), ("naive", &naive::matvec)] {
         products.check(gpu, layers, multiply);
         time(&mut group, name, || products.run(gpu, layers, multiply));
     }
@@ -283,12 +282,65 @@ fn prefill(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
             cpu.float_products_ms(count).expect("the CPU works")
         });
         let mut products = Products::new(gpu, layers, tokens);
-        for (name, multiply) in [("matmul", tiled as Multiply), ("naive", naive::matmul)] {
+        for (name, multiply) in [("matmul", &tiled as Multiply<'_>), ("naive", &naive::matmul)] {
             products.check(gpu, layers, multiply);
             time(&mut group, &format!("{name}/{tokens}"), || products.run(gpu, layers, multiply));
         }
     }
     group.finish();
+}
+
+/// A token of every user: merged, and with a leaf of each user's own beside the weights.
+fn unmerged(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
+    let mut group = criterion.benchmark_group("unmerged");
+    for users in USERS {
+        let mut products = Products::new(gpu, layers, users);
+        time(&mut group, &format!("merged/{users}"), || products.run(gpu, layers, &tiled));
+        for rank in FEW_RANKS {
+            let leaves: Vec<_> = (0..users).map(|user| layers.adapter(rank, user as u64)).collect();
+            let there: Vec<_> =
+                leaves.iter().map(|leaf| gpu.upload_deltas(leaf).expect("room")).collect();
+            let nodes: Vec<_> = rows_of::<Gpu>(&there).collect();
+            let unmerged = gpu.unmerged(&nodes, |_| true).expect("room");
+            let beside = |gpu: &Gpu, x: &GpuBuffer, rows, product: Product<'_, Gpu>| {
+                gpu.matmul(x, rows, [product], &unmerged);
+            };
+            time(&mut group, &format!("r{rank}/{users}"), || products.run(gpu, layers, &beside));
+            check_unmerged(gpu, cpu, layers, &products, &leaves);
+        }
+    }
+    group.finish();
+}
+
+/// A row for each of the deltas.
+fn rows_of<D: Device>(deltas: &[D::Deltas]) -> impl Iterator<Item = NodeRows<'_, D>> {
+    let row = |(row, deltas)| NodeRows { rows: row..row + 1, deltas };
+    deltas.iter().enumerate().map(row)
+}
+
+/// Every output that is there, against the CPU's.
+fn check_unmerged(
+    gpu: &Gpu,
+    cpu: &Cpu,
+    layers: &Layers,
+    products: &Products,
+    leaves: &[Arc<NodeDeltas>],
+) {
+    let rows = leaves.len();
+    let nodes: Vec<_> = rows_of::<Cpu>(leaves).collect();
+    let unmerged = cpu.unmerged(&nodes, |_| true).expect("room");
+    for (k, (weight, found)) in layers.host.iter().zip(&products.outputs).enumerate() {
+        let len = rows * weight.rows();
+        let x = cpu.upload_buffer(products.x[..rows * weight.cols()].to_vec()).expect("room");
+        let mut out = cpu.alloc(len).expect("room");
+        let id = MatrixId(k);
+        let product = Product { weight, id, bias: None, out: &mut out, accumulate: false };
+        cpu.matmul(&x, rows, [product], &unmerged);
+        let size = out.iter().fold(0f32, |size, y| size.max(y.abs()));
+        let found = gpu.read(found, 0..len).expect("the GPU works");
+        let far = found.iter().zip(&out[..]).any(|(a, b)| (a - b).abs() > 1e-4 * size);
+        assert!(!far, "matrix {k}: the GPU's products are not the CPU's");
+    }
 }
 
 fn fingerprints(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
@@ -334,6 +386,7 @@ fn main() {
     switches(&mut criterion, &gpu, &cpu, &mut layers);
     layers.upload(&gpu);
     decode(&mut criterion, &gpu, &cpu, &layers);
+    unmerged(&mut criterion, &gpu, &cpu, &layers);
     fingerprints(&mut criterion, &gpu, &cpu, &layers);
     if software {
         layers = Layers::new(&gpu, 1, 0);

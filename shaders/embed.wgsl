@@ -20,18 +20,18 @@ override THREADS: u32;
 
 // What an entry of a sparse delta changes a word by, if there is one.
 fn change_at(place: u32) -> u32 {
-    var from = 0u;
+    var first = 0u;
     var end = params.entries;
-    while from < end {
-        let middle = (from + end) / 2u;
+    while first < end {
+        let middle = (first + end) / 2u;
         if source[2u * middle] < place {
-            from = middle + 1u;
+            first = middle + 1u;
         } else {
             end = middle;
         }
     }
-    if from < params.entries && source[2u * from] == place {
-        return source[2u * from + 1u];
+    if first < params.entries && source[2u * first] == place {
+        return source[2u * first + 1u];
     }
     return 0u;
 }

@@ -18,17 +18,17 @@ override THREADS: u32;
 
 // The first entry at this place of the part or behind it.
 fn first_at(place: u32) -> u32 {
-    var from = 0u;
+    var first = 0u;
     var end = params.entries;
-    while from < end {
-        let middle = (from + end) / 2u;
+    while first < end {
+        let middle = (first + end) / 2u;
         if entries[middle].place < place {
-            from = middle + 1u;
+            first = middle + 1u;
         } else {
             end = middle;
         }
     }
-    return from;
+    return first;
 }
 
 @compute @workgroup_size(THREADS)

@@ -6,12 +6,11 @@
 
 use std::any::Any;
 
-use super::super::SwitchReport;
-use super::super::shared::Shared;
 use super::{AnyPool, Computing, DeviceReplica, Replica, Resident};
 use crate::lattice::SignedDelta;
 use crate::model::{Batch, KvPages, KvPool, NewTokens, Pick, Picked, TableId, UnmergedNode, Want};
 use crate::nodes::{NodeVersion, Way};
+use crate::runtime::{Shared, SwitchReport};
 use crate::{Error, Result};
 
 /// What one sequence brings to a step.

@@ -76,7 +76,7 @@ impl Case {
         There {
             x: vector(&self.x),
             weights: self.matrices.each_ref().map(|m| device.upload_matrix(m.clone()).unwrap()),
-            biases: self.biases.each_ref().map(|bias| bias.as_ref().map(vector)),
+            biases: self.biases.each_ref().map(|bias| bias.as_ref().map(&vector)),
             nodes: self
                 .nodes
                 .iter()
@@ -107,7 +107,7 @@ impl Case {
                         .map(|(r, &b)| sum(&|j| scale * f64::from(b) * f64::from(factors.a(r, j))))
                         .sum::<f64>()
                 };
-                chunks.iter().map(chunk).sum()
+                chunks.iter().map(chunk).sum::<f64>()
             }
             _ => sum(&|j| f64::from(delta.q(i, j))),
         };
@@ -306,7 +306,7 @@ fn nothing_is_left_of_what_was_unmerged_before() {
         let case = Case::made(&mut rng, [150, 21, 64], 70, 16, &kinds);
         let there = case.on(&used);
         let run = |gpu: &Gpu, there: &There<Gpu>, picked: u32| {
-            let nodes = there.nodes(|k| picked >> k & 1 == 1);
+            let nodes = there.nodes(|k| (picked >> k) & 1 == 1);
             there.run(gpu, &case, &gpu.unmerged(&nodes, |_| true).unwrap())
         };
         for picked in [0b1, 0b11, 0b11, 0, 0b100, 0b1111_1111, 0b1111_0000, 0b1, 0] {

@@ -23,23 +23,23 @@ fn made() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     tiny_hf_model(&dir.path().join("base"), &TinyModel::default());
     for (seed, name) in NODES.iter().enumerate().skip(1) {
-        write(dir.path(), name, seed as u64);
+        write(dir.path(), name, seed);
     }
     dir
 }
 
 /// An adapter on matrices of both blocks and, at every second node, on the embedding.
-fn write(dir: &Path, name: &str, seed: u64) {
+fn write(dir: &Path, name: &str, seed: usize) {
     let mut modules = vec![
         TinyModule::linear("model.layers.1.mlp.up_proj", 96, 64),
         TinyModule::linear("model.layers.1.mlp.down_proj", 64, 96),
         TinyModule::linear("model.layers.0.self_attn.q_proj", 64, 64),
     ];
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         modules.push(TinyModule::linear("model.layers.0.self_attn.o_proj", 64, 64));
     }
-    let rank = 1 + seed as usize % 5;
-    TinyAdapter::new(modules, rank, seed).write(&dir.join("tree").join(name)).unwrap();
+    let rank = 1 + seed % 5;
+    TinyAdapter::new(modules, rank, seed as u64).write(&dir.join("tree").join(name)).unwrap();
 }
 
 fn open(dir: &TempDir) -> Runtime {
@@ -84,11 +84,10 @@ fn everybody_has_the_tokens_that_they_would_have_alone() {
     for pages in [300, 7] {
         let engine = engine(&dir, &small(pages));
         let mut asked = Vec::new();
-        for seed in 0..6 {
+        for seed in 0..6_usize {
             for node in NODES {
-                let merge =
-                    [Merge::Leaf, Merge::Automatic, Merge::Parent, Merge::Root][seed as usize % 4];
-                let mut options = options(60, seed);
+                let merge = [Merge::Leaf, Merge::Automatic, Merge::Parent, Merge::Root][seed % 4];
+                let mut options = options(60, seed as u64);
                 if seed == 5 {
                     options.sampling.repeat_penalty = 1.3;
                 }

@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn bounds_that_nothing_runs_within_are_refused() {
         assert!(Options::default().check().is_ok());
-        let cases: [(&str, fn(&mut Options)); 7] = [
+        type Change = fn(&mut Options);
+        let cases: [(&str, Change); 7] = [
             ("max_running", |options| options.max_running = 0),
             ("max_waiting", |options| options.max_waiting = 0),
             ("step_tokens", |options| options.step_tokens = 63),

@@ -145,7 +145,7 @@ fn unmerged_deltas_of_every_matrix_give_the_logits_of_the_merged_weights() {
         (GpuOptions::default(), base),
         (GpuOptions::default(), untied.clone()),
         (
-            GpuOptions { minimal: true, max_binding_bytes: Some(1024), ..GpuOptions::default() },
+            GpuOptions { minimal: true, max_binding_bytes: Some(2048), ..GpuOptions::default() },
             untied,
         ),
     ] {

@@ -1,16 +1,16 @@
 //! Many users at once on one copy of the weights: who runs next, and where the weights stand.
 //!
-//! [`Scheduler`] is a pure function of what it was told and the caller's clock: it reads no clock,
-//! draws no chance and knows no model, only numbers. Each [`Plan`] is one step: sequences to
+//! `Scheduler` is a pure function of what it was told and the caller's clock: it reads no clock,
+//! draws no chance and knows no model, only numbers. Each `Plan` is one step: sequences to
 //! preempt, a place to stand, rows to run. Whoever carries it out says what it took, and the
-//! [`CostModel`] that chose it learns from that.
+//! `CostModel` that chose it learns from that.
 //!
-//! [`Engine`] is what people hold: it takes requests from any thread. Its driver alone owns the
+//! `Engine` is what people hold: it takes requests from any thread. Its driver alone owns the
 //! weights and carries the plans out; a loader reads and compiles what is not in memory meanwhile.
 //!
 //! The weights stand at one node. A sequence whose node is there or below can run: what lies
 //! between is applied to its rows in factored form, each node once to all rows below it. All others
-//! wait until the weights move. Where to stand is a question of cost alone ([`Cover`]).
+//! wait until the weights move. Where to stand is a question of cost alone (`Cover`).
 //!
 //! **Invariant:** if any sequence can run, a plan has rows.
 //! **Invariant:** no row runs where it does not belong: the weights stand on its path, at its merge
@@ -20,7 +20,7 @@
 //! is overdue longer.
 //! **Invariant:** while a tenant has a job waiting that fits, every other is admitted for at most as
 //! much work as it, and one job and what holds a place beside; a job that does not fit is passed
-//! over for `stall_ms` at most ([`Scheduler::submit`]).
+//! over for `stall_ms` at most (`Scheduler::submit`).
 //! **Invariant:** only the youngest lose their pages, never the oldest that runs; they come back
 //! before anything new and in their order: a job is preempted a finite number of times.
 //!

@@ -1,7 +1,7 @@
 //! Which page of a pool holds what: a table of pages a sequence, and the full pages that the next
 //! sequence with the same beginning need not compute. No device is known here: a page is a number.
 //!
-//! A full page has a key: BLAKE3 over the key of the page before it, or over its owner and salt, and
+//! A full page has a key: BLAKE3 over the key of the page before it, or of its owner and salt, and
 //! over its tokens. So equal keys mean the same owner and salt and the same tokens from the first
 //! on. A released page is found by its key until its place is needed; then the page that was not
 //! used for longest goes, of those that no other page continues.
@@ -183,8 +183,8 @@ impl KvPages {
         self.let_go(pages);
     }
 
-    /// Drops all that could be found of one owner: a node version that is gone. Its open tables keep
-    /// their pages, each for itself.
+    /// Drops all that could be found of one owner: a node version that is gone. Its open tables
+    /// keep their pages, each for itself.
     pub fn forget(&mut self, owner: [u8; 32]) {
         self.forget_where(|of| of == owner);
     }
@@ -248,9 +248,9 @@ impl KvPages {
         self.let_go(unused);
     }
 
-    /// Says that the keys and values of `tokens` were computed and stand in the table's pages. Where
-    /// a page that is full by now was made by another table, too, that one takes its place: on a
-    /// device whose results depend on the number of rows, the same up to rounding.
+    /// Says that the keys and values of `tokens` were computed and stand in the table's pages.
+    /// Where a page that is full by now was made by another table, too, that one takes its place:
+    /// on a device whose results depend on the number of rows, the same up to rounding.
     ///
     /// # Panics
     /// As [`Self::owner`], and when the table has too few pages.

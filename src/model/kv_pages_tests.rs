@@ -1,5 +1,5 @@
-//! A page was handed to two sequences, or found by another adapter's prompt: others' worst failures.
-//! Here every step is compared with sequences that are vectors of tokens, and with what a device
+//! A page was handed to two sequences, or found by another adapter's prompt: others' worst
+//! failures. Here every step is compared with sequences that are vectors of tokens, and with what a device
 //! would have written to each place of each page.
 
 use proptest::collection::vec;

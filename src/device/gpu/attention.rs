@@ -54,8 +54,8 @@ impl GpuKvLayer {
         let keys = context.bound_buffer("the keys of one layer", bytes, BufferUsages::STORAGE)?;
         let values =
             context.bound_buffer("the values of one layer", bytes, BufferUsages::STORAGE)?;
-        // Enough for a token each of as many sequences as share the pages out evenly, but where that
-        // is out of proportion: those go over their positions one after another.
+        // Enough for a token each of as many sequences as share the pages out evenly, but where
+        // that is out of proportion: those go over their positions one after another.
         let quads = (heads.heads / heads.kv_heads).div_ceil(QUERIES);
         let limit = context.device.limits().max_storage_buffer_binding_size;
         let wanted = partials_bytes(heads, quads, pages).min(limit).min(MOST_PARTIALS);

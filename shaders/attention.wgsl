@@ -1,5 +1,4 @@
-// Grouped-query attention over pages: softmax(cap(scale · q · k)) · v. Twin:
-// device/cpu/attention.rs.
+// Grouped-query attention over pages, softmax(cap(scale·q·k))·v. Twin: device/cpu/attention.rs.
 //
 // A workgroup takes four queries that read the same keys ("a quad": heads of one token, or of
 // neighbouring tokens) and goes over blocks of THREADS positions. Each block leaves for each query
@@ -18,7 +17,7 @@
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: AttentionParams;
-// Each sequence's pages, by position; the quads, as records of QUAD_WORDS.
+// Each sequence's pages, by position; the quads, five words each.
 @group(1) @binding(1) var<storage, read> words: array<u32>;
 
 // Invocations of a workgroup, and positions of a block.
@@ -36,8 +35,6 @@ const REDUCERS = 16u;
 const MOST_SHARING = 32u;
 // Below every score: that of a position that a query does not see.
 const LOWEST = -3.0e38;
-// Words of an AttentionQuad.
-const QUAD_WORDS = 5u;
 
 // By dimension: the four queries' values.
 var<workgroup> input: array<vec4<f32>, LONGEST_HEAD>;
@@ -73,11 +70,10 @@ struct Quad {
 
 fn quad_of(number: u32) -> Quad {
     let index = number / params.kv_heads % params.quads;
-    let first = QUAD_WORDS * (params.first_quad + index);
+    let first = 5u * (params.first_quad + index);
     let at = AttentionQuad(words[first], words[first + 1u], words[first + 2u], words[first + 3u], words[first + 4u]);
-    let group = params.heads / params.kv_heads;
     let queries = min(at.first + vec4(0u, 1u, 2u, 3u), vec4(at.end - 1u));
-    let positions = at.past + queries / group;
+    let positions = at.past + queries / (params.heads / params.kv_heads);
     let lowest = positions + 1u - min(positions + 1u, vec4(params.window));
     return Quad(index, number % params.kv_heads, at, positions, lowest);
 }
@@ -103,8 +99,7 @@ fn finish(quad: Quad, query: u32, four: u32, state: State) {
 
 @compute @workgroup_size(THREADS)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
     let number = group.y * groups.x + group.x;
@@ -142,8 +137,7 @@ fn main(
         let position = block * THREADS + t;
         var score = vec4(0.0);
         if position < end {
-            let page = words[quad.at.pages + position / PAGE];
-            let region = (page * params.kv_heads + quad.kv_head) * PAGE * fours;
+            let region = (words[quad.at.pages + position / PAGE] * params.kv_heads + quad.kv_head) * PAGE * fours;
             if t % PAGE == 0u {
                 regions[t / PAGE] = region;
             }
@@ -231,8 +225,7 @@ fn main(
 
 @compute @workgroup_size(THREADS)
 fn combine(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
     let number = group.y * groups.x + group.x;

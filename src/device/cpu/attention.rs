@@ -149,6 +149,7 @@ impl Cpu {
                             let at = position + (picked.start + i) / group;
                             (window.map_or(0, |window| (at + 1).saturating_sub(window)), at + 1)
                         },
+                        is_cold: from == 0,
                         scores,
                         result,
                     });
@@ -176,6 +177,9 @@ struct QueryBlock<'a, F> {
     end: usize,
     /// The positions query `i` sees, from and to.
     visible: F,
+    /// Whether no other block of queries went over the keys and values before. They are then asked
+    /// for ahead: the next may lie in another page, where no hardware looks.
+    is_cold: bool,
     /// `(queries, (end − lowest) rounded up to 16)`
     scores: &'a mut [f32],
     /// `(queries, value_dim)`
@@ -185,6 +189,16 @@ struct QueryBlock<'a, F> {
 impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        match self.is_cold {
+            true => self.attend::<S, true>(simd),
+            false => self.attend::<S, false>(simd),
+        }
+    }
+}
+
+impl<F: Fn(usize) -> (usize, usize)> QueryBlock<'_, F> {
+    #[inline(always)]
+    fn attend<S: Simd, const COLD: bool>(self, simd: S) {
         let Self { input, head, lowest, end, scores, result, .. } = self;
         let width = (end - lowest).next_multiple_of(CHUNK);
         let (head_dim, value_dim) = (head.cache.heads.head_dim, head.cache.value_dim());
@@ -203,11 +217,11 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
             let input = &input[i * head_dim..][..count * head_dim];
             let scores = &mut scores[i * width..][..count * width];
             match count {
-                8 => score::<S, 8>(simd, input, head, first, scores),
-                4 => score::<S, 4>(simd, input, head, first, scores),
-                3 => score::<S, 3>(simd, input, head, first, scores),
-                2 => score::<S, 2>(simd, input, head, first, scores),
-                _ => score::<S, 1>(simd, input, head, first, scores),
+                8 => score::<S, 8, COLD>(simd, input, head, first, scores),
+                4 => score::<S, 4, COLD>(simd, input, head, first, scores),
+                3 => score::<S, 3, COLD>(simd, input, head, first, scores),
+                2 => score::<S, 2, COLD>(simd, input, head, first, scores),
+                _ => score::<S, 1, COLD>(simd, input, head, first, scores),
             }
             if let Some(cap) = self.soft_cap {
                 soft_cap(simd, scores, self.scale, cap);
@@ -219,11 +233,11 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
             }
             let result = &mut result[i * value_dim..][..count * value_dim];
             match count {
-                8 => weigh::<S, 8>(simd, scores, head, lowest..end, &inverse, result),
-                4 => weigh::<S, 4>(simd, scores, head, lowest..end, &inverse, result),
-                3 => weigh::<S, 3>(simd, scores, head, lowest..end, &inverse, result),
-                2 => weigh::<S, 2>(simd, scores, head, lowest..end, &inverse, result),
-                _ => weigh::<S, 1>(simd, scores, head, lowest..end, &inverse, result),
+                8 => weigh::<S, 8, COLD>(simd, scores, head, lowest..end, &inverse, result),
+                4 => weigh::<S, 4, COLD>(simd, scores, head, lowest..end, &inverse, result),
+                3 => weigh::<S, 3, COLD>(simd, scores, head, lowest..end, &inverse, result),
+                2 => weigh::<S, 2, COLD>(simd, scores, head, lowest..end, &inverse, result),
+                _ => weigh::<S, 1, COLD>(simd, scores, head, lowest..end, &inverse, result),
             }
             i += count;
         }
@@ -232,7 +246,7 @@ impl<F: Fn(usize) -> (usize, usize)> Kernel for QueryBlock<'_, F> {
 
 /// `scores[q][position] = input[q] · key[position]`, from block `first` on.
 #[inline(always)]
-fn score<S: Simd, const Q: usize>(
+fn score<S: Simd, const Q: usize, const COLD: bool>(
     simd: S,
     input: &[f32],
     head: Head<'_>,
@@ -245,11 +259,17 @@ fn score<S: Simd, const Q: usize>(
     for q in 0..Q {
         rows[q] = &input[q * head_dim..][..head_dim];
     }
-    for block in 0..width / CHUNK {
-        let keys = head.keys(first + block);
+    let blocks = width / CHUNK;
+    let mut next = head.keys(first);
+    for block in 0..blocks {
+        let keys = next;
+        next = head.keys(first + (block + 1).min(blocks - 1));
         for part in 0..S::PARTS {
             let mut sums = [simd.splat(0.0); Q];
-            for (d, key) in keys.iter().enumerate() {
+            for (d, (key, ahead)) in keys.iter().zip(next).enumerate() {
+                if COLD && part == 0 {
+                    simd.prefetch(ahead, 0);
+                }
                 let key = simd.load(key, part);
                 for q in 0..Q {
                     sums[q] = simd.fma(simd.splat(rows[q][d]), key, sums[q]);
@@ -300,7 +320,7 @@ fn softmax<S: Simd>(simd: S, scores: &mut [f32], scale: f32, from: usize, to: us
 
 /// `result[q] = Σ_position scores[q][position] · value[position] · inverse[q]`.
 #[inline(always)]
-fn weigh<S: Simd, const Q: usize>(
+fn weigh<S: Simd, const Q: usize, const COLD: bool>(
     simd: S,
     scores: &[f32],
     head: Head<'_>,
@@ -311,6 +331,7 @@ fn weigh<S: Simd, const Q: usize>(
     let (width, value_dim) = (scores.len() / Q, result.len() / Q);
     let (result, _) = result.as_chunks_mut::<CHUNK>();
     let chunks = value_dim / CHUNK;
+    let last = (positions.end - 1) / PAGE;
     for chunk in 0..chunks {
         for part in 0..S::PARTS {
             let mut sums = [simd.splat(0.0); Q];
@@ -319,11 +340,16 @@ fn weigh<S: Simd, const Q: usize>(
                 let (page, place) = (at / PAGE, at % PAGE);
                 let count = (PAGE - place).min(positions.end - at);
                 let values = &head.values(page)[place * chunks..][..count * chunks];
+                let next = head.values((page + 1).min(last));
                 let mut rows = [scores; Q];
                 for q in 0..Q {
                     rows[q] = &scores[q * width + at - positions.start..][..count];
                 }
                 for i in 0..count {
+                    if COLD && (chunk, part) == (0, 0) {
+                        let lines = &next[(place + i) * chunks..][..chunks];
+                        lines.iter().for_each(|line| simd.prefetch(line, 0));
+                    }
                     let value = simd.load(&values[i * chunks + chunk], part);
                     for q in 0..Q {
                         sums[q] = simd.fma(simd.splat(rows[q][i]), value, sums[q]);

@@ -111,7 +111,7 @@ pub(crate) trait Simd: Copy {
     /// The sum of the elements of each vector, each by the same tree of additions.
     fn sum4(self, vectors: [Self::V; 4]) -> [f32; 4];
     /// Asks for the cache line `ahead` values after the start of `chunk`.
-    fn prefetch(self, chunk: &[i16; CHUNK], ahead: usize);
+    fn prefetch<T>(self, chunk: &[T; CHUNK], ahead: usize);
     /// `a · b + c` for single values, rounded as [`Simd::fma`] rounds.
     fn fma1(self, a: f32, b: f32, c: f32) -> f32;
     /// All pairs `pair`.

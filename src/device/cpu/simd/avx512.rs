@@ -126,7 +126,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch(self, chunk: &[i16; CHUNK], ahead: usize) {
+    fn prefetch<T>(self, chunk: &[T; CHUNK], ahead: usize) {
         // SAFETY: a prefetch may name any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(chunk.as_ptr().wrapping_add(ahead).cast()) }
     }

@@ -57,7 +57,7 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn prefetch(self, _chunk: &[i16; CHUNK], _ahead: usize) {}
+    fn prefetch<T>(self, _chunk: &[T; CHUNK], _ahead: usize) {}
 
     #[inline(always)]
     fn fma1(self, a: f32, b: f32, c: f32) -> f32 {

@@ -299,9 +299,9 @@ fn unmerged(criterion: &mut Criterion, gpu: &Gpu, cpu: &Cpu, layers: &Layers) {
         for rank in FEW_RANKS {
             let leaves: Vec<_> = (0..users).map(|user| layers.adapter(rank, user as u64)).collect();
             let there: Vec<_> =
-                leaves.iter().map(|leaf| gpu.upload_deltas(leaf).expect("room")).collect();
+                leaves.iter().map(|leaf| gpu.upload_deltas(leaf).expect("memory")).collect();
             let nodes: Vec<_> = rows_of::<Gpu>(&there).collect();
-            let unmerged = gpu.unmerged(&nodes, |_| true).expect("room");
+            let unmerged = gpu.unmerged(&nodes, |_| true).expect("memory");
             let beside = |gpu: &Gpu, x: &GpuBuffer, rows, product: Product<'_, Gpu>| {
                 gpu.matmul(x, rows, [product], &unmerged);
             };
@@ -328,11 +328,11 @@ fn check_unmerged(
 ) {
     let rows = leaves.len();
     let nodes: Vec<_> = rows_of::<Cpu>(leaves).collect();
-    let unmerged = cpu.unmerged(&nodes, |_| true).expect("room");
+    let unmerged = cpu.unmerged(&nodes, |_| true).expect("memory");
     for (k, (weight, found)) in layers.host.iter().zip(&products.outputs).enumerate() {
         let len = rows * weight.rows();
-        let x = cpu.upload_buffer(products.x[..rows * weight.cols()].to_vec()).expect("room");
-        let mut out = cpu.alloc(len).expect("room");
+        let x = cpu.upload_buffer(products.x[..rows * weight.cols()].to_vec()).expect("memory");
+        let mut out = cpu.alloc(len).expect("memory");
         let id = MatrixId(k);
         let product = Product { weight, id, bias: None, out: &mut out, accumulate: false };
         cpu.matmul(&x, rows, [product], &unmerged);

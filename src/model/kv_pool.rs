@@ -1,5 +1,5 @@
 //! Keys and values of the tokens already seen, in pages that many sequences share out among them,
-//! and the room a forward pass works in.
+//! and the memory a forward pass works in.
 //!
 //! **Invariant:** what the pages of a table hold was computed with the weights its owner names; a
 //! forward pass under another owner is refused.
@@ -25,7 +25,7 @@ impl<D: Compute> KvPool<D> {
     ///
     /// # Errors
     /// [`Error::CacheSize`] when that is none or more than can be addressed; when the device has no
-    /// room, or cannot bind the pages of one layer at once.
+    /// memory, or cannot bind the pages of one layer at once.
     pub fn new(device: &D, config: &ModelConfig, bytes: u64) -> Result<Self> {
         let heads = super::transformer::heads(config);
         let page_bytes = page_bytes(device, config);

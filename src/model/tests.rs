@@ -41,10 +41,10 @@ impl Runner {
         Self { cpu, weights, model }
     }
 
-    /// Room for a whole context of each of some sequences.
+    /// Memory for a whole context of each of some sequences.
     fn sequences(&self, count: usize) -> Sequences {
         let tokens = count * self.model.config().max_position_embeddings;
-        let mut pool = KvPool::for_tokens(&self.cpu, self.model.config(), tokens).expect("room");
+        let mut pool = KvPool::for_tokens(&self.cpu, self.model.config(), tokens).expect("memory");
         let tables = (0..count).map(|_| pool.pages_mut().open(OWNER)).collect();
         Sequences { pool, tables }
     }

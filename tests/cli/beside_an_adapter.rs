@@ -1,6 +1,6 @@
 //! A tool-calling adapter was trained with two tokens more and a template of its own; its trainer
-//! saved both beside it, as PEFT's do. Served without them it answers in another format, and nobody
-//! was told that they lay there. Most adapters have copies of the base's own files beside them, and
+//! saved both beside it, as PEFT's do. Served without them it answers in another format, and nothing
+//! said that they lay there. Most adapters have copies of the base's own files beside them, and
 //! about those there is nothing to say.
 
 #[path = "../common/cli.rs"]

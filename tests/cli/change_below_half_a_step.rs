@@ -1,6 +1,6 @@
 //! An adapter trained with a small rate, or served with an alpha of 1, changes each weight by less
 //! than the lattice's half step: it loads, it switches, and it does nothing, or half of what it
-//! should. Nothing failed, so nobody was told. Here one figure a node says what share of its change
+//! should. Nothing failed, so nothing was said. Here one figure a node says what share of its change
 //! is kept: 1 of all, 0 of nothing, and a warning below 99 %.
 
 #[path = "../common/cli.rs"]

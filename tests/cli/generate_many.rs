@@ -357,7 +357,7 @@ fn more_than_the_engine_takes_wait_and_come_from_standard_input() {
     assert!(error.contains("keys and values in 0 bytes"), "{error}");
 }
 
-/// An id is whoever's wrote the file: it is told in one line, without what steers a terminal.
+/// An id is whoever's wrote the file: it is shown in one line, without what steers a terminal.
 #[test]
 fn ids_are_told_escaped_in_one_line() {
     let made = Made::new();
@@ -370,7 +370,7 @@ fn ids_are_told_escaped_in_one_line() {
     assert_eq!(documents(&late.stdout)[0]["id"], json!(id), "JSON means the same");
 }
 
-/// Who is told to end has printed what was complete, each in a whole line.
+/// Who is asked to end has printed what was complete, each in a whole line.
 #[cfg(unix)]
 #[test]
 fn what_is_complete_is_printed_when_the_run_is_told_to_end() {

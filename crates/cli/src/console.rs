@@ -100,10 +100,10 @@ impl Console {
         }
     }
 
-    /// Tells something on stderr, whoever reads it.
-    #[allow(clippy::unused_self, reason = "who tells has a console")]
+    /// Says something on stderr, whoever reads it.
+    #[allow(clippy::unused_self, reason = "whoever calls it has a console")]
     pub(crate) fn tell(&self, text: &str) {
-        // What cannot be written there cannot be told anywhere.
+        // What cannot be written there cannot be said anywhere.
         let _ = writeln!(io::stderr(), "{}", moved_in(&escaped(text)));
     }
 

@@ -1,6 +1,6 @@
 //! Factors of many nodes side by side, in as few buffers as bindings allow, so that one dispatch
 //! reaches all of them. A node's factors are copied when it is first asked for and stay while there
-//! is room: from token to token the nodes of a batch are mostly the same.
+//! is space: from token to token the nodes of a batch are mostly the same.
 //!
 //! **Invariant:** a page that somebody's pass reads is not written where that pass reads.
 
@@ -67,7 +67,7 @@ impl Gathered {
         self.pages.iter().map(|page| page.buffer.clone()).collect()
     }
 
-    /// Appends the stores to the pages there are, if all have room.
+    /// Appends the stores to the pages there are, if there is space for all.
     fn append(&mut self, stores: &[&Store], recording: &mut Recording) -> bool {
         let sizes: Vec<u64> = self.pages.iter().map(|page| page.buffer.size()).collect();
         let mut used: Vec<u64> = self.pages.iter().map(|page| page.used).collect();
@@ -83,7 +83,7 @@ impl Gathered {
         true
     }
 
-    /// Empty pages with room for these stores and some more. Old ones are used again where no pass
+    /// Empty pages with space for these stores and some more. Old ones are used again where no pass
     /// reads them; the others go before new ones are made.
     fn make_pages(&mut self, context: &Context, stores: &[&Store]) -> Result<()> {
         let limit = context.max_binding;
@@ -118,7 +118,7 @@ impl Gathered {
     }
 }
 
-/// A place for so many bytes in the first page that has room, which is then used.
+/// A place for so many bytes in the first page that has space, which is then used.
 fn first_fit(sizes: &[u64], used: &mut [u64], bytes: u64) -> Option<Place> {
     let page = sizes.iter().zip(&*used).position(|(size, used)| used + bytes <= *size)?;
     let at = used[page];

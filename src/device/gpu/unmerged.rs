@@ -23,7 +23,7 @@ use crate::Result;
 use crate::device::{NodeRows, Product};
 use crate::lattice::{LANES, MatrixId};
 
-/// Products whose sums there is room for at once: a call of more goes over its input again.
+/// Products whose sums there is memory for at once: a call of more goes over its input again.
 pub(super) const PRODUCTS: usize = 3;
 
 /// What is kept from one batch to the next.
@@ -118,7 +118,7 @@ impl<'a> GpuUnmerged<'a> {
     /// # Panics
     /// When no node has factors.
     pub(super) fn sums(&self) -> Slice {
-        Slice::whole(self.sums.as_ref().expect("there are factors, so there is room for sums"))
+        Slice::whole(self.sums.as_ref().expect("there are factors, so there is memory for sums"))
     }
 
     /// What is added to up to `PRODUCTS` products of `x`, its sums being made.

@@ -48,7 +48,7 @@ const TORCHTUNE: &str =
 const MLX: &str = "MLX's spelling, with transposed factors; convert the file to PEFT's format";
 const KOHYA: &str = "a kohya key; convert the file to PEFT's format";
 
-/// Signs in the keys of what is no factor, the telling ones first, and what each means.
+/// Signs in the keys of what is no factor, the clearest ones first, and what each means.
 const OTHERS: [(&str, &str); 17] = [
     (
         "lora_magnitude_vector",

@@ -14,7 +14,7 @@ use crate::device::cpu::Cpu;
 use crate::device::{NodeRows, Product};
 use crate::lattice::{CompiledDelta, DeltaKind, MatrixId, SignedDelta, reference};
 
-/// Room of a matrix for the deltas of a path, in steps.
+/// Space of a matrix for the deltas of a path, in steps.
 const ROOM: i32 = 24_000;
 
 /// Matrices of one input, nodes with deltas on some of them, and the rows that each is for.

@@ -12,6 +12,7 @@ use crate::device::cpu::SimdLevel;
 
 mod adapter;
 mod base;
+mod engine;
 mod file;
 mod model;
 mod store;
@@ -19,6 +20,7 @@ mod tree;
 
 pub use adapter::AdapterDefect;
 pub use base::{ConfigDefect, WeightDefect};
+pub use engine::EngineDefect;
 pub use file::{FileKind, GgufDefect, HubDefect, SafeTensorsDefect};
 pub use model::{ChatDefect, TokenizerDefect};
 pub use store::StoreDefect;
@@ -451,83 +453,9 @@ pub enum Error {
         value: f32,
     },
 
-    /// A request was not done by its deadline.
-    #[error("the deadline has passed; ask again with more time, or when less is asked for")]
-    DeadlinePassed,
-
-    /// The engine ended while somebody waited for it.
-    #[error("the engine has stopped; start another")]
-    EngineStopped,
-
-    /// The weights did not move to where other requests of the same step belong, too; one of those
-    /// has the reason.
-    #[error(
-        "the weights could not move to the node; see the error of the request before, or ask again"
-    )]
-    SwitchFailed,
-
-    /// Work for a request broke off.
-    #[error("the work broke off with a panic: {panic}")]
-    StepPanicked {
-        /// What it said.
-        panic: String,
-    },
-
-    /// A thread could not be started.
-    #[error("a thread could not be started: {source}")]
-    Thread {
-        /// The system's error.
-        source: std::io::Error,
-    },
-
-    /// More jobs wait than may.
-    #[error("{waiting} jobs wait already, {limit} may; ask again once some are done")]
-    QueueFull {
-        /// Jobs that wait.
-        waiting: usize,
-        /// Most that may.
-        limit: usize,
-    },
-
-    /// A job that all pages of keys and values together do not hold.
-    #[error(
-        "job {id} may come to hold {needed} pages of keys and values, there are {limit}; shorten the prompt or ask for fewer tokens"
-    )]
-    JobTooLarge {
-        /// The job.
-        id: u64,
-        /// Pages it would hold with its prompt and all its tokens.
-        needed: usize,
-        /// Pages there are.
-        limit: usize,
-    },
-
-    /// A job of a name that is in work.
-    #[error("job {id} is in work already; give each a number of its own")]
-    JobRepeated {
-        /// The job.
-        id: u64,
-    },
-
-    /// A job at a node whose cost nobody told the scheduler.
-    #[error(
-        "nothing is known of what node version {serial} costs; add it with `Scheduler::nodes` first"
-    )]
-    UnknownNodeCost {
-        /// The version's serial number.
-        serial: u64,
-    },
-
-    /// A bound of the scheduler within which nothing could run.
-    #[error("engine option {name} is {found}, expected {expected}")]
-    EngineOption {
-        /// The option.
-        name: &'static str,
-        /// What would do.
-        expected: String,
-        /// Its value.
-        found: String,
-    },
+    /// The engine refuses or ends a request.
+    #[error(transparent)]
+    Engine(#[from] EngineDefect),
 
     /// A sampling parameter is out of its range.
     #[error("sampling parameter {name} is {found}, expected {expected}")]

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pleach::engine::Options;
-use pleach::error::TreeDefect;
+use pleach::error::{EngineDefect, TreeDefect};
 use pleach::model::{GenerateOptions, Sampling, StopReason};
 use pleach::runtime::Prompt;
 use pleach::testing::adapter::{TinyAdapter, TinyModule};
 use pleach::testing::{TinyModel, tiny_hf_model};
-use pleach::{Engine, EngineOptions, Error, Merge, Request, Runtime};
+use pleach::{Answer, Engine, EngineOptions, Error, Merge, Request, Runtime};
 use tempfile::TempDir;
 
 const NODES: [&str; 8] =
@@ -170,7 +170,7 @@ fn answers_come_step_by_step_and_end_when_they_are_told_to() {
     let late =
         Request { deadline: Some(Duration::ZERO), ..request("fr", Merge::Leaf, options(9, 1)) };
     let late = engine.submit(late).unwrap().wait();
-    assert!(matches!(late, Err(Error::DeadlinePassed)), "{late:?}");
+    assert!(matches!(late, Err(Error::Engine(EngineDefect::DeadlinePassed))), "{late:?}");
 }
 
 #[test]
@@ -189,6 +189,8 @@ fn what_cannot_be_served_is_refused_and_concerns_nobody_else() {
     assert!(matches!(*defect, TreeDefect::UnknownNode { .. }), "{defect}");
     let empty = Request::new("fr", Prompt::Tokens(Vec::new()));
     assert!(matches!(engine.submit(empty), Err(Error::EmptyPrompt)));
+    let strange = engine.submit(Request::new("fr", Prompt::Tokens(vec![3, 999])));
+    assert!(matches!(strange, Err(Error::UnknownToken { token: 999, .. })), "{strange:?}");
     let good = engine.submit(request("fr/work/alice", Merge::Leaf, options(30, 1))).unwrap();
     let bad = engine.submit(request("fr/work/mallory", Merge::Automatic, options(9, 1))).unwrap();
     let bad = bad.wait().unwrap_err();
@@ -197,7 +199,10 @@ fn what_cannot_be_served_is_refused_and_concerns_nobody_else() {
         .map(|seed| engine.submit(request("de", Merge::Leaf, options(30, seed))).unwrap())
         .collect();
     let full = engine.submit(request("de", Merge::Leaf, options(30, 1)));
-    assert!(matches!(full, Err(Error::QueueFull { waiting: 3, limit: 3 })), "{full:?}");
+    assert!(
+        matches!(full, Err(Error::Engine(EngineDefect::QueueFull { waiting: 3, limit: 3 }))),
+        "{full:?}"
+    );
     assert_eq!(good.wait().unwrap().token_ids.len(), 30);
     more.into_iter().for_each(|answer| assert_eq!(answer.wait().unwrap().token_ids.len(), 30));
     let closed = engine.submit(request("de", Merge::Leaf, options(100, 1))).unwrap();
@@ -205,7 +210,10 @@ fn what_cannot_be_served_is_refused_and_concerns_nobody_else() {
     assert_eq!(closed.wait().unwrap().stop, StopReason::Cancelled);
     let tight = self::engine(&dir, &small(2));
     let large = tight.submit(request("de", Merge::Leaf, options(60, 1))).unwrap().wait();
-    assert!(matches!(large, Err(Error::JobTooLarge { limit: 2, .. })), "{large:?}");
+    assert!(
+        matches!(large, Err(Error::Engine(EngineDefect::TooLarge { limit: 2, .. }))),
+        "{large:?}"
+    );
     let zero = EngineOptions { kv_bytes: 1, ..EngineOptions::default() };
     assert!(matches!(Engine::new(open(&dir), &zero), Err(Error::CacheSize { .. })));
 }
@@ -218,17 +226,102 @@ fn as_many_as_there_are_places_are_served() {
     let scheduler = Options { max_running: 3, max_waiting: 1, ..Options::default() };
     let engine = engine(&dir, &EngineOptions { scheduler, ..small(20) });
     for turn in 0..30 {
-        let ask = |k: u64| loop {
-            match engine.submit(request("/", Merge::Automatic, options(2, 10 * turn + k))) {
-                // One of the turn before holds its place for a moment longer.
-                Err(Error::QueueFull { .. }) => std::thread::yield_now(),
-                answer => break answer.unwrap(),
-            }
+        let ask = |k: u64| {
+            // Those of the turn before have ended, so their places are free.
+            engine.submit(request("/", Merge::Automatic, options(2, 10 * turn + k))).unwrap()
         };
         for answer in [0u64, 1, 2, 3].map(ask) {
             assert_eq!(answer.wait().unwrap().token_ids.len(), 2);
         }
     }
+}
+
+/// Every request ends with a word, wherever it is when the engine closes: while it runs, waits for a
+/// place, or waits for its leaf to be read.
+#[test]
+fn everybody_hears_of_it_when_the_engine_closes() {
+    let dir = made();
+    for turn in 0..8 {
+        let scheduler = Options { max_running: 2, max_waiting: 30, ..Options::default() };
+        let engine = engine(&dir, &EngineOptions { scheduler, ..small(40) });
+        let asked: Vec<_> = NODES
+            .into_iter()
+            .map(|node| engine.submit(request(node, Merge::Automatic, options(400, 1))).unwrap())
+            .collect();
+        std::thread::sleep(Duration::from_millis(turn));
+        let closing = std::thread::spawn(move || engine.close());
+        for answer in asked {
+            let stop = answer.wait().unwrap().stop;
+            assert_eq!(stop, StopReason::Cancelled);
+        }
+        assert!(closing.join().unwrap().is_ok());
+    }
+}
+
+/// Whoever drops an answer that still waits for its turn takes no place and no page any more, long
+/// before its turn comes.
+#[test]
+fn a_dropped_answer_makes_no_more_tokens() {
+    let dir = made();
+    let scheduler = Options { max_running: 1, ..Options::default() };
+    let engine = engine(&dir, &EngineOptions { scheduler, ..small(40) });
+    let mut first = engine.submit(request("fr", Merge::Leaf, options(400, 1))).unwrap();
+    first.next().unwrap().unwrap();
+    let dropped = engine.submit(request("fr", Merge::Leaf, options(400, 2))).unwrap();
+    let has_waiting = |first: &mut Answer, count| {
+        (0..300).any(|_| {
+            let step = first.next().expect("it goes on").unwrap();
+            assert!(step.stop.is_none(), "{step:?}");
+            engine.status().waiting == count
+        })
+    };
+    assert!(has_waiting(&mut first, 1));
+    drop(dropped);
+    assert!(has_waiting(&mut first, 0), "{:?}", engine.status());
+}
+
+/// A prompt longer than a step, in so few pages that company loses its own again and again.
+#[test]
+fn long_prompts_and_others_are_served_from_few_pages() {
+    let dir = made();
+    let mut runtime = open(&dir);
+    let long = |node: &str, first: u32| Request {
+        merge: Merge::Leaf,
+        options: options(20, 5),
+        ..Request::new(node, Prompt::Tokens((0..300).map(|k| (first + 7 * k) % 264).collect()))
+    };
+    // The first two share their pages.
+    let mut requests = vec![long("fr/home", 0), long("fr/home", 0), long("fr/home", 1)];
+    requests.extend((0..6).map(|seed| request("fr/home", Merge::Leaf, options(60, seed))));
+    requests.push(long("de", 0));
+    let expected: Vec<_> = requests.iter().map(|request| alone(&mut runtime, request)).collect();
+    // The largest takes ten.
+    for pages in [12, 16, 25] {
+        let engine = engine(&dir, &small(pages));
+        let asked: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+        for (k, (answer, expected)) in asked.into_iter().zip(&expected).enumerate() {
+            assert_eq!(&answer.wait().unwrap().token_ids, expected, "request {k} of {pages} pages");
+        }
+        let status = engine.status();
+        assert_eq!((status.running, status.waiting), (0, 0), "{status:?}");
+        assert_eq!(status.pages.0, status.pages.1, "{status:?}");
+    }
+}
+
+/// A delta that the lattice does not hold ends its own request.
+#[test]
+fn a_leaf_that_is_too_large_concerns_nobody_else() {
+    let dir = made();
+    let modules = vec![TinyModule::linear("model.layers.1.mlp.up_proj", 96, 64)];
+    let adapter = TinyAdapter { alpha: 1e4, ..TinyAdapter::new(modules, 2, 9) };
+    adapter.write(&dir.path().join("tree/fr/work/giant")).unwrap();
+    let engine = engine(&dir, &small(40));
+    let good = engine.submit(request("fr/work", Merge::Automatic, options(30, 1))).unwrap();
+    let giant = engine.submit(request("fr/work/giant", Merge::Root, options(30, 1))).unwrap();
+    let error = giant.wait().unwrap_err();
+    assert!(matches!(error, Error::Overflow { .. }), "{error}");
+    assert!(error.to_string().contains("fr/work/giant"), "{error}");
+    assert_eq!(good.wait().unwrap().token_ids.len(), 30);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use pleach::runtime::{DeviceChoice, Prompt};
 use pleach::store::{ImportOptions, Store};
 use pleach::testing::{self, smollm2_base};
 use pleach::tree::{AdapterTree, NodeId};
-use pleach::{Error, Runtime};
+use pleach::{Engine, EngineOptions, Error, Request, Runtime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -331,6 +331,64 @@ fn a_switch_that_breaks_off_anywhere_leaves_all_or_says_so() {
         "{done} switches got through, {unchanged} failures changed nothing, {broken} needed a restore"
     );
     assert!(done > 0 && unchanged > 0 && broken > 0);
+}
+
+/// The same below many users: each has the tokens that it would have had, or an error of its own, and
+/// whoever comes after is served.
+#[test]
+fn an_engine_whose_step_breaks_off_serves_on() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let open = || made_runtime(dir.path(), gpu(GpuOptions::default())).0;
+    let (runtime, tree) = made_runtime(dir.path(), gpu(GpuOptions::default()));
+    let mut leaves = tree.leaves().map(|leaf| tree.name(leaf).to_owned());
+    let nodes = [leaves.next().unwrap(), leaves.next().unwrap(), "/".to_owned()];
+    let request = |node: &String| Request {
+        options: GenerateOptions { max_tokens: 3, ignore_eos: true, ..GenerateOptions::default() },
+        ..Request::new(node.clone(), Prompt::Tokens(vec![3, 1, 4]))
+    };
+    // As many pages as the requests need.
+    let options = EngineOptions { kv_bytes: 64 << 10, ..EngineOptions::default() };
+    let serve = |engine: &Engine| {
+        let asked = nodes.each_ref().map(|node| engine.submit(request(node)).unwrap());
+        asked.map(|answer| answer.wait().map(|generation| generation.token_ids))
+    };
+    let engine = Engine::new(runtime, &options).unwrap();
+    let expected = serve(&engine).map(Result::unwrap);
+    let mut runtime = Some(engine.close().unwrap());
+    let (mut failures, mut errors) = (0, 0);
+    for after in 1.. {
+        let mut made = runtime.take().unwrap_or_else(open);
+        made.switch_to("/").unwrap();
+        made.gpu().unwrap().fail_after(after);
+        // Without memory for keys and values there is no engine.
+        let Ok(engine) = Engine::new(made, &options) else { continue };
+        for (found, expected) in serve(&engine).into_iter().zip(&expected) {
+            match found {
+                Ok(found) => assert_eq!(found, *expected, "after {after}"),
+                Err(error) => {
+                    let is_its_own =
+                        matches!(error, Error::DeviceMemory { .. } | Error::DeviceFailed { .. });
+                    assert!(is_its_own, "after {after}: {error}");
+                    errors += 1;
+                }
+            }
+        }
+        let made = engine.close().unwrap();
+        let has_failed = made.gpu().unwrap().fails_in() >= after;
+        made.gpu().unwrap().fail_after(u64::MAX);
+        let engine = Engine::new(made, &options).unwrap();
+        assert_eq!(serve(&engine).map(Result::unwrap), expected, "after {after}");
+        runtime = Some(engine.close().unwrap());
+        if !has_failed {
+            break;
+        }
+        failures += 1;
+    }
+    println!("{failures} failures, {errors} requests ended with an error");
+    assert!(failures > 10);
 }
 
 /// The same in the middle of a generation: an error, and the next one is right.

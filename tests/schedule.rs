@@ -14,6 +14,7 @@ use pleach::engine::{
     Choose, CostConstants, CostModel, Cover, Job, JobId, Merge, NodeCost, NodePath, NodeTable,
     Options, Outcome, Plan, Scheduler, Serial, World,
 };
+use pleach::error::EngineDefect;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -249,14 +250,23 @@ fn a_full_queue_and_jobs_that_cannot_be_are_refused() {
     let mut submit = |job| scheduler.submit(0.0, job);
     assert!(matches!(submit(Job { prompt_tokens: 0, ..job(1, &[]) }), Err(Error::EmptyPrompt)));
     let long = submit(Job { prompt_tokens: 126, ..job(1, &[]) });
-    assert!(matches!(long, Err(Error::JobTooLarge { id: 1, needed: 5, limit: 4 })), "{long:?}");
+    assert!(
+        matches!(long, Err(Error::Engine(EngineDefect::TooLarge { needed: 5, limit: 4 }))),
+        "{long:?}"
+    );
     let unknown = submit(job(1, &[1, 77]));
-    assert!(matches!(unknown, Err(Error::UnknownNodeCost { serial: 77 })), "{unknown:?}");
+    assert!(
+        matches!(unknown, Err(Error::Engine(EngineDefect::UnknownNodeCost { serial: 77 }))),
+        "{unknown:?}"
+    );
     submit(job(1, &[])).unwrap();
-    assert!(matches!(submit(job(1, &[])), Err(Error::JobRepeated { id: 1 })));
+    assert!(matches!(submit(job(1, &[])), Err(Error::Engine(EngineDefect::Repeated { id: 1 }))));
     submit(job(2, &[1])).unwrap();
     let full = submit(job(3, &[]));
-    assert!(matches!(full, Err(Error::QueueFull { waiting: 2, limit: 2 })), "{full:?}");
+    assert!(
+        matches!(full, Err(Error::Engine(EngineDefect::QueueFull { waiting: 2, limit: 2 }))),
+        "{full:?}"
+    );
     assert!(scheduler.cancel(JobId(2)) && !scheduler.cancel(JobId(2)));
     scheduler.submit(0.0, job(3, &[])).unwrap();
     assert_eq!((scheduler.waiting(), scheduler.running()), (2, 0));
@@ -270,12 +280,12 @@ fn a_leaf_that_is_being_read_holds_up_nobody() {
     scheduler.submit(0.0, job(2, &[1, 3])).unwrap();
     let plan = scheduler.plan(0.0, &root(100));
     assert_eq!(ids(&plan), [2]);
-    scheduler.done(10.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() });
+    scheduler.done(10.0, &plan, &Outcome { step_ms: Some(10.0), ..Outcome::default() });
     scheduler.ready(Serial(2));
     let plan = scheduler.plan(10.0, &root(98));
     assert_eq!(ids(&plan), [1, 2]);
     assert_eq!(plan.rows[0].tokens, 40);
-    scheduler.done(20.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() });
+    scheduler.done(20.0, &plan, &Outcome { step_ms: Some(10.0), ..Outcome::default() });
     assert_eq!(scheduler.not_ready(Serial(3)), [JobId(2)], "who ran there waits again");
     assert_eq!(ids(&scheduler.plan(20.0, &root(98))), [1]);
     scheduler.ready(Serial(3));
@@ -293,11 +303,11 @@ fn deadlines_and_answers_end_jobs() {
     let plan = scheduler.plan(50.0, &root(100));
     assert_eq!(ids(&plan), [1, 2, 3]);
     assert!(plan.to_string().starts_with("3 rows, 120 tokens at /"), "{plan}");
-    let outcome = Outcome { step_ms: 30.0, ..Outcome::default() };
+    let outcome = Outcome { step_ms: Some(30.0), ..Outcome::default() };
     assert_eq!(scheduler.done(80.0, &plan, &outcome), [JobId(3)], "its prompt is all it has");
     let plan = scheduler.plan(80.0, &root(96));
     assert_eq!((&plan.expired[..], ids(&plan)), (&[JobId(1)][..], vec![2]));
-    let outcome = Outcome { step_ms: 30.0, ended: vec![JobId(2)], ..Outcome::default() };
+    let outcome = Outcome { step_ms: Some(30.0), ended: vec![JobId(2)], ..Outcome::default() };
     assert_eq!(scheduler.done(110.0, &plan, &outcome), [JobId(2)], "it ended before its limit");
     let plan = scheduler.plan(110.0, &root(100));
     assert!(plan.rows.is_empty() && plan.predicted.total_ms() == 0.0);
@@ -309,7 +319,7 @@ fn pages_of_what_expires_are_free_at_once() {
     let mut scheduler = scheduler(Options { pages: 4, ..Options::default() });
     scheduler.submit(0.0, Job { deadline_ms: Some(50.0), ..job(1, &[1]) }).unwrap();
     let plan = scheduler.plan(0.0, &root(4));
-    scheduler.done(60.0, &plan, &Outcome { step_ms: 60.0, ..Outcome::default() });
+    scheduler.done(60.0, &plan, &Outcome { step_ms: Some(60.0), ..Outcome::default() });
     scheduler.submit(60.0, Job { prompt_tokens: 100, ..job(2, &[1]) }).unwrap();
     let plan = scheduler.plan(60.0, &root(2));
     assert_eq!((&plan.expired[..], ids(&plan)), (&[JobId(1)][..], vec![2]));
@@ -326,7 +336,7 @@ fn answers_that_end_early_are_expected_to() {
         let plan = scheduler.plan(0.0, &root(1024));
         depths.push(plan.stand.len());
         let step_ms = plan.predicted.step_ms();
-        let outcome = Outcome { step_ms, switch_ms: None, ended: vec![JobId(id)] };
+        let outcome = Outcome { step_ms: Some(step_ms), switch_ms: None, ended: vec![JobId(id)] };
         assert_eq!(scheduler.done(0.0, &plan, &outcome), [JobId(id)]);
     }
     assert_eq!((depths[0], depths[99]), (1, 0));
@@ -342,12 +352,15 @@ fn a_large_job_is_passed_over_for_a_while_and_no_longer() {
     let plan = scheduler.plan(0.0, &root(8));
     assert_eq!(ids(&plan), [0, 2], "a small one goes first");
     scheduler.submit(10.0, Job { prompt_tokens: 20, ..job(3, &[1]) }).unwrap();
-    scheduler.done(120.0, &plan, &Outcome { step_ms: 120.0, ..Outcome::default() });
+    scheduler.done(120.0, &plan, &Outcome { step_ms: Some(120.0), ..Outcome::default() });
     let plan = scheduler.plan(120.0, &root(5));
     assert_eq!(ids(&plan), [0, 2], "now nobody does");
-    scheduler.done(130.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() });
+    scheduler.done(130.0, &plan, &Outcome { step_ms: Some(10.0), ..Outcome::default() });
     let plan = scheduler.plan(130.0, &root(5));
     let all = vec![JobId(0), JobId(2)];
-    assert_eq!(scheduler.done(140.0, &plan, &Outcome { step_ms: 10.0, ..Outcome::default() }), all);
+    assert_eq!(
+        scheduler.done(140.0, &plan, &Outcome { step_ms: Some(10.0), ..Outcome::default() }),
+        all
+    );
     assert_eq!(ids(&scheduler.plan(140.0, &root(8))), [1]);
 }

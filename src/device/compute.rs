@@ -154,6 +154,12 @@ pub struct Choice {
     pub random: f64,
 }
 
+impl Choice {
+    /// The likeliest token.
+    pub const GREEDY: Self =
+        Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
+}
+
 /// A device that can run a model.
 pub trait Compute: Device {
     /// Keys and values of one layer, in pages that sequences share out among them.

@@ -8,7 +8,8 @@
 //!
 //! **Invariant:** a request that was taken ends exactly once: with a step that says why, or an error.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +23,8 @@ use super::request::{Command, Work};
 use super::{CostConstants, CostModel, Scheduler};
 use crate::contain::contained;
 use crate::device::PAGE;
-use crate::model::{Picked, StopReason, TableId};
+use crate::error::EngineDefect;
+use crate::model::{Pick, Picked, StopReason, TableId};
 use crate::nodes::NodeVersion;
 use crate::runtime::{Pool, Runtime, Shared, StepRow};
 use crate::{Error, Result};
@@ -59,6 +61,9 @@ pub struct Status {
 struct Active {
     work: Box<Work>,
     table: Option<TableId>,
+    /// How its next token is chosen, from when that was first tried: however often a step fails,
+    /// a random number is drawn once.
+    pick: Option<Pick>,
     /// Whether its deltas are held: not where they could not be brought back.
     is_held: bool,
 }
@@ -67,7 +72,8 @@ pub(super) struct Driver {
     runtime: Runtime,
     shared: Arc<Shared>,
     kv_bytes: u64,
-    pool: Pool,
+    /// Where keys and values are; none while there is no memory for them.
+    pool: Option<Pool>,
     scheduler: Scheduler,
     active: HashMap<JobId, Active>,
     /// Versions that requests speak of, or that are applied, and how many speak of them.
@@ -75,13 +81,23 @@ pub(super) struct Driver {
     commands: Receiver<Command>,
     start: Instant,
     restores: usize,
-    /// Tokens of the step that were run: not those whose pages were there.
+    /// Tokens that were run since the status was last written.
     run_tokens: usize,
     status: Arc<Mutex<Status>>,
 }
 
 /// What a row came to.
 type Made = (JobId, Result<Option<Picked>>);
+
+/// What the rows of a step came to.
+#[derive(Default)]
+struct Ran {
+    made: Vec<Made>,
+    /// Tokens that were run: not those whose pages were there.
+    tokens: usize,
+    /// Passes of the model.
+    passes: usize,
+}
 
 impl Driver {
     pub(super) fn new(
@@ -92,6 +108,7 @@ impl Driver {
     ) -> Result<Self> {
         let shared = runtime.shared.clone();
         let mut pool = runtime.replica.pool(options.kv_bytes)?;
+        let stand = runtime.replica.current().clone();
         let pages = pool.pages().total();
         let bounds = options.scheduler.clone();
         // Whoever was given a place is not refused because those that could run have not begun to.
@@ -107,11 +124,11 @@ impl Driver {
         let table = NodeTable::new(bytes.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
         let cost = CostModel::new(&CostConstants::default());
         let scheduler = Scheduler::new(scheduler, cost, table)?;
-        Ok(Self {
+        let mut driver = Self {
             runtime,
             shared,
             kv_bytes: options.kv_bytes,
-            pool,
+            pool: Some(pool),
             scheduler,
             active: HashMap::new(),
             versions: BTreeMap::new(),
@@ -120,7 +137,11 @@ impl Driver {
             restores: 0,
             run_tokens: 0,
             status: Arc::default(),
-        })
+        };
+        // What the weights leave when they first move.
+        driver.add_versions(&stand, 0);
+        driver.note(false, false);
+        Ok(driver)
     }
 
     pub(super) fn status(&self) -> Arc<Mutex<Status>> {
@@ -131,7 +152,7 @@ impl Driver {
         self.start.elapsed().as_secs_f64() * 1e3
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until it is to stop.
     pub(super) fn run(mut self) -> Runtime {
         let mut has_work = true;
         loop {
@@ -179,11 +200,15 @@ impl Driver {
             return self.say_end(work);
         }
         let (id, version) = (work.id, work.version.clone());
-        if let Err(error) = self.runtime.replica.hold(&version) {
-            // Whoever does not wait any more needs no error.
-            return drop(work.events.send(Err(error)));
+        for (version, deltas) in version.path().iter().zip(work.deltas.drain(..)) {
+            self.shared.put_back(version, deltas);
         }
-        self.add_versions(&version);
+        let is_lost = self.pool.is_none() || self.runtime.replica.check_usable().is_err();
+        let ready = if is_lost { self.restore() } else { Ok(()) };
+        if let Err(error) = ready.and_then(|()| self.hold(&version)) {
+            return work.finish(Err(error));
+        }
+        self.add_versions(&version, 1);
         let job = Job {
             id,
             path: path_of(&version),
@@ -192,20 +217,31 @@ impl Driver {
             merge: work.merge,
             deadline_ms: work.deadline_ms,
         };
-        self.active.insert(id, Active { work, table: None, is_held: true });
+        self.active.insert(id, Active { work, table: None, pick: None, is_held: true });
         if let Err(error) = self.scheduler.submit(self.now_ms(), job) {
             self.end(id, Err(error));
         }
     }
 
-    fn add_versions(&mut self, version: &NodeVersion) {
+    fn hold(&mut self, version: &NodeVersion) -> Result<()> {
+        let replica = &mut self.runtime.replica;
+        contained(|| replica.hold(version)).unwrap_or_else(panicked)
+    }
+
+    /// Counts `holders` more of a version and of all above it, which are held or applied.
+    fn add_versions(&mut self, version: &NodeVersion, holders: usize) {
         for version in version.path() {
             let serial = Serial(version.serial());
-            let entry = self.versions.entry(serial).or_insert_with(|| (version.clone(), 0));
-            entry.1 += 1;
-            let (touched, factors) = self.runtime.replica.cost(&version).expect("it is held");
-            let matrices = touched.into_iter().map(|id| id.0).collect();
-            self.scheduler.nodes().insert(serial, &NodeCost { matrices, factors });
+            match self.versions.entry(serial) {
+                Entry::Occupied(entry) => entry.into_mut().1 += holders,
+                Entry::Vacant(entry) => {
+                    let cost = self.runtime.replica.cost(&version);
+                    let (touched, factors) = cost.expect("it is held or applied");
+                    let matrices = touched.into_iter().map(|id| id.0).collect();
+                    self.scheduler.nodes().insert(serial, &NodeCost { matrices, factors });
+                    entry.insert((version, holders));
+                }
+            }
         }
     }
 
@@ -218,10 +254,17 @@ impl Driver {
 
     /// Ends a request and frees what it held.
     fn end(&mut self, id: JobId, why: Result<StopReason>) {
-        let Some(Active { mut work, table, is_held }) = self.active.remove(&id) else { return };
+        if let Some(work) = self.remove(id) {
+            self.say(work, why);
+        }
+    }
+
+    /// Frees what a request held.
+    fn remove(&mut self, id: JobId) -> Option<Box<Work>> {
+        let Active { work, table, is_held, .. } = self.active.remove(&id)?;
         self.scheduler.cancel(id);
-        if let Some(table) = table {
-            self.pool.pages().release(table);
+        if let (Some(table), Some(pool)) = (table, &mut self.pool) {
+            pool.pages().release(table);
         }
         if is_held {
             self.runtime.replica.release(&work.version);
@@ -232,19 +275,24 @@ impl Driver {
             }
         }
         self.forget_versions();
+        Some(work)
+    }
+
+    /// Sends a request's last event.
+    fn say(&self, mut work: Box<Work>, why: Result<StopReason>) {
         match why {
             Ok(reason) => {
                 work.script.decoding.end(reason);
                 self.say_end(work);
             }
-            Err(error) => drop(work.events.send(Err(error))),
+            Err(error) => work.finish(Err(error)),
         }
     }
 
     /// Says how a text ended.
     fn say_end(&self, mut work: Box<Work>) {
         let said = self.shared.tokenizer().and_then(|tokenizer| work.script.step(tokenizer, None));
-        drop(work.events.send(said));
+        work.finish(said);
     }
 
     /// Forgets versions that no request speaks of and that are not applied.
@@ -263,16 +311,17 @@ impl Driver {
     /// Plans one step and carries it out; whether there was anything to do.
     fn step(&mut self) -> bool {
         let stand = path_of(self.runtime.replica.current());
-        let world = World { stand, free_pages: self.pool.pages().free() };
+        let free_pages = self.pool.as_mut().map_or(0, |pool| pool.pages().free());
+        let world = World { stand, free_pages };
         let plan = self.scheduler.plan(self.now_ms(), &world);
         for id in &plan.expired {
-            self.end(*id, Err(Error::DeadlinePassed));
+            self.end(*id, Err(EngineDefect::DeadlinePassed.into()));
         }
         for id in &plan.preempted {
             self.drop_pages(*id);
         }
         if plan.rows.is_empty() {
-            self.note(&plan, false);
+            self.note(false, false);
             return false;
         }
         let mut outcome = Outcome::default();
@@ -283,13 +332,17 @@ impl Driver {
             return true;
         }
         let start = Instant::now();
-        match self.run_rows(&plan.rows) {
-            Ok(made) => {
-                outcome.step_ms = start.elapsed().as_secs_f64() * 1e3;
+        let dropped = self.give_pages(&plan.rows);
+        let rows = plan.rows.iter().filter(|row| !dropped.contains(&row.id));
+        match self.run_rows(&rows.copied().collect::<Vec<_>>()) {
+            Ok(Ran { made, tokens, passes }) => {
+                let is_as_planned = passes == 1 && tokens == plan.tokens();
+                outcome.step_ms = is_as_planned.then(|| start.elapsed().as_secs_f64() * 1e3);
                 self.restores = 0;
+                self.run_tokens += tokens;
                 self.finish(&plan, made, outcome);
             }
-            Err(_) => self.restore(),
+            Err(error) => self.lost(&error),
         }
         true
     }
@@ -302,8 +355,7 @@ impl Driver {
         };
         let start = Instant::now();
         let replica = &mut self.runtime.replica;
-        contained(|| replica.switch(&target))
-            .unwrap_or_else(|panic| Err(Error::StepPanicked { panic }))?;
+        contained(|| replica.switch(&target)).unwrap_or_else(panicked)?;
         outcome.switch_ms = Some(start.elapsed().as_secs_f64() * 1e3);
         self.forget_versions();
         Ok(())
@@ -312,55 +364,83 @@ impl Driver {
     /// The weights did not move: whoever of the plan needed them there ends, unless they are lost.
     fn switch_failed(&mut self, plan: &Plan, error: Error) {
         if self.runtime.replica.check_usable().is_err() {
-            return self.restore();
+            return self.lost(&error);
         }
         let mut error = Some(error);
         for row in &plan.rows {
-            let why = error.take().unwrap_or(Error::SwitchFailed);
+            let why = error.take().unwrap_or(EngineDefect::SwitchFailed.into());
             self.end(row.id, Err(why));
         }
     }
 
-    /// Runs the rows of a plan; if that fails as a whole, each by itself.
-    fn run_rows(&mut self, rows: &[Row]) -> Result<Vec<Made>> {
+    /// Opens the tables of a plan's rows and gives them their pages. Pages that are shared are not
+    /// free when one of those that share them lets go, so there may be fewer than the plan counts
+    /// with: then, as in a plan, the youngest lose theirs. Returns who did.
+    fn give_pages(&mut self, rows: &[Row]) -> BTreeSet<JobId> {
+        let mut dropped = BTreeSet::new();
+        for row in rows {
+            while !dropped.contains(&row.id) && !self.give_row_pages(row) {
+                let youngest = self.scheduler.youngest().expect("whoever has a row runs");
+                self.drop_pages(youngest);
+                self.scheduler.restart(youngest);
+                dropped.insert(youngest);
+            }
+        }
+        dropped
+    }
+
+    /// The same for one row; whether there were pages enough.
+    fn give_row_pages(&mut self, row: &Row) -> bool {
+        let (Some(Active { work, table, .. }), Some(pool)) =
+            (self.active.get_mut(&row.id), &mut self.pool)
+        else {
+            return true;
+        };
+        let owner = self.runtime.replica.owner(&work.version);
+        let (pages, tokens) = (pool.pages(), work.script.decoding.tokens());
+        let table = *table.get_or_insert_with(|| pages.open_behind(owner, &work.salt, tokens));
+        pages.reserve(table, row.pages).is_ok()
+    }
+
+    /// Runs rows whose tables have their pages; if that fails as a whole, each by itself. An error:
+    /// the weights or the device are lost.
+    fn run_rows(&mut self, rows: &[Row]) -> Result<Ran> {
         let error = match self.run_together(rows) {
-            Ok(made) => return Ok(made),
+            Ok(ran) => return Ok(ran),
             Err(error) => error,
         };
         self.runtime.replica.check_usable()?;
         if let [row] = rows {
-            // Shared pages are not free when one of those that share them lets go: its turn comes
-            // again, as if it had been preempted.
-            if matches!(error, Error::OutOfPages { .. }) {
-                self.drop_pages(row.id);
-                self.scheduler.restart(row.id);
-                return Ok(Vec::new());
-            }
-            return Ok(vec![(row.id, Err(error))]);
+            return Ok(Ran { made: vec![(row.id, Err(error))], ..Ran::default() });
         }
-        let mut made = Vec::new();
+        let mut all = Ran::default();
         for row in rows {
-            made.extend(self.run_rows(std::slice::from_ref(row))?);
+            let Ran { made, tokens, passes } = self.run_rows(std::slice::from_ref(row))?;
+            all.made.extend(made);
+            (all.tokens, all.passes) = (all.tokens + tokens, all.passes + passes);
         }
-        Ok(made)
+        Ok(all)
     }
 
     /// Runs rows in one pass of the model. Of a row whose beginning is in its pages already only the
     /// rest is run.
-    fn run_together(&mut self, rows: &[Row]) -> Result<Vec<Made>> {
+    fn run_together(&mut self, rows: &[Row]) -> Result<Ran> {
+        let pool = self.pool.as_mut().expect("there is one while sequences run");
         let mut parts = Vec::new();
         for row in rows {
-            let Some(Active { work, table, .. }) = self.active.get_mut(&row.id) else { continue };
-            let owner = self.runtime.replica.owner(&work.version);
-            let tokens = work.script.decoding.tokens();
-            let pages = self.pool.pages();
-            let table = *table.get_or_insert_with(|| pages.open_behind(owner, &work.salt, tokens));
-            let (have, end) = (pages.len(table), row.from + row.tokens);
-            let pick = row.is_last.then(|| work.script.decoding.pick());
+            let Some(Active { work, table, pick, .. }) = self.active.get_mut(&row.id) else {
+                continue;
+            };
+            let table = table.expect("it was given its pages");
+            let (have, end) = (pool.pages().len(table), row.from + row.tokens);
+            let decoding = &mut work.script.decoding;
+            let pick = row.is_last.then(|| *pick.get_or_insert_with(|| decoding.pick()));
             if have < end {
-                self.run_tokens += end - have;
                 parts.push((row.id, table, have..end, pick));
             }
+        }
+        if parts.is_empty() {
+            return Ok(Ran::default());
         }
         let step_row = |(id, table, range, pick): &(JobId, TableId, std::ops::Range<usize>, _)| {
             let work = &self.active[id].work;
@@ -368,10 +448,11 @@ impl Driver {
             StepRow { version: &work.version, table: *table, tokens, pick: *pick }
         };
         let step_rows: Vec<StepRow<'_>> = parts.iter().map(step_row).collect();
-        let (replica, pool) = (&self.runtime.replica, &mut self.pool);
-        let made = contained(|| replica.step(pool, &step_rows))
-            .unwrap_or_else(|panic| Err(Error::StepPanicked { panic }))?;
-        Ok(parts.iter().map(|part| part.0).zip(made).collect())
+        let replica = &self.runtime.replica;
+        let made = contained(|| replica.step(pool, &step_rows)).unwrap_or_else(panicked)?;
+        let tokens = parts.iter().map(|(_, _, range, _)| range.len()).sum();
+        let made = parts.iter().map(|part| part.0).zip(made).collect();
+        Ok(Ran { made, tokens, passes: 1 })
     }
 
     /// Hands out what a plan's rows came to.
@@ -391,21 +472,22 @@ impl Driver {
         }
         outcome.ended = ended.iter().map(|(id, _)| *id).collect();
         self.scheduler.done(self.now_ms(), plan, &outcome);
-        self.note(plan, outcome.switch_ms.is_some());
-        for (id, reason) in ended {
-            self.end(id, Ok(reason));
-        }
-        for (id, error) in failed {
-            self.end(id, Err(error));
-        }
+        let ended = ended.into_iter().map(|(id, reason)| (id, Ok(reason)));
+        let all = ended.chain(failed.into_iter().map(|(id, error)| (id, Err(error))));
+        let gone: Vec<_> = all.filter_map(|(id, why)| Some((self.remove(id)?, why))).collect();
+        // Whoever has their answer finds it counted.
+        self.note(true, outcome.switch_ms.is_some());
+        gone.into_iter().for_each(|(work, why)| self.say(work, why));
     }
 
     /// Takes a row's token and sends its text. Returns why the text ends, if it does: its last
     /// step is sent by [`Self::end`].
     fn hand_out(&mut self, id: JobId, picked: Option<Picked>) -> Result<Option<StopReason>> {
-        let (Some(Active { work, .. }), Some(picked)) = (self.active.get_mut(&id), picked) else {
+        let (Some(Active { work, pick, .. }), Some(picked)) = (self.active.get_mut(&id), picked)
+        else {
             return Ok(None);
         };
+        *pick = None;
         let decoding = &mut work.script.decoding;
         let token = match picked {
             Picked::Token(token) => token,
@@ -431,65 +513,87 @@ impl Driver {
     /// A sequence loses its pages: it is run again from its tokens.
     fn drop_pages(&mut self, id: JobId) {
         if let Some(Active { work, table, .. }) = self.active.get_mut(&id) {
-            if let Some(table) = table.take() {
-                self.pool.pages().release(table);
+            if let (Some(table), Some(pool)) = (table.take(), &mut self.pool) {
+                pool.pages().release(table);
             }
             work.script.decoding.restart();
         }
         self.status.lock().unwrap_or_else(PoisonError::into_inner).preempted += 1;
     }
 
-    /// The weights or the device are lost: loads everything again. All sequences are run again.
-    fn restore(&mut self) {
+    /// The weights or the device are lost: loads everything again, or ends all requests.
+    fn lost(&mut self, error: &Error) {
+        tracing::warn!("the weights are loaded again: {error}");
+        if let Err(error) = self.restore() {
+            tracing::error!("the weights are lost: {error}");
+        }
+    }
+
+    /// Loads everything again. All sequences are run again, or end where that cannot be.
+    fn restore(&mut self) -> Result<()> {
         self.restores += 1;
-        let ids: Vec<JobId> = self.active.keys().copied().collect();
-        let restored = if self.restores > MOST_RESTORES {
-            Err(Error::Unusable)
-        } else {
-            self.runtime.replica.restore().and_then(|()| self.runtime.replica.pool(self.kv_bytes))
-        };
-        let lost = match restored {
-            Ok(pool) => {
-                self.pool = pool;
-                None
-            }
-            Err(error) => Some(error),
-        };
+        let loaded =
+            if self.restores > MOST_RESTORES { Err(Error::Unusable) } else { self.load_again() };
         // What was held is lost with the device.
         self.active.values_mut().for_each(|active| active.is_held = false);
+        let ids: Vec<JobId> = self.active.keys().copied().collect();
         for id in ids {
             let active =
                 self.active.get_mut(&id).expect("only what cannot be held ends, each at its turn");
             active.table = None;
             active.work.script.decoding.restart();
             self.scheduler.restart(id);
-            let held = match &lost {
-                None => self.runtime.replica.hold(&active.work.version),
-                Some(_) => Err(Error::Unusable),
+            let version = active.work.version.clone();
+            let held = match &loaded {
+                Ok(()) => self.hold(&version),
+                Err(_) => Err(Error::Unusable),
             };
-            active.is_held = held.is_ok();
-            if let Err(error) = held {
-                self.end(id, Err(error));
-            }
+            match held {
+                Ok(()) => self.active.entry(id).and_modify(|active| active.is_held = true),
+                Err(error) => {
+                    self.end(id, Err(error));
+                    continue;
+                }
+            };
         }
-        if lost.is_some() {
+        if loaded.is_err() {
+            // Whoever comes next is worth another try.
             self.restores = 0;
         }
+        loaded
     }
 
-    fn note(&mut self, plan: &Plan, has_switched: bool) {
-        let pages = (self.pool.pages().free(), self.pool.pages().total());
+    /// Loads weights and memory for keys and values. The old memory goes first: there is never
+    /// enough for two.
+    fn load_again(&mut self) -> Result<()> {
+        self.pool = None;
+        let replica = &mut self.runtime.replica;
+        contained(|| replica.restore()).unwrap_or_else(panicked)?;
+        self.pool = Some(self.runtime.replica.pool(self.kv_bytes)?);
+        self.forget_versions();
+        Ok(())
+    }
+
+    fn note(&mut self, has_run: bool, has_switched: bool) {
+        let pages = self.pool.as_mut().map_or((0, 0), |pool| {
+            let pages = pool.pages();
+            (pages.free(), pages.total())
+        });
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         self.runtime.replica.current().name().clone_into(&mut status.node);
         (status.running, status.waiting) = (self.scheduler.running(), self.scheduler.waiting());
         status.pages = pages;
-        status.steps += u64::from(!plan.rows.is_empty());
+        status.steps += u64::from(has_run);
         status.tokens += std::mem::take(&mut self.run_tokens) as u64;
         status.switches += u64::from(has_switched);
         if status.steps % 64 == 1 {
             status.cost = self.scheduler.cost().to_string();
         }
     }
+}
+
+fn panicked<T>(panic: String) -> Result<T> {
+    Err(EngineDefect::Panicked { panic }.into())
 }
 
 fn path_of(version: &NodeVersion) -> NodePath {

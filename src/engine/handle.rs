@@ -10,9 +10,9 @@ use super::driver::{Driver, Status};
 use super::job::{JobId, Options};
 use super::loader::load_all;
 use super::request::{Answer, Command, Request, Ticket, Work};
-use crate::nodes::NodeVersion;
+use crate::Result;
+use crate::error::EngineDefect;
 use crate::runtime::{Runtime, Script, Shared};
-use crate::{Error, Result};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     commands: Sender<Command>,
     to_load: Sender<(String, Box<Work>)>,
+    /// Whether nothing more is to be read.
+    is_stopping: Arc<AtomicBool>,
     in_work: Arc<AtomicUsize>,
     limit: usize,
     next_id: AtomicU64,
@@ -48,7 +50,7 @@ impl Engine {
     /// Begins to serve with the weights of `runtime`, wherever they stand.
     ///
     /// # Errors
-    /// [`Error::EngineOption`] for bounds within which nothing could run; where there is no memory
+    /// [`EngineDefect::Option`] for bounds within which nothing could run; where there is no memory
     /// for the keys and values, or no thread to be had.
     pub fn new(runtime: Runtime, options: &EngineOptions) -> Result<Self> {
         let shared = runtime.shared.clone();
@@ -57,15 +59,17 @@ impl Engine {
         let driver = Driver::new(runtime, options, start, received)?;
         let status = driver.status();
         let (to_load, loads) = mpsc::channel();
-        let loader = load_all(shared.clone(), loads, commands.clone())?;
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let loader = load_all(shared.clone(), loads, commands.clone(), is_stopping.clone())?;
         let thread = Builder::new().name("pleach-engine".to_owned());
         let driver = thread.spawn(move || driver.run());
-        let driver = driver.map_err(|source| Error::Thread { source })?;
+        let driver = driver.map_err(|source| EngineDefect::Thread { source })?;
         let limit = options.scheduler.max_running.saturating_add(options.scheduler.max_waiting);
         Ok(Self {
             shared,
             commands,
             to_load,
+            is_stopping,
             in_work: Arc::default(),
             limit,
             next_id: AtomicU64::new(0),
@@ -80,7 +84,7 @@ impl Engine {
     /// waits or runs.
     ///
     /// # Errors
-    /// [`Error::QueueFull`]; an unknown node; a prompt that is empty or too long, a parameter out of
+    /// [`EngineDefect::QueueFull`]; an unknown node; a prompt that is empty or too long, a parameter out of
     /// its range. Whatever else fails comes with the answer.
     pub fn submit(&self, request: Request) -> Result<Answer> {
         let asked = Instant::now();
@@ -95,20 +99,24 @@ impl Engine {
         let is_cancelled = Arc::new(AtomicBool::new(false));
         let id = JobId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let node = version.name().to_owned();
-        let is_ready = self.is_ready(&version);
+        // Where something is to be read, that is the loader's work.
+        let deltas = shared.loaded(&version);
+        let is_ready = deltas.is_some();
         let work = Box::new(Work {
             id,
             version,
+            deltas: deltas.unwrap_or_default(),
             script,
             merge: request.merge,
             deadline_ms: request
                 .deadline
-                .map(|within| (asked.duration_since(self.start) + within).as_secs_f64() * 1e3),
+                .map(|within| asked.duration_since(self.start).saturating_add(within))
+                .map(|deadline| deadline.as_secs_f64() * 1e3),
             salt: request.salt(),
             max_tokens: request.options.max_tokens.min(context + 1 - ids.len()),
             events,
             is_cancelled: is_cancelled.clone(),
-            _ticket: ticket,
+            ticket,
         });
         let sent = if is_ready {
             self.commands.send(Command::Run(work)).is_ok()
@@ -116,17 +124,11 @@ impl Engine {
             self.to_load.send((request.node, work)).is_ok()
         };
         if !sent {
-            return Err(Error::EngineStopped);
+            return Err(EngineDefect::Stopped.into());
         }
         let (commands, prompt_tokens) = (self.commands.clone(), ids.len());
         let has_ended = false;
         Ok(Answer { id, node, prompt_tokens, steps, commands, is_cancelled, asked, has_ended })
-    }
-
-    /// Whether the deltas of a version are all in memory, so that nothing is to be read.
-    fn is_ready(&self, version: &NodeVersion) -> bool {
-        let compiled = self.shared.compiled();
-        version.path().iter().all(|version| compiled.contains(version))
     }
 
     /// What it does now.
@@ -137,19 +139,19 @@ impl Engine {
     /// Ends every request as cancelled and returns the runtime, its weights where they stand.
     ///
     /// # Errors
-    /// [`Error::EngineStopped`] if it broke off before.
+    /// [`EngineDefect::Stopped`] if it broke off before.
     pub fn close(mut self) -> Result<Runtime> {
-        self.stop().ok_or(Error::EngineStopped)
+        self.stop().ok_or(EngineDefect::Stopped.into())
     }
 
     fn stop(&mut self) -> Option<Runtime> {
-        // One that is gone needs not be told.
-        let _ = self.commands.send(Command::Stop);
-        let runtime = self.driver.take()?.join().ok();
-        // The loader ends with its channel.
+        // The loader ends with its channel, and first: what it has still in hand the driver ends.
+        self.is_stopping.store(true, Ordering::Release);
         self.to_load = mpsc::channel().0;
         drop(self.loader.take()?.join());
-        runtime
+        // Without a driver there is nothing to stop.
+        let _ = self.commands.send(Command::Stop);
+        self.driver.take()?.join().ok()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is asked of the scheduler.
 
 use super::nodes::{NodePath, Serial};
+use crate::error::EngineDefect;
 use crate::{Error, Result};
 
 /// Names a job; the caller gives it, and no two that are in work have the same.
@@ -120,7 +121,7 @@ impl Options {
 }
 
 fn refusal(name: &'static str, expected: String, found: String) -> Error {
-    Error::EngineOption { name, expected, found }
+    EngineDefect::Option { name, expected, found }.into()
 }
 
 #[cfg(test)]
@@ -144,7 +145,7 @@ mod tests {
             let mut options = Options::default();
             change(&mut options);
             match options.check() {
-                Err(Error::EngineOption { name, .. }) => assert_eq!(name, expected),
+                Err(Error::Engine(EngineDefect::Option { name, .. })) => assert_eq!(name, expected),
                 other => panic!("{expected}: {other:?}"),
             }
         }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::error::EngineDefect;
 
 /// Names a node version: its serial number, which no other version has.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +70,7 @@ impl NodeTable {
     /// Refuses a path with a node that is not in the table.
     pub(super) fn check(&self, path: &[Serial]) -> Result<()> {
         match path.iter().find(|node| !self.nodes.contains_key(node)) {
-            Some(node) => Err(Error::UnknownNodeCost { serial: node.0 }),
+            Some(node) => Err(EngineDefect::UnknownNodeCost { serial: node.0 }.into()),
             None => Ok(()),
         }
     }

@@ -72,8 +72,9 @@ impl fmt::Display for Plan {
 pub struct Outcome {
     /// Milliseconds of the switch, if there was one.
     pub switch_ms: Option<f64>,
-    /// Milliseconds of the step behind it.
-    pub step_ms: f64,
+    /// Milliseconds of the step behind it; none where what ran was not the plan's rows in one pass,
+    /// so that there is nothing to learn.
+    pub step_ms: Option<f64>,
     /// Jobs that chose their last token in it, before their `max_tokens`.
     pub ended: Vec<JobId>,
 }

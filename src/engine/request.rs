@@ -6,10 +6,12 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use super::job::{JobId, Merge};
+use crate::Result;
+use crate::error::EngineDefect;
+use crate::lattice::NodeDeltas;
 use crate::model::{GenerateOptions, StopReason};
 use crate::nodes::NodeVersion;
-use crate::runtime::{Generation, Prompt, Step};
-use crate::{Error, Result};
+use crate::runtime::{Generation, Prompt, Script, Step};
 
 /// A text asked for at a node.
 #[derive(Clone, Debug)]
@@ -58,7 +60,7 @@ impl Request {
 
 /// What the driver is told.
 pub(super) enum Command {
-    /// A request whose deltas are in memory.
+    /// A request whose deltas are in memory, as [`Work::deltas`].
     Run(Box<Work>),
     /// Nobody waits for it any more.
     Cancel(JobId),
@@ -70,7 +72,10 @@ pub(super) enum Command {
 pub(super) struct Work {
     pub(super) id: JobId,
     pub(super) version: NodeVersion,
-    pub(super) script: crate::runtime::Script,
+    /// Those of the version's path, from the top down: whatever becomes of the cache until the
+    /// request is taken.
+    pub(super) deltas: Vec<Arc<NodeDeltas>>,
+    pub(super) script: Script,
     pub(super) merge: Merge,
     pub(super) deadline_ms: Option<f64>,
     pub(super) salt: Vec<u8>,
@@ -79,7 +84,17 @@ pub(super) struct Work {
     pub(super) events: Sender<Result<Step>>,
     pub(super) is_cancelled: Arc<AtomicBool>,
     /// Its place among those in work.
-    pub(super) _ticket: Ticket,
+    pub(super) ticket: Ticket,
+}
+
+impl Work {
+    /// Sends its last event. Its place is free before: whoever has seen the end may ask again.
+    pub(super) fn finish(self, last: Result<Step>) {
+        let Self { events, ticket, .. } = self;
+        drop(ticket);
+        // Whoever does not wait any more needs no end.
+        let _ = events.send(last);
+    }
 }
 
 /// A place among the requests in work.
@@ -91,7 +106,7 @@ impl Ticket {
         let more = |count: usize| (count < limit).then_some(count + 1);
         match in_work.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
             Ok(_) => Ok(Self(in_work.clone())),
-            Err(waiting) => Err(Error::QueueFull { waiting, limit }),
+            Err(waiting) => Err(EngineDefect::QueueFull { waiting, limit }.into()),
         }
     }
 }
@@ -180,7 +195,7 @@ impl Answer {
     /// The driver went without a word: that is a panic of its own.
     fn gone(&mut self) -> Result<Step> {
         self.has_ended = true;
-        Err(Error::EngineStopped)
+        Err(EngineDefect::Stopped.into())
     }
 }
 

@@ -8,6 +8,7 @@ use super::job::{Job, JobId, Options};
 use super::nodes::{NodePath, NodeTable, Serial};
 use super::plan::{Outcome, Part, Plan, Row, World, features};
 use super::tenants::{Queue, Verdict};
+use crate::error::EngineDefect;
 use crate::{Error, Result};
 
 /// What a token that is made weighs in a tenant's share, against a token of a prompt.
@@ -76,7 +77,7 @@ impl Scheduler {
     /// A scheduler without jobs.
     ///
     /// # Errors
-    /// [`Error::EngineOption`] for bounds that nothing can run within.
+    /// [`EngineDefect::Option`] for bounds that nothing can run within.
     pub fn new(options: Options, cost: CostModel, table: NodeTable) -> Result<Self> {
         Self::with_choice(options, cost, table, Box::new(Cover))
     }
@@ -133,25 +134,25 @@ impl Scheduler {
     /// over at first; once it has waited for `stall_ms`, nobody is admitted before it.
     ///
     /// # Errors
-    /// [`Error::QueueFull`]; [`Error::EmptyPrompt`]; [`Error::JobTooLarge`] where all pages
-    /// together do not hold it; [`Error::JobRepeated`] for a name that is in work;
-    /// [`Error::UnknownNodeCost`] for a path with a node that the table lacks.
+    /// [`EngineDefect::QueueFull`]; [`Error::EmptyPrompt`]; [`EngineDefect::TooLarge`] where all pages
+    /// together do not hold it; [`EngineDefect::Repeated`] for a name that is in work;
+    /// [`EngineDefect::UnknownNodeCost`] for a path with a node that the table lacks.
     pub fn submit(&mut self, now_ms: f64, job: Job) -> Result<()> {
         let (id, limit) = (job.id, self.options.pages);
         if job.prompt_tokens == 0 {
             return Err(Error::EmptyPrompt);
         }
         if self.sequences.contains_key(&id) {
-            return Err(Error::JobRepeated { id: id.0 });
+            return Err(EngineDefect::Repeated { id: id.0 }.into());
         }
         self.table.check(&job.path)?;
         let needed = self.options.pages_of(job.prompt_tokens.saturating_add(job.max_tokens));
         if needed > limit {
-            return Err(Error::JobTooLarge { id: id.0, needed, limit });
+            return Err(EngineDefect::TooLarge { needed, limit }.into());
         }
         let (waiting, limit) = (self.waiting(), self.options.max_waiting);
         if waiting >= limit {
-            return Err(Error::QueueFull { waiting, limit });
+            return Err(EngineDefect::QueueFull { waiting, limit }.into());
         }
         let order = self.submitted;
         self.submitted += 1;
@@ -190,6 +191,11 @@ impl Scheduler {
     /// Says that a node can be used.
     pub fn ready(&mut self, node: Serial) {
         self.table.set_ready(node, true);
+    }
+
+    /// Of those that hold pages the one that came last: the first to lose them.
+    pub fn youngest(&self) -> Option<JobId> {
+        self.running.last_key_value().map(|(_, id)| *id)
     }
 
     /// Says that a sequence lost its keys and values: it waits, in front of all that is new, and all
@@ -454,7 +460,9 @@ impl Scheduler {
         if let Some(ms) = outcome.switch_ms {
             self.cost.observe(Measured::Switch { bytes: plan.switch_bytes }, ms);
         }
-        self.cost.observe(Measured::Step(plan.features), outcome.step_ms);
+        if let Some(ms) = outcome.step_ms {
+            self.cost.observe(Measured::Step(plan.features), ms);
+        }
         self.ran.clear();
         let mut ended = Vec::new();
         for row in &plan.rows {

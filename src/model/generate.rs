@@ -9,7 +9,7 @@ use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// Prompt tokens computed at once: the room a forward pass needs stays the same for any prompt.
-const PREFILL: usize = 512;
+pub(crate) const PREFILL: usize = 512;
 
 /// What to generate.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +26,21 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// How tokens are chosen.
     pub sampling: Sampling,
+}
+
+impl GenerateOptions {
+    /// Refuses what no text can be generated with.
+    ///
+    /// # Errors
+    /// [`Error::SamplingParameter`], also for an empty text to stop at.
+    pub fn check(&self) -> Result<()> {
+        Sampler::new(&self.sampling)?;
+        if self.stop_texts.iter().any(String::is_empty) {
+            let (name, expected) = ("stop_texts", "texts of at least one character");
+            return Err(Error::SamplingParameter { name, expected, found: "empty".to_owned() });
+        }
+        Ok(())
+    }
 }
 
 /// Why a generation ended.
@@ -261,7 +276,8 @@ pub fn prefill(forward: &mut dyn Forward, prompt: &[u32], capacity: usize) -> Re
     forward.logits(rest)
 }
 
-fn check_prompt(prompt: &[u32], capacity: usize) -> Result<()> {
+/// Refuses a prompt that is empty or does not fit into a context of `capacity` tokens.
+pub(crate) fn check_prompt(prompt: &[u32], capacity: usize) -> Result<()> {
     match prompt.len() {
         0 => Err(Error::EmptyPrompt),
         needed if needed > capacity => Err(Error::ContextFull { index: 0, needed, capacity }),

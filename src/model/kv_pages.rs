@@ -208,6 +208,18 @@ impl KvPages {
         }
     }
 
+    /// Gives a table pages until it holds as many as `pages`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfPages`] when there are not as many; the table is as before.
+    ///
+    /// # Panics
+    /// As [`Self::owner`].
+    pub fn reserve(&mut self, table: TableId, pages: usize) -> Result<()> {
+        let (len, held) = (self.len(table), self.pages(table).len());
+        self.grow([(table, (pages.max(held) * PAGE).saturating_sub(len))].into_iter())
+    }
+
     /// Gives every one of some tables, each named once, pages enough for so many tokens more.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod transformer;
 pub use crate::device::cpu::argmax;
 pub use batch::{Batch, Logits, NewTokens, Pick, Picked, UnmergedNode, Want};
 pub use generate::{Decoding, Forward, GenerateOptions, OneSequence, StopReason, prefill};
+pub(crate) use generate::{PREFILL, check_prompt};
 pub use kv_pages::{KvPages, TableId};
 pub use kv_pool::KvPool;
 pub use rope::RopeTable;

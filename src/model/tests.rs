@@ -318,7 +318,7 @@ fn pass_that_fails_gives_its_pages_back() {
     let mut there = runner.sequences(1);
     let input = tokens(70, 1);
     runner.forward(&mut there, &[(0, &input[..33], Want::Nothing)]);
-    let greedy = Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
+    let greedy = Choice::GREEDY;
     let Sequences { pool, tables } = &mut there;
     let want = Want::Last;
     let new = NewTokens { table: tables[0], owner: OWNER, tokens: &input[33..], want };

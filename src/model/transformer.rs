@@ -336,25 +336,30 @@ impl Transformer {
         picks: &[Pick],
     ) -> Result<Vec<Result<Picked>>> {
         let vocab_size = self.config.vocab_size;
-        let likeliest =
-            Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
         let choice = |pick: &Pick| match pick {
             Pick::Token(choice) => *choice,
-            Pick::Logits => likeliest,
+            Pick::Logits => Choice::GREEDY,
         };
         let choices: Vec<Choice> = picks.iter().map(choice).collect();
         self.forward_then(device, weights, pool, batch, |logits, sequences| {
             let rows = sequences.last().map_or(0, |rows| rows.end);
             assert_eq!(rows, picks.len(), "one choice a row of logits");
             let tokens = device.sample(logits, vocab_size, &choices)?;
-            let row = |row: usize| device.read(logits, row * vocab_size..(row + 1) * vocab_size);
-            let picked = picks.iter().zip(tokens).enumerate().map(|(k, (pick, token))| {
-                Ok(match pick {
+            // One transfer, from the first row that is wanted here to the last.
+            let is_logits = |pick: &Pick| matches!(pick, Pick::Logits);
+            let first = picks.iter().position(is_logits).unwrap_or(rows);
+            let last = picks.iter().rposition(is_logits).map_or(rows, |last| last + 1);
+            let read = match first < last {
+                true => device.read(logits, first * vocab_size..last * vocab_size)?,
+                false => Vec::new(),
+            };
+            let row = |k: usize| read[(k - first) * vocab_size..][..vocab_size].to_vec();
+            let picked =
+                picks.iter().zip(tokens).enumerate().map(|(k, (pick, token))| match pick {
                     Pick::Token(_) => token.map(Picked::Token),
-                    Pick::Logits => Ok(Picked::Logits(row(k)?)),
-                })
-            });
-            picked.collect()
+                    Pick::Logits => Ok(Picked::Logits(row(k))),
+                });
+            Ok(picked.collect())
         })
     }
 
@@ -393,15 +398,8 @@ impl Transformer {
         let tokens: Vec<u32> =
             batch.sequences.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let (wanted, sequences) = wanted_rows(batch, &spans);
-        let mut workspace = match pool.workspace.take() {
-            Some(workspace)
-                if workspace.rows >= rows
-                    && device.len(&workspace.logits) >= self.logits_len(&wanted) =>
-            {
-                workspace
-            }
-            _ => self.workspace(device, rows, wanted.len())?,
-        };
+        let mut workspace =
+            self.workspace_for(device, pool.workspace.take(), rows, wanted.len())?;
         let positions = spans.iter().flat_map(|span| span.past..span.past + span.rows.len());
         self.rope.angles(positions, &mut workspace.angles_host);
         let nodes = batch.node_rows(&spans);
@@ -417,8 +415,26 @@ impl Transformer {
         Ok(result)
     }
 
-    fn logits_len(&self, wanted: &[usize]) -> usize {
-        wanted.len() * self.config.vocab_size
+    /// The one there is, or one that is larger both ways: a batch of many rows and one of many
+    /// logits in turn use the same.
+    fn workspace_for<D: Compute>(
+        &self,
+        device: &D,
+        there: Option<Workspace<D>>,
+        rows: usize,
+        wanted: usize,
+    ) -> Result<Workspace<D>> {
+        let had = there.as_ref().map_or((0, 0), |there| {
+            (there.rows, device.len(&there.logits) / self.config.vocab_size)
+        });
+        match there {
+            Some(there) if had.0 >= rows && had.1 >= wanted => Ok(there),
+            there => {
+                // Its memory goes first.
+                drop(there);
+                self.workspace(device, rows.max(had.0), wanted.max(had.1))
+            }
+        }
     }
 
     fn check_batch<D: Compute>(&self, pool: &KvPool<D>, batch: &Batch<'_, D>) -> Result<()> {

@@ -1,12 +1,9 @@
 //! A node's model while the weights stay above it: what is not merged is applied in factored form.
 
 use super::{NodeVersion, Replica, Runtime, Scores, StepRow};
-use crate::model::{Pick, Picked};
+use crate::Result;
+use crate::model::{PREFILL, Pick, Picked, check_prompt};
 use crate::runtime::Prompt;
-use crate::{Error, Result};
-
-/// Prompt tokens computed at once.
-const PREFILL: usize = 512;
 
 impl Runtime {
     /// Logits of the position after `prompt` at `node`, while the weights stay where they stand: at
@@ -27,6 +24,7 @@ impl Runtime {
 }
 
 fn logits(replica: &dyn Replica, version: &NodeVersion, prompt: &[u32]) -> Result<Vec<f32>> {
+    check_prompt(prompt, replica.shared().base.config().max_position_embeddings)?;
     let mut pool = replica.pool_for(prompt.len(), 1)?;
     let table = pool.pages().open(replica.owner(version));
     let mut parts = prompt.chunks(PREFILL).peekable();
@@ -37,5 +35,5 @@ fn logits(replica: &dyn Replica, version: &NodeVersion, prompt: &[u32]) -> Resul
             return Ok(logits);
         }
     }
-    Err(Error::EmptyPrompt)
+    unreachable!("the last part of a prompt that is not empty has its logits")
 }

@@ -18,9 +18,6 @@ use crate::device::{Ceilings, Choice};
 use crate::weights::{EMBEDDING, HEAD, MatrixId};
 use crate::{Result, WeightName};
 
-const GREEDY: Choice =
-    Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
-
 /// How long a measurement takes further turns where the device is not the CPU: a GPU may be
 /// software.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -243,7 +240,7 @@ impl<'a> Measure<'a> {
     }
 
     fn run(&self, kv: &mut Kv, tokens: &[u32]) -> Result<()> {
-        self.runtime.replica.forward(kv)?.choose(tokens, GREEDY).map(drop)
+        self.runtime.replica.forward(kv)?.choose(tokens, Choice::GREEDY).map(drop)
     }
 
     fn filled_kv(&self, context: usize, more: usize) -> Result<Kv> {

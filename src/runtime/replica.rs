@@ -78,7 +78,7 @@ pub(crate) trait Replica: Any + Send + Sync {
     /// Takes one [`Self::hold`] back.
     fn release(&mut self, version: &NodeVersion);
 
-    /// What the deltas of a version that is held touch, and numbers in their factors.
+    /// What the deltas of a version that is held or applied touch, and numbers in their factors.
     fn cost(&self, version: &NodeVersion) -> Option<(Vec<MatrixId>, u64)>;
 
     /// Runs the new tokens of many sequences, those of one subtree behind one another. What lies
@@ -472,7 +472,9 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
     }
 
     fn cost(&self, version: &NodeVersion) -> Option<(Vec<MatrixId>, u64)> {
-        let deltas = &self.held.get(version)?.resident.compiled;
+        let held = self.held.get(version).map(|held| &held.resident);
+        let is_it = |resident: &&Resident<D>| resident.version == *version;
+        let deltas = &held.or_else(|| self.applied.iter().find(is_it))?.compiled;
         let factors = |delta: &CompiledDelta| (delta.rank() * (delta.rows + delta.cols)) as u64;
         let touched = deltas.iter().map(|(id, _)| id).collect();
         Some((touched, deltas.iter().map(|(_, delta)| factors(delta)).sum()))

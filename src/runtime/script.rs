@@ -24,9 +24,10 @@ impl Script {
         options: &GenerateOptions,
         capacity: usize,
     ) -> Result<Self> {
-        if options.stop_texts.iter().any(String::is_empty) {
-            let (name, expected) = ("stop_texts", "texts of at least one character");
-            return Err(Error::SamplingParameter { name, expected, found: "empty".to_owned() });
+        options.check()?;
+        let vocab_size = shared.base.config().vocab_size;
+        if let Some(&token) = ids.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::UnknownToken { token, vocab_size });
         }
         let mut options = options.clone();
         if !options.ignore_eos {

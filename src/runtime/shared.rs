@@ -104,8 +104,24 @@ impl Shared {
         }
         report.compiled.push(version.name().into());
         let deltas = Arc::new(self.make_deltas(version, host, report)?);
-        self.compiled().insert(version, deltas.clone(), deltas.bytes());
-        Ok(deltas)
+        Ok(self.put_back(version, deltas))
+    }
+
+    /// The deltas of a version's path, if all of them are in memory.
+    pub(crate) fn loaded(&self, version: &NodeVersion) -> Option<Vec<Arc<NodeDeltas>>> {
+        let mut compiled = self.compiled();
+        version.path().iter().map(|version| compiled.find(version)).collect()
+    }
+
+    /// Puts a version's deltas into the cache, unless they are there: those that are from now on.
+    pub(crate) fn put_back(
+        &self,
+        version: &NodeVersion,
+        deltas: Arc<NodeDeltas>,
+    ) -> Arc<NodeDeltas> {
+        let bytes = deltas.bytes();
+        let there = self.compiled().get(version, || Ok((deltas, bytes)));
+        there.expect("nothing is made here")
     }
 
     fn make_deltas(

@@ -243,7 +243,7 @@ fn lines_are_refused_before_anything_is_loaded() {
             r#"{"prompt": "a", "stop": ["x", 3]}"#,
             "line 2: stop is neither a text nor a list of texts",
         ),
-        (r#"{"prompt": "a", "stop": ""}"#, "line 2: a text to stop at is empty"),
+        (r#"{"prompt": "a", "stop": ""}"#, "line 2: sampling parameter stop_texts is empty"),
         (r#"{"prompt": "a", "merge": "twig"}"#, "unknown variant `twig`, expected one of `leaf`"),
         (r#"{"prompt": "a", "id": [1]}"#, "line 2: id is [1], expected a text or a whole number"),
         (r#"{"prompt": "a", "id": 0.1}"#, "line 2: id is 0.1, expected a text or a whole number"),

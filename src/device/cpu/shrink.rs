@@ -50,7 +50,10 @@ impl Shrunk {
 
 impl Drop for Shrunk {
     fn drop(&mut self) {
-        SUMS.set(std::mem::take(&mut self.sums));
+        // An empty one takes nobody else's away.
+        if self.width > 0 {
+            SUMS.set(std::mem::take(&mut self.sums));
+        }
     }
 }
 

@@ -174,6 +174,12 @@ impl Context {
         self.countdown.store(after, Ordering::Relaxed);
     }
 
+    /// How many allocations and submits are left until then; more than was asked for once it failed.
+    #[cfg(feature = "testing")]
+    pub(super) fn fails_in(&self) -> u64 {
+        self.countdown.load(Ordering::Relaxed).wrapping_sub(1)
+    }
+
     /// Whether this allocation or submit is the one that a test lets fail.
     #[cfg(feature = "testing")]
     pub(super) fn fails_now(&self) -> bool {

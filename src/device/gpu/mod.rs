@@ -167,6 +167,13 @@ impl Gpu {
         self.context.fail_after(after);
     }
 
+    /// How many allocations and submits are left until then; more than was asked for once it failed.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn fails_in(&self) -> u64 {
+        self.context.fails_in()
+    }
+
     /// Hands over what was asked for and not yet read, waits, and returns its times by the GPU's own
     /// clock.
     ///

@@ -192,8 +192,11 @@ impl State<'_> {
             if is_first { &mut report.first_token_ms } else { &mut report.next_token_ms }.push(ms);
             report.tokens += 1;
         }
-        let outcome =
-            Outcome { switch_ms: did.switch_ms, step_ms: did.step_ms, ended: did.ended.clone() };
+        let outcome = Outcome {
+            switch_ms: did.switch_ms,
+            step_ms: Some(did.step_ms),
+            ended: did.ended.clone(),
+        };
         let mut ended = self.scheduler.done(self.now_ms, plan, &outcome);
         ended.sort_unstable();
         let mut expected = did.ended;

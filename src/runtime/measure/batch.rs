@@ -1,7 +1,8 @@
 //! Steps of a batch whose rows belong to different nodes.
 
-use super::{GREEDY, time};
+use super::time;
 use crate::Result;
+use crate::device::Choice;
 use crate::model::{Pick, Picked, TableId};
 use crate::nodes::NodeVersion;
 use crate::runtime::{Pool, Runtime, StepRow};
@@ -26,16 +27,17 @@ impl MeasuredBatch {
             version.path().iter().map(NodeVersion::serial).collect::<Vec<_>>()
         });
         let replica = &mut runtime.replica;
-        versions.iter().try_for_each(|version| replica.hold(version))?;
-        let mut pool = replica.pool_for(tokens, nodes.len())?;
-        let rows = versions
-            .into_iter()
-            .map(|version| {
-                let table = pool.pages().open(replica.owner(&version));
-                (version, table, Vec::new())
-            })
-            .collect();
-        Ok(Self { pool, rows })
+        let pool = replica.pool_for(tokens, nodes.len())?;
+        let mut batch = Self { pool, rows: Vec::new() };
+        for version in versions {
+            if let Err(error) = replica.hold(&version) {
+                batch.end(runtime);
+                return Err(error);
+            }
+            let table = batch.pool.pages().open(replica.owner(&version));
+            batch.rows.push((version, table, Vec::new()));
+        }
+        Ok(batch)
     }
 
     /// Runs the same prompt in every sequence: milliseconds.
@@ -52,7 +54,7 @@ impl MeasuredBatch {
     /// # Errors
     /// Where the weights stand at no ancestor of a row's node; what the device returns.
     pub fn step(&mut self, runtime: &Runtime) -> Result<f64> {
-        let pick = Some(Pick::Token(GREEDY));
+        let pick = Some(Pick::Token(Choice::GREEDY));
         let rows: Vec<_> = self
             .rows
             .iter()

@@ -114,6 +114,8 @@ impl<D: Computing + 'static> DeviceReplica<D> {
 
     /// [`Replica::hold`].
     pub(super) fn hold_path(&mut self, version: &NodeVersion) -> Result<()> {
+        // The bounds of weights that are lost are no bounds.
+        self.check_usable()?;
         let path = version.path();
         for (depth, version) in path.iter().enumerate() {
             if let Err(error) = self.hold_one(version) {

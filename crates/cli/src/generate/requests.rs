@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use pleach::Request;
-use pleach::model::Sampler;
 use pleach::runtime::Nodes;
 use serde_json::Value;
 
@@ -98,8 +97,5 @@ impl Requests {
 
 fn checked(request: &mut Request, nodes: &Nodes, model: &Model) -> anyhow::Result<()> {
     request.node = model.check(nodes, &request.node)?;
-    Sampler::new(&request.options.sampling)?;
-    let is_empty = request.options.stop_texts.iter().any(String::is_empty);
-    ensure!(!is_empty, "a text to stop at is empty, expected one character at least");
-    Ok(())
+    Ok(request.options.check()?)
 }

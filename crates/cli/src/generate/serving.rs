@@ -243,11 +243,6 @@ impl Run<'_> {
                     text: String::new(),
                     first: None,
                 }),
-                // One that has ended may hold its place for a moment.
-                Err(pleach::Error::QueueFull { .. }) => {
-                    self.waiting.push_front(asked);
-                    break;
-                }
                 Err(error) => self.fail(&asked, error)?,
             }
         }

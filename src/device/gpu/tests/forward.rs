@@ -114,8 +114,7 @@ fn tokens_generated_on_the_gpu_are_the_cpus() {
             };
             let sequences = [sequence(0), sequence(1)];
             let batch = Batch::merged(&sequences);
-            let greedy =
-                Choice { temperature: 0.0, top_k: None, top_p: None, min_p: None, random: 0.0 };
+            let greedy = Choice::GREEDY;
             let sampled = Choice {
                 temperature: 1.0,
                 top_k: Some(20),

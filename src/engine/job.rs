@@ -33,7 +33,8 @@ pub struct Job {
     pub prompt_tokens: usize,
     /// New tokens at most; none where only the prompt is run.
     pub max_tokens: usize,
-    /// Where the weights stand for it. A fixed place gives the same tokens whatever the company.
+    /// Where the weights stand for it. At a fixed place the tokens are the same whatever the company:
+    /// bit for bit on the CPU, as far as rounding lets them on a GPU.
     pub merge: Merge,
     /// When nobody waits for it any more, on the caller's clock.
     pub deadline_ms: Option<f64>,

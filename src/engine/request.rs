@@ -22,8 +22,9 @@ pub struct Request {
     pub prompt: Prompt,
     /// What to generate.
     pub options: GenerateOptions,
-    /// Where the weights stand for it; anywhere on its path by default. A fixed place gives the same
-    /// tokens whoever else is served.
+    /// Where the weights stand for it; anywhere on its path by default. At a fixed place its logits,
+    /// and so its tokens, are the same whoever else is served: bit for bit on the CPU, to rounding on
+    /// a GPU, whose kernels differ by the number of rows.
     pub merge: Merge,
     /// How long it may take from now on, waiting included.
     pub deadline: Option<Duration>,

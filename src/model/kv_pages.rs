@@ -6,10 +6,9 @@
 //! on. A released page is found by its key until its place is needed; then the page that was not
 //! used for longest goes, of those that no other page continues.
 //!
-//! **Invariant:** a page that is not full, or whose table is its owner's no more, is in one table
-//! alone; a page in several is full, and all of them have the tokens it was made from.
-//! **Invariant:** a table of a known owner holds, of each of its full pages, the one that its key
-//! finds. So what a page continues is held as long as the page is, and all that no table holds can
+//! **Invariant:** a page that is not full is in one table alone; a page in several is full, and all of
+//! them have the tokens it was made from.
+//! **Invariant:** a table holds, of each of its full pages, the one that its key finds. So what a page continues is held as long as the page is, and all that no table holds can
 //! be dropped.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -39,8 +38,6 @@ struct Table {
     key: Key,
     /// Tokens behind that.
     rest: Vec<u32>,
-    /// Whether others may find its full pages.
-    is_findable: bool,
 }
 
 /// What is known of one page.
@@ -58,7 +55,6 @@ struct Page {
 #[derive(Clone, Debug)]
 struct Entry {
     key: Key,
-    owner: [u8; 32],
     /// The page that it continues.
     before: Option<u32>,
     /// Pages with an entry that continue it.
@@ -124,12 +120,13 @@ impl KvPages {
         let (pages, key) = self.find(seed, prompt);
         pages.iter().for_each(|&page| self.hold(page));
         let (len, rest) = (pages.len() * PAGE, Vec::new());
-        self.tables.insert(id, Table { owner, pages, len, seed, key, rest, is_findable: true });
+        self.tables.insert(id, Table { owner, pages, len, seed, key, rest });
         id
     }
 
     /// How many tokens of a prompt a table would have at once that is opened for it.
-    pub fn prefix(&self, owner: [u8; 32], salt: &[u8], prompt: &[u32]) -> usize {
+    #[cfg(test)]
+    fn prefix(&self, owner: [u8; 32], salt: &[u8], prompt: &[u32]) -> usize {
         self.find(seed(&owner, salt), prompt).0.len() * PAGE
     }
 
@@ -181,31 +178,6 @@ impl KvPages {
         table.rest.clear();
         let pages = std::mem::take(&mut table.pages);
         self.let_go(pages);
-    }
-
-    /// Drops all that could be found of one owner: a node version that is gone. Its open tables
-    /// keep their pages, each for itself.
-    pub fn forget(&mut self, owner: [u8; 32]) {
-        self.forget_where(|of| of == owner);
-    }
-
-    /// Drops all that could be found: of weights that were loaded anew.
-    pub fn forget_all(&mut self) {
-        self.forget_where(|_| true);
-    }
-
-    fn forget_where(&mut self, is_gone: impl Fn([u8; 32]) -> bool) {
-        let tables = self.tables.values_mut();
-        tables.filter(|table| is_gone(table.owner)).for_each(|table| table.is_findable = false);
-        for (number, page) in (0..).zip(&mut self.pages) {
-            let Some(entry) = page.entry.take_if(|entry| is_gone(entry.owner)) else { continue };
-            self.by_key.remove(&entry.key);
-            self.droppable.remove(&(page.last_used, number));
-            if page.holders == 0 {
-                self.kept -= 1;
-                self.free.push(number);
-            }
-        }
     }
 
     /// Gives a table pages until it holds as many as `pages`.
@@ -283,10 +255,7 @@ impl KvPages {
     fn file(&mut self, id: TableId, index: usize, tokens: &[u32]) {
         let table = self.table_mut(id);
         table.key = key(&table.key, tokens);
-        if !table.is_findable {
-            return;
-        }
-        let (key, owner, page) = (table.key, table.owner, table.pages[index]);
+        let (key, page) = (table.key, table.pages[index]);
         let before = index.checked_sub(1).map(|before| table.pages[before]);
         if let Some(&there) = self.by_key.get(&key) {
             self.table_mut(id).pages[index] = there;
@@ -295,7 +264,7 @@ impl KvPages {
             return;
         }
         self.by_key.insert(key, page);
-        self.pages[page as usize].entry = Some(Entry { key, owner, before, continued: 0 });
+        self.pages[page as usize].entry = Some(Entry { key, before, continued: 0 });
         if let Some(before) = before {
             self.entry_mut(before).continued += 1;
         }

@@ -36,8 +36,6 @@ enum Action {
     Fail(usize, usize),
     Clear(usize),
     Release(usize),
-    Forget(u8),
-    ForgetAll,
 }
 
 fn runs() -> impl Strategy<Value = Runs> {
@@ -52,8 +50,6 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..6usize, 1..200usize).prop_map(|(which, count)| Action::Fail(which, count)),
         1 => (0..6usize).prop_map(Action::Clear),
         4 => (0..6usize).prop_map(Action::Release),
-        1 => (0..2u8).prop_map(Action::Forget),
-        1 => Just(Action::ForgetAll),
     ]
 }
 
@@ -61,7 +57,6 @@ struct Sequence {
     table: TableId,
     whose: Whose,
     tokens: Vec<u32>,
-    is_findable: bool,
 }
 
 /// What a device wrote to one place: for which sequence's beginning.
@@ -143,14 +138,14 @@ impl Model {
             same.min(prompt.len() - 1) / PAGE * PAGE
         };
         let open = self.sequences.iter();
-        let open = open.filter(|other| other.whose == whose && other.is_findable);
+        let open = open.filter(|other| other.whose == whose);
         let least = open.map(in_common).max().unwrap_or(0);
         let prefix = self.pages.prefix(owner(whose), &[whose.1], &prompt);
         let table = self.pages.open_behind(owner(whose), &[whose.1], &prompt);
         let len = self.pages.len(table);
         assert!(len == prefix && len >= least && len < prompt.len() && len.is_multiple_of(PAGE));
         let tokens = prompt[..len].to_vec();
-        self.sequences.push(Sequence { table, whose, tokens, is_findable: true });
+        self.sequences.push(Sequence { table, whose, tokens });
         let (which, rest) = (self.sequences.len() - 1, &prompt[len..]);
         self.run(&[(which, rest.iter().map(|&token| (token, 1)).collect())]);
     }
@@ -160,12 +155,6 @@ impl Model {
         if self.pages.grow([(table, count)].into_iter()).is_ok() {
             self.write(which, count, |_| None);
             self.pages.shrink(table);
-        }
-    }
-
-    fn forget(&mut self, is_gone: impl Fn(Whose) -> bool) {
-        for sequence in self.sequences.iter_mut().filter(|sequence| is_gone(sequence.whose)) {
-            sequence.is_findable = false;
         }
     }
 
@@ -184,17 +173,6 @@ impl Model {
                 let sequence = self.sequences.swap_remove(which % count);
                 self.pages.release(sequence.table);
                 assert!(!self.pages.is_open(sequence.table));
-            }
-            Action::Forget(gone) => {
-                self.pages.forget([*gone; 32]);
-                self.forget(|whose| whose.0 == *gone);
-                for salt in 0..2 {
-                    assert_eq!(self.pages.prefix([*gone; 32], &[salt], &[0; 2 * PAGE]), 0);
-                }
-            }
-            Action::ForgetAll => {
-                self.pages.forget_all();
-                self.forget(|_| true);
             }
             _ => {}
         }
@@ -308,7 +286,7 @@ fn equal_pages_that_were_computed_twice_become_one() {
 }
 
 #[test]
-fn pages_are_found_by_their_owner_and_salt_alone_until_forgotten() {
+fn pages_are_found_by_their_owner_and_salt_alone() {
     let mut pages = KvPages::new(4);
     let table = filled(&mut pages, 1, PAGE);
     let prompt = [1; 2 * PAGE];
@@ -316,13 +294,6 @@ fn pages_are_found_by_their_owner_and_salt_alone_until_forgotten() {
     assert_eq!(pages.prefix(OWNER, &[], &prompt[..PAGE]), 0, "its last token is left to be run");
     assert_eq!(pages.prefix([8; 32], &[], &prompt), 0);
     assert_eq!(pages.prefix(OWNER, &[0], &prompt), 0);
-    pages.forget([8; 32]);
-    assert_eq!(pages.prefix(OWNER, &[], &prompt), PAGE);
-    pages.forget(OWNER);
-    assert_eq!((pages.prefix(OWNER, &[], &prompt), pages.len(table)), (0, PAGE));
-    // What a table of a forgotten owner goes on to fill is not found either.
-    pages.grow([(table, PAGE)].into_iter()).unwrap();
-    pages.append(table, &[1; PAGE]);
     pages.release(table);
-    assert_eq!((pages.prefix(OWNER, &[], &prompt), pages.free()), (0, 4));
+    assert_eq!((pages.prefix(OWNER, &[], &prompt), pages.free()), (PAGE, 4));
 }

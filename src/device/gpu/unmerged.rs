@@ -100,7 +100,9 @@ impl<'a> GpuUnmerged<'a> {
 
     /// What is added to products with one matrix, from the top of the tree down.
     pub(super) fn on(&self, id: MatrixId) -> Vec<Addend<'a>> {
-        self.nodes.iter().flat_map(|node| node.on(id)).collect()
+        let mut addends = Vec::new();
+        self.nodes.iter().for_each(|node| node.push_on(id, &mut addends));
+        addends
     }
 
     #[cfg(test)]
@@ -222,29 +224,29 @@ impl Room {
 }
 
 impl<'a> Node<'a> {
-    fn on(&self, id: MatrixId) -> Vec<Addend<'a>> {
+    /// Adds what the node has on a matrix.
+    fn push_on(&self, id: MatrixId, addends: &mut Vec<Addend<'a>>) {
         let Self { rows, deltas, places } = self;
         let buffer = |store: usize| &deltas.stores[store].buffer;
         match deltas.entries.get(&id).map(|entry| &entry.kind) {
-            None => Vec::new(),
+            None => {}
             Some(Kind::LowRank(chunks)) => {
-                let factors = chunks.iter().map(|chunk| {
+                addends.extend(chunks.iter().map(|chunk| {
                     let Place { page, at } = places[chunk.store].expect("it holds factors");
                     let a = word((at + chunk.bytes.start) / 4);
                     let b = a + word(chunk.a_words);
                     let shifts = b + word(chunk.b_words);
                     let (rows, pairs) = (rows.clone(), chunk.pairs);
                     Addend::Factors(Factors { rows, page, a, b, shifts, pairs, sums: 0 })
-                });
-                factors.collect()
+                }));
             }
             Some(Kind::Dense(stores)) => {
                 let stores = stores.iter().map(|&store| buffer(store)).collect();
-                vec![Addend::Dense(rows.clone(), stores)]
+                addends.push(Addend::Dense(rows.clone(), stores));
             }
             Some(Kind::Sparse(pieces)) => {
                 let pieces = pieces.iter().map(|piece| (piece, buffer(piece.store))).collect();
-                vec![Addend::Sparse(rows.clone(), pieces)]
+                addends.push(Addend::Sparse(rows.clone(), pieces));
             }
         }
     }

@@ -38,7 +38,7 @@ seed, stop (a text or a list), ignore_eos, merge, deadline_ms. What a line does 
 options say; its id is then the number of the line. All lines are checked before anything runs.
 
 --merge leaf gives the tokens that each has alone; leaf, parent and root give the same whatever the \
-company; with auto the last bits of logits depend on it.
+company (on a GPU, but where rounding decides); with auto the last bits of logits depend on it.
 
 On a terminal the text's control characters but line feeds and tabs are written out (\\u001b); a \
 pipe or file gets the bytes.")]

@@ -336,7 +336,7 @@ pub enum Error {
 
     /// Keys and values were computed at another node.
     #[error(
-        "the sequence's keys and values belong to another node's weights; release them with `KvPages::release` and open anew here"
+        "the sequence's keys and values belong to another node's weights; release them with `KvPages::release` and open another here"
     )]
     CacheOwner {
         /// Whose keys and values the batch goes on from.
@@ -405,7 +405,7 @@ pub enum Error {
         bytes: usize,
     },
 
-    /// A sequence would outgrow the model's context, or the room that was asked for it.
+    /// A sequence would outgrow the model's context, or the memory that was asked for it.
     #[error(
         "sequence {index} would hold {needed} tokens, but the context holds {capacity}; shorten the prompt"
     )]

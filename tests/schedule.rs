@@ -291,7 +291,7 @@ fn a_leaf_that_is_being_read_holds_up_nobody() {
     scheduler.ready(Serial(3));
     let plan = scheduler.plan(30.0, &root(98));
     let again = plan.rows.iter().find(|row| row.id == JobId(2)).unwrap();
-    assert_eq!((again.from, again.tokens), (0, 42), "its two tokens are run anew with its prompt");
+    assert_eq!((again.from, again.tokens), (0, 42), "its two tokens are run again with its prompt");
 }
 
 #[test]

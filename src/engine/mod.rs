@@ -1,6 +1,6 @@
 //! Many users at once on one copy of the weights: who runs next, and where the weights stand.
 //!
-//! `Scheduler` is a pure function of what it was told and the caller's clock: it reads no clock,
+//! `Scheduler` is a pure function of what it was given and the caller's clock: it reads no clock,
 //! draws no chance and knows no model, only numbers. Each `Plan` is one step: sequences to
 //! preempt, a place to stand, rows to run. Whoever carries it out says what it took, and the
 //! `CostModel` that chose it learns from that.
@@ -25,7 +25,7 @@
 //! before anything new and in their order: a job is preempted a finite number of times.
 //!
 //! Pages are not held for the longest possible answer: few answers are that long, and without a
-//! limit it is the whole context. A sequence is admitted with room for its prompt and grows.
+//! limit it is the whole context. A sequence is admitted with pages for its prompt and grows.
 
 mod cost;
 mod cover;

@@ -48,7 +48,7 @@ impl NodeTable {
         Self { matrix_bytes: matrix_bytes.into(), ..Self::default() }
     }
 
-    /// Adds a node, or says anew what it costs.
+    /// Adds a node, or changes what it costs.
     ///
     /// # Panics
     /// If it touches a matrix that there is not.

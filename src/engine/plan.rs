@@ -36,7 +36,7 @@ pub struct Plan {
     /// Jobs whose deadline has passed: they are forgotten, their pages free.
     pub expired: Vec<JobId>,
     /// Sequences that lose their pages and wait again: all their tokens, made ones, too, will be
-    /// run anew.
+    /// run again.
     pub preempted: Vec<JobId>,
     /// Where the weights are to stand for the rows.
     pub stand: NodePath,

@@ -59,7 +59,7 @@ impl Request {
     }
 }
 
-/// What the driver is told.
+/// What is asked of the driver.
 pub(super) enum Command {
     /// A request whose deltas are in memory, as [`Work::deltas`].
     Run(Box<Work>),

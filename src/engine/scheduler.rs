@@ -199,7 +199,7 @@ impl Scheduler {
     }
 
     /// Says that a sequence lost its keys and values: it waits, in front of all that is new, and all
-    /// its tokens are run anew.
+    /// its tokens are run again.
     pub fn restart(&mut self, id: JobId) {
         let Some(sequence) = self.sequences.get_mut(&id).filter(|s| s.is_running) else { return };
         sequence.is_running = false;

@@ -8,7 +8,7 @@ use crate::device::{Choice, Compute};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// Prompt tokens computed at once: the room a forward pass needs stays the same for any prompt.
+/// Prompt tokens computed at once: the memory a forward pass needs stays the same for any prompt.
 pub(crate) const PREFILL: usize = 512;
 
 /// What to generate.

@@ -51,7 +51,7 @@ pub(crate) trait Replica: Any + Send + Sync {
     /// Makes ready what a switch to `target` needs.
     fn prefetch(&mut self, target: &NodeVersion) -> Result<()>;
 
-    /// Connects to the device anew and loads everything anew, at the root.
+    /// Connects to the device again and loads everything again, at the root.
     fn restore(&mut self) -> Result<()>;
 
     /// Room for the keys and values of `tokens` tokens that are run with the weights as they now
@@ -131,7 +131,7 @@ pub(crate) struct Kv {
     /// The version they were computed at.
     version: NodeVersion,
     owner: [u8; 32],
-    /// Tokens there is room for.
+    /// Tokens that fit.
     pub(super) capacity: usize,
 }
 
@@ -177,7 +177,7 @@ pub(super) struct DeviceReplica<D: Computing> {
     pub(super) uploaded: DeltaCache<D::Deltas>,
     /// The nodes that may be applied unmerged.
     held: HashMap<NodeVersion, Held<D>>,
-    /// Given anew whenever the weights are loaded: keys and values from before are lost.
+    /// Another whenever the weights are loaded: keys and values from before are lost.
     load: u64,
 }
 
@@ -234,7 +234,7 @@ impl<D: Computing + 'static> DeviceReplica<D> {
             })
         };
         let on_device = match upload(&mut self.uploaded) {
-            // The budget is more than the device has: what is not in use makes room.
+            // The budget is more than the device has: what is not in use goes.
             Err(Error::DeviceMemory { .. }) => {
                 self.uploaded.evict_to(0);
                 upload(&mut self.uploaded)?
@@ -411,7 +411,7 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
     }
 
     fn restore(&mut self) -> Result<()> {
-        // The old weights go first: there is never room for two.
+        // The old weights go first: there is never memory for two.
         self.weights = Weights::unusable();
         self.applied.clear();
         self.unpin(&self.current.path());

@@ -107,9 +107,10 @@ impl Gathered {
             let buffer = match again {
                 Some(buffer) => buffer,
                 None => {
-                    let room = (bytes + bytes / 4).next_multiple_of(4).min(limit).max(bytes);
+                    let bytes_with_slack =
+                        (bytes + bytes / 4).next_multiple_of(4).min(limit).max(bytes);
                     let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
-                    Arc::new(context.buffer("factors side by side", room, usage)?)
+                    Arc::new(context.buffer("factors side by side", bytes_with_slack, usage)?)
                 }
             };
             self.pages.push(Page { buffer, used: 0 });

@@ -98,7 +98,7 @@ pub struct Gpu {
     /// cache.
     partials: Mutex<Option<wgpu::Buffer>>,
     /// What was gathered for the deltas that are not in the weights.
-    room: Mutex<unmerged::Room>,
+    gathering: Mutex<unmerged::Gathering>,
 }
 
 /// A switch that only has to be handed over.
@@ -138,7 +138,7 @@ impl Gpu {
             pending: Mutex::default(),
             turn: Mutex::default(),
             partials: Mutex::default(),
-            room: Mutex::default(),
+            gathering: Mutex::default(),
         })
     }
 

@@ -28,7 +28,7 @@ pub(super) const PRODUCTS: usize = 3;
 
 /// What is kept from one batch to the next.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct Gathering {
     gathered: Gathered,
     /// Sums between the two kernels.
     sums: Option<wgpu::Buffer>,
@@ -82,20 +82,20 @@ impl<'a> GpuUnmerged<'a> {
         if nodes.is_empty() {
             return Ok(Self::default());
         }
-        let mut room = lock(&gpu.room);
-        let sums = room.sums(gpu, nodes)?;
-        if let Err(error) = room.gather(gpu, nodes) {
-            room.gathered = Gathered::default();
+        let mut gathering = lock(&gpu.gathering);
+        let sums = gathering.sums(gpu, nodes)?;
+        if let Err(error) = gathering.gather(gpu, nodes) {
+            gathering.gathered = Gathered::default();
             return Err(error);
         }
-        let place = |store: &Store| store.holds_factors.then(|| room.gathered.place(store));
+        let place = |store: &Store| store.holds_factors.then(|| gathering.gathered.place(store));
         let node = |&NodeRows { ref rows, deltas }: &NodeRows<'a, Gpu>| Node {
             rows: rows.clone(),
             deltas,
             places: deltas.stores.iter().map(place).collect(),
         };
         let nodes = nodes.iter().map(node).collect();
-        Ok(Self { nodes, pages: room.gathered.pages(), sums })
+        Ok(Self { nodes, pages: gathering.gathered.pages(), sums })
     }
 
     /// What is added to products with one matrix, from the top of the tree down.
@@ -183,7 +183,7 @@ impl<'a> GpuUnmerged<'a> {
     }
 }
 
-impl Room {
+impl Gathering {
     /// Memory for the sums of the largest matrix of every node, `PRODUCTS` times.
     fn sums(&mut self, gpu: &Gpu, nodes: &[NodeRows<'_, Gpu>]) -> Result<Option<wgpu::Buffer>> {
         let pairs: usize = nodes.iter().map(|node| node.rows.len() * node.deltas.most_pairs).sum();

@@ -108,7 +108,7 @@ impl State<'_> {
             self.machine.unready.insert(leaf);
             self.reading.push((arrival.at_ms + self.trace.read_ms, leaf));
         }
-        self.scheduler.submit(self.now_ms, arrival.job.clone()).expect("there is room");
+        self.scheduler.submit(self.now_ms, arrival.job.clone()).expect("there is a place");
         self.machine.submit(arrival.job.clone(), arrival.answer_tokens);
         self.last_ms.insert(arrival.job.id, arrival.at_ms);
     }

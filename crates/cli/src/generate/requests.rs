@@ -70,7 +70,7 @@ impl Requests {
         lines::read(path, &read_input(path)?, command).map(Self)
     }
 
-    /// Checks all that can be told without the weights: ids, nodes, how tokens are chosen. Nodes
+    /// Checks all that can be checked without the weights: ids, nodes, how tokens are chosen. Nodes
     /// get their names as the tree has them.
     pub(super) fn check(&mut self, nodes: &Nodes, model: &Model) -> anyhow::Result<()> {
         let mut first: HashMap<String, usize> = HashMap::new();

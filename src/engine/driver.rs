@@ -366,10 +366,11 @@ impl Driver {
         if self.runtime.replica.check_usable().is_err() {
             return self.lost(&error);
         }
+        let why = error.to_string();
         let mut error = Some(error);
         for row in &plan.rows {
-            let why = error.take().unwrap_or(EngineDefect::SwitchFailed.into());
-            self.end(row.id, Err(why));
+            let same = || EngineDefect::SwitchFailed { why: why.clone() }.into();
+            self.end(row.id, Err(error.take().unwrap_or_else(same)));
         }
     }
 

@@ -12,12 +12,12 @@ pub enum EngineDefect {
     /// The engine ended while somebody waited for it.
     #[error("the engine has stopped; start another")]
     Stopped,
-    /// The weights did not move to where other requests of the same step belong, too; one of those
-    /// has the reason.
-    #[error(
-        "the weights could not move to the node; see the error of the request before, or ask again"
-    )]
-    SwitchFailed,
+    /// The weights did not move to where this request and others of the same step belong.
+    #[error("the weights could not move to the node: {why}")]
+    SwitchFailed {
+        /// What the switch ended with.
+        why: String,
+    },
     /// Work for a request broke off.
     #[error("the work broke off with a panic: {panic}")]
     Panicked {

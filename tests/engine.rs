@@ -328,21 +328,22 @@ fn a_leaf_that_is_too_large_concerns_nobody_else() {
 fn a_prompt_of_one_leaf_is_computed_once_and_never_for_another() {
     let dir = made();
     let engine = engine(&dir, &small(100));
-    let tokens = || engine.status().tokens;
     let ask = |node: &str, salt: &[u8]| {
-        let prompt = Prompt::Tokens((0..100).map(|k| 3 + k % 50).collect());
+        let prompt = Prompt::Tokens((0..300).map(|k| 3 + k % 50).collect());
         let options = options(4, 7);
         let asked = Request { prompt, salt: salt.to_vec(), options, ..Request::new(node, "") };
-        let before = tokens();
+        let before = engine.status();
         let answer = engine.submit(asked).unwrap().wait().unwrap().token_ids;
-        (answer, tokens() - before)
+        let after = engine.status();
+        (answer, (after.tokens - before.tokens, after.steps - before.steps))
     };
     let (first, all) = ask("fr/work/alice", b"");
     let (again, rest) = ask("fr/work/alice", b"");
     assert_eq!(first, again);
-    assert_eq!((all, rest), (103, 103 - 96), "three pages were there already");
-    assert_eq!(ask("fr/work/alice", b"another").1, 103);
-    assert_eq!(ask("fr/work/bob", b"").1, 103);
+    // 128 tokens a step, and nine pages were there already.
+    assert_eq!((all, rest), ((303, 6), (303 - 288, 4)));
+    assert_eq!(ask("fr/work/alice", b"another").1, all);
+    assert_eq!(ask("fr/work/bob", b"").1, all);
 }
 
 /// Every thread asks for its own node, many at once, and has its own answers.

@@ -93,7 +93,7 @@ type Made = (JobId, Result<Option<Picked>>);
 #[derive(Default)]
 struct Ran {
     made: Vec<Made>,
-    /// Tokens that were run: not those whose pages were there.
+    /// Tokens that were run.
     tokens: usize,
     /// Passes of the model.
     passes: usize,
@@ -313,7 +313,7 @@ impl Driver {
         let stand = path_of(self.runtime.replica.current());
         let free_pages = self.pool.as_mut().map_or(0, |pool| pool.pages().free());
         let world = World { stand, free_pages };
-        let plan = self.scheduler.plan(self.now_ms(), &world);
+        let mut plan = self.scheduler.plan(self.now_ms(), &world);
         for id in &plan.expired {
             self.end(*id, Err(EngineDefect::DeadlinePassed.into()));
         }
@@ -332,11 +332,10 @@ impl Driver {
             return true;
         }
         let start = Instant::now();
-        let dropped = self.give_pages(&plan.rows);
-        let rows = plan.rows.iter().filter(|row| !dropped.contains(&row.id));
-        match self.run_rows(&rows.copied().collect::<Vec<_>>()) {
+        let is_changed = self.give_pages(&mut plan);
+        match self.run_rows(&plan.rows) {
             Ok(Ran { made, tokens, passes }) => {
-                let is_as_planned = passes == 1 && tokens == plan.tokens();
+                let is_as_planned = passes == 1 && !is_changed;
                 outcome.step_ms = is_as_planned.then(|| start.elapsed().as_secs_f64() * 1e3);
                 self.restores = 0;
                 self.run_tokens += tokens;
@@ -374,24 +373,26 @@ impl Driver {
         }
     }
 
-    /// Opens the tables of a plan's rows and gives them their pages. Pages that are shared are not
-    /// free when one of those that share them lets go, so there may be fewer than the plan counts
-    /// with: then, as in a plan, the youngest lose theirs. Returns who did.
-    fn give_pages(&mut self, rows: &[Row]) -> BTreeSet<JobId> {
-        let mut dropped = BTreeSet::new();
-        for row in rows {
-            while !dropped.contains(&row.id) && !self.give_row_pages(row) {
+    /// Opens the tables of a plan's rows and gives them their pages. Whether the rows are others now:
+    /// of a prompt whose beginning is in the cache already the rest is run. And pages that are shared
+    /// are not free when one of those that share them lets go, so there may be fewer than the plan
+    /// counts with: then, as in a plan, the youngest lose theirs.
+    fn give_pages(&mut self, plan: &mut Plan) -> bool {
+        let (mut dropped, mut is_changed) = (BTreeSet::new(), false);
+        for row in &mut plan.rows {
+            while !dropped.contains(&row.id) && !self.give_row_pages(row, &mut is_changed) {
                 let youngest = self.scheduler.youngest().expect("whoever has a row runs");
                 self.drop_pages(youngest);
                 self.scheduler.restart(youngest);
                 dropped.insert(youngest);
             }
         }
-        dropped
+        plan.rows.retain(|row| !dropped.contains(&row.id));
+        is_changed || !dropped.is_empty()
     }
 
     /// The same for one row; whether there were pages enough.
-    fn give_row_pages(&mut self, row: &Row) -> bool {
+    fn give_row_pages(&mut self, row: &mut Row, is_changed: &mut bool) -> bool {
         let (Some(Active { work, table, .. }), Some(pool)) =
             (self.active.get_mut(&row.id), &mut self.pool)
         else {
@@ -400,6 +401,14 @@ impl Driver {
         let owner = self.runtime.replica.owner(&work.version);
         let (pages, tokens) = (pool.pages(), work.script.decoding.tokens());
         let table = *table.get_or_insert_with(|| pages.open_behind(owner, &work.salt, tokens));
+        let found = pages.len(table);
+        if found > row.from {
+            self.scheduler.found(row.id, found);
+            let rest = tokens.len() - found;
+            (row.from, row.tokens) = (found, row.tokens.min(rest));
+            row.is_last = row.tokens == rest;
+            *is_changed = true;
+        }
         pages.reserve(table, row.pages).is_ok()
     }
 
@@ -423,8 +432,7 @@ impl Driver {
         Ok(all)
     }
 
-    /// Runs rows in one pass of the model. Of a row whose beginning is in its pages already only the
-    /// rest is run.
+    /// Runs rows in one pass of the model.
     fn run_together(&mut self, rows: &[Row]) -> Result<Ran> {
         let pool = self.pool.as_mut().expect("there is one while sequences run");
         let mut parts = Vec::new();
@@ -433,12 +441,10 @@ impl Driver {
                 continue;
             };
             let table = table.expect("it was given its pages");
-            let (have, end) = (pool.pages().len(table), row.from + row.tokens);
+            let range = row.from..row.from + row.tokens;
             let decoding = &mut work.script.decoding;
             let pick = row.is_last.then(|| *pick.get_or_insert_with(|| decoding.pick()));
-            if have < end {
-                parts.push((row.id, table, have..end, pick));
-            }
+            parts.push((row.id, table, range, pick));
         }
         if parts.is_empty() {
             return Ok(Ran::default());

@@ -193,6 +193,14 @@ impl Scheduler {
         self.table.set_ready(node, true);
     }
 
+    /// Says that the first `positions` of a sequence that runs are in the cache already, computed for
+    /// another of the same beginning.
+    pub fn found(&mut self, id: JobId, positions: usize) {
+        if let Some(sequence) = self.sequences.get_mut(&id).filter(|s| s.is_running) {
+            sequence.computed = sequence.computed.max(positions);
+        }
+    }
+
     /// Of those that hold pages the one that came last: the first to lose them.
     pub fn youngest(&self) -> Option<JobId> {
         self.running.last_key_value().map(|(_, id)| *id)

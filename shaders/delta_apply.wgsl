@@ -52,7 +52,7 @@ fn stage_b(pair: u32, k: u32, quad: u32, first_row: u32) {
     for (var i = 0u; i < 4u; i++) {
         let row = first_row + 4u * quad + i;
         if row < params.rows {
-            found[i] = factors[pairs[pair].b + (params.first_row + row) * pairs[pair].chunk_pairs];
+            found[i] = factors[pairs[pair].b + b_row(params.first_row + row, pairs[pair].chunk_pairs)];
         }
     }
     b_tile[k * (ROWS / 4u) + quad] = found;

@@ -43,11 +43,11 @@ fn q(at: u32, row: u32, j: u32) -> i32 {
     let panel = j / ROW_ALIGNMENT;
     let place = j % 2u * (ROW_ALIGNMENT / 2u) + j % ROW_ALIGNMENT / 2u;
     let a = words[at] + panel * pairs * ROW_ALIGNMENT + place;
-    let b = words[at + 1u] + row * pairs;
+    let b = words[at + 1u] + b_row(row, pairs);
     var sum = 0;
     for (var p = 0u; p < pairs; p++) {
         let of_column = factors[a + p * ROW_ALIGNMENT];
-        let of_row = factors[b + p];
+        let of_row = factors[b + p * PANEL_ROWS];
         sum += low(of_column) * low(of_row) + high(of_column) * high(of_row);
     }
     let shift = (factors[words[at + 2u] + row / 4u] >> (8u * (row % 4u))) & 0xffu;

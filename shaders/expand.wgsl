@@ -47,7 +47,7 @@ fn main(
     }
     for (var k = 0u; k <= first.more; k++) {
         let term = terms[params.first_term + select(first.next + k - 1u, block, k == 0u)];
-        let b = term.b + i * term.pairs;
+        let b = term.b + b_row(i, term.pairs);
         // Rows that the term is not for take another's sums, and do not use them.
         var places: array<u32, MOST>;
         for (var t = 0u; t < ROWS; t++) {
@@ -56,7 +56,7 @@ fn main(
         }
         var sums: array<f32, MOST>;
         for (var p = 0u; p < term.pairs; p++) {
-            let both = factors[b + p];
+            let both = factors[b + p * PANEL_ROWS];
             let weights = vec2<f32>(f32(low(both)), f32(high(both)));
             for (var t = 0u; t < ROWS; t++) {
                 sums[t] += dot(weights, shrunk[places[t] + p]);

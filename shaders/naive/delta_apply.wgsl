@@ -28,7 +28,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     for (var p = 0u; p < params.pairs; p++) {
         let panel = chunk.a + ((column / half_panel) * chunk.chunk_pairs + p) * ROW_ALIGNMENT;
         let a = panel + column % half_panel;
-        let b = factors[chunk.b + byte * chunk.chunk_pairs + p];
+        let b = factors[chunk.b + b_row(byte, chunk.chunk_pairs) + p * PANEL_ROWS];
         even += low(factors[a]) * low(b) + high(factors[a]) * high(b);
         odd += low(factors[a + half_panel]) * low(b) + high(factors[a + half_panel]) * high(b);
     }

@@ -8,6 +8,16 @@ fn row_words(columns: u32) -> u32 {
     return (columns + ROW_ALIGNMENT - 1u) / ROW_ALIGNMENT * (ROW_ALIGNMENT / 2u);
 }
 
+// Rows in one panel of B': `PANEL_ROWS` of src/lattice/delta.rs. For each pair of ranks a panel has a
+// word of each row.
+const PANEL_ROWS = 16u;
+
+// Where in the words of B' of a chunk of so many pairs a row's first pair lies; the next ones follow
+// every PANEL_ROWS.
+fn b_row(row: u32, pairs: u32) -> u32 {
+    return row / PANEL_ROWS * PANEL_ROWS * pairs + row % PANEL_ROWS;
+}
+
 fn low(pair: u32) -> i32 {
     return bitcast<i32>(pair << 16u) >> 16u;
 }

@@ -257,9 +257,8 @@ fn compile_row(
             square * u128::from(largest_square) < 1 << 60
         };
         if fits {
-            let width = factors.pairs * 2;
-            for (value, v) in factors.b[i * width..].iter_mut().zip(row) {
-                *value = saturate(scaled(v));
+            for (r, v) in row.iter().enumerate() {
+                factors.set_b(i, r, saturate(scaled(v)));
             }
             factors.shift[i] = u8::try_from(shift).expect("at most 16");
             return square.sqrt() * (largest_square as f64).sqrt() / power_of_two(shift) + 1.0;

@@ -60,7 +60,7 @@ fn low_rank(chunks: &[Factors], grid: &Grid) -> FloatDelta {
         for r in 0..factors.pairs * 2 {
             let a = |j: usize| f64::from(factors.a(r, j));
             let b = |i: usize| {
-                let b = f64::from(factors.b_row(i)[r]) * power_of_two(-i32::from(factors.shift[i]));
+                let b = f64::from(factors.b(i, r)) * power_of_two(-i32::from(factors.shift[i]));
                 b * f64::from(grid.steps[i])
             };
             let largest_a = (0..cols).fold(0_f64, |m, j| m.max(a(j).abs()));

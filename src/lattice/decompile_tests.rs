@@ -46,7 +46,7 @@ fn summed_bound(chunks: &[Factors], i: usize, cols: usize) -> f64 {
     let chunk = |f: &Factors| {
         let a =
             (0..cols).map(|j| norm(&mut (0..f.pairs * 2).map(|r| f.a(r, j)))).fold(0.0, f64::max);
-        norm(&mut f.b_row(i).iter().copied()) * a / f64::from(1_u32 << f.shift[i])
+        norm(&mut f.b_row(i)) * a / f64::from(1_u32 << f.shift[i])
     };
     chunks.iter().map(chunk).sum()
 }
@@ -55,7 +55,7 @@ fn summed_bound(chunks: &[Factors], i: usize, cols: usize) -> f64 {
 /// factor times the other.
 fn compile_error(chunks: &[Factors], i: usize, j: usize) -> f64 {
     let chunk = |f: &Factors| {
-        let b = f.b_row(i).iter().map(|&b| f64::from(b).abs());
+        let b = f.b_row(i).map(|b| f64::from(b).abs());
         let a = (0..f.pairs * 2).map(|r| f64::from(f.a(r, j)).abs());
         0.5 + a.zip(b).map(|(a, b)| 0.5 * (a + b) + 0.25).sum::<f64>()
             / f64::from(1_u32 << f.shift[i])

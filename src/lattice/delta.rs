@@ -55,6 +55,9 @@ pub enum DeltaKind {
     Sparse(SparseRows),
 }
 
+/// Rows in one panel of `B'`: so many pairs fill a [`Lane`].
+pub const PANEL_ROWS: usize = LANES / 2;
+
 /// Integer factors of one chunk of a low-rank delta.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factors {
@@ -65,13 +68,27 @@ pub struct Factors {
     /// next. A dot-product instruction on i16 pairs then leaves even and odd columns in two
     /// registers that interleave by one shift.
     pub a: Vec<Lane>,
-    /// `B'`, `(rows, 2 · pairs)`, row-major.
-    pub b: Vec<i16>,
+    /// `B'` in panels of 16 rows, those past the last zeros. Panel `c` holds, for each pair `p`,
+    /// `(B'_{i,2p}, B'_{i,2p+1})` of its rows: lane `c · pairs + p`. One load then brings two ranks
+    /// of 16 outputs, whose sums stay apart, and a row's next pair lies a lane further on.
+    pub b: Vec<Lane>,
     /// `s_i`, one per row, at most 16.
     pub shift: Vec<u8>,
 }
 
 impl Factors {
+    /// Factors whose `B'` is `b (rows, 2 · pairs)`, row-major, as files have it.
+    pub fn from_rows(pairs: usize, a: Vec<Lane>, b: &[i16], shift: Vec<u8>) -> Self {
+        let panels = shift.len().div_ceil(PANEL_ROWS);
+        let mut factors = Self { pairs, a, b: vec![Lane::zeroed(); panels * pairs], shift };
+        for (i, row) in b.chunks_exact((2 * pairs).max(1)).enumerate() {
+            for (r, &value) in row.iter().enumerate() {
+                factors.set_b(i, r, value);
+            }
+        }
+        factors
+    }
+
     /// Where `A'_{r,j}` lies in `a`: lane and place in the lane.
     fn place(&self, r: usize, j: usize) -> (usize, usize) {
         let (panel, column) = (j / LANES, j % LANES);
@@ -84,7 +101,7 @@ impl Factors {
         Self {
             pairs,
             a: vec![Lane::zeroed(); cols.div_ceil(LANES) * pairs * 2],
-            b: vec![0; rows * pairs * 2],
+            b: vec![Lane::zeroed(); rows.div_ceil(PANEL_ROWS) * pairs],
             shift: vec![0; rows],
         }
     }
@@ -100,9 +117,33 @@ impl Factors {
         self.a[lane].0[at] = value;
     }
 
+    /// Where `B'_{i,r}` lies in `b`: lane and place in the lane.
+    fn place_of_b(&self, i: usize, r: usize) -> (usize, usize) {
+        let (panel, row) = (i / PANEL_ROWS, i % PANEL_ROWS);
+        (panel * self.pairs + r / 2, row * 2 + r % 2)
+    }
+
+    /// `B'_{i,r}`.
+    pub fn b(&self, i: usize, r: usize) -> i16 {
+        let (lane, at) = self.place_of_b(i, r);
+        self.b[lane].0[at]
+    }
+
+    pub(super) fn set_b(&mut self, i: usize, r: usize, value: i16) {
+        let (lane, at) = self.place_of_b(i, r);
+        self.b[lane].0[at] = value;
+    }
+
+    /// The lanes that hold the pairs of `B'_i`, and the two places of each pair in its lane.
+    pub(crate) fn b_lanes(&self, i: usize) -> (&[Lane], [usize; 2]) {
+        let (first, at) = self.place_of_b(i, 0);
+        (&self.b[first..][..self.pairs], [at, at + 1])
+    }
+
     /// `B'_i`, `2 · pairs` integers.
-    pub fn b_row(&self, i: usize) -> &[i16] {
-        &self.b[i * self.pairs * 2..][..self.pairs * 2]
+    pub fn b_row(&self, i: usize) -> impl Iterator<Item = i16> {
+        let (lanes, at) = self.b_lanes(i);
+        lanes.iter().flat_map(move |lane| at.map(|at| lane.0[at]))
     }
 }
 
@@ -194,12 +235,8 @@ impl CompiledDelta {
 impl Factors {
     /// `Q_ij` of this chunk by the definition.
     pub fn q(&self, i: usize, j: usize) -> i32 {
-        let sum: i32 = self
-            .b_row(i)
-            .iter()
-            .enumerate()
-            .map(|(r, &b)| i32::from(b) * i32::from(self.a(r, j)))
-            .sum();
+        let sum: i32 =
+            self.b_row(i).enumerate().map(|(r, b)| i32::from(b) * i32::from(self.a(r, j))).sum();
         let shift = self.shift[i];
         let half = if shift == 0 { 0 } else { 1 << (shift - 1) };
         (sum + half) >> shift
@@ -211,8 +248,9 @@ impl Factors {
         let half = (1_i32 << shift) >> 1;
         let mut sums = [[half; LANES / 2]; 2];
         let a = &self.a[panel * self.pairs * 2..][..self.pairs * 2];
-        for (lanes, b) in a.chunks_exact(2).zip(self.b_row(i).chunks_exact(2)) {
-            let b = [i32::from(b[0]), i32::from(b[1])];
+        let (b, at) = self.b_lanes(i);
+        for (lanes, b) in a.chunks_exact(2).zip(b) {
+            let b = at.map(|at| i32::from(b.0[at]));
             for (sums, lane) in sums.iter_mut().zip(lanes) {
                 for (m, sum) in sums.iter_mut().enumerate() {
                     *sum += i32::from(lane.0[2 * m]) * b[0] + i32::from(lane.0[2 * m + 1]) * b[1];

@@ -27,7 +27,7 @@ pub use compile::{CHUNK_RANK, compile};
 pub(crate) use compile::{exponent, headroom_for, power_of_two};
 pub use decompile::decompile;
 pub(crate) use delta::largest_magnitude;
-pub use delta::{CompiledDelta, DeltaKind, Factors, SparseRows, reach};
+pub use delta::{CompiledDelta, DeltaKind, Factors, PANEL_ROWS, SparseRows, reach};
 pub(crate) use fits::{base_rows, check_rows, check_shape, close_rows, guess_rows};
 pub use kept::{KEPT_ENOUGH, Kept, Squares, change_row, percent, row_squares};
 pub use matrix::{LANES, Lane, LatticeMatrix};

@@ -38,7 +38,9 @@ mod tests {
             factors.set_a(1, j, -3);
         }
         // Row 0: 2 · 5 − 3 = 7, and 7 >> 1 rounds up to 4; row 1: −2 · 5 = −10; row 2: nothing.
-        factors.b = vec![2, 1, -2, 0, 0, 0];
+        for (i, r, value) in [(0, 0, 2), (0, 1, 1), (1, 0, -2)] {
+            factors.set_b(i, r, value);
+        }
         factors.shift = vec![1, 0, 0];
         let sparse =
             SparseRows { row_start: vec![0, 1, 1, 2], cols: vec![32, 0], values: vec![100, -7] };

@@ -76,7 +76,8 @@ pub(super) fn encode_node(node: &CompiledNode) -> Vec<u8> {
                 for factors in chunks {
                     put_count(&mut out, factors.pairs);
                     put_array(&mut out, &factors.a);
-                    put_array(&mut out, &factors.b);
+                    let b: Vec<i16> = (0..delta.rows).flat_map(|i| factors.b_row(i)).collect();
+                    put_array(&mut out, &b);
                     put_array(&mut out, &factors.shift);
                 }
             }
@@ -128,12 +129,12 @@ fn decode_delta(reader: &mut Reader<'_>) -> Result<CompiledDelta, Problem> {
                     panels.checked_mul(pairs).and_then(|n| n.checked_mul(2)).ok_or(OVERFLOW)?;
                 let entries =
                     rows.checked_mul(pairs).and_then(|n| n.checked_mul(2)).ok_or(OVERFLOW)?;
-                let (a, b, shift): (Vec<Lane>, _, Vec<u8>) =
+                let (a, b, shift): (Vec<Lane>, Vec<i16>, Vec<u8>) =
                     (reader.array(lanes)?, reader.array(entries)?, reader.array(rows)?);
                 if shift.iter().any(|&shift| shift > 16) {
                     return Err("a shift is above 16");
                 }
-                chunks.push(Factors { pairs, a, b, shift });
+                chunks.push(Factors::from_rows(pairs, a, &b, shift));
             }
             DeltaKind::LowRank(chunks)
         }
@@ -246,14 +247,9 @@ mod tests {
     use super::*;
 
     fn sample() -> CompiledNode {
-        let low_rank = Factors {
-            pairs: 2,
-            a: (0..8)
-                .map(|k| Lane(std::array::from_fn(|j| (k * 32 + i16::try_from(j).unwrap()) - 100)))
-                .collect(),
-            b: (0..12).collect(),
-            shift: vec![16, 3, 0],
-        };
+        let a = |k: i16| Lane(std::array::from_fn(|j| (k * 32 + i16::try_from(j).unwrap()) - 100));
+        let b: Vec<i16> = (0..12).collect();
+        let low_rank = Factors::from_rows(2, (0..8).map(a).collect(), &b, vec![16, 3, 0]);
         let dense = (0..4).map(|k| Lane([k; 32])).collect();
         let sparse = SparseRows { row_start: vec![0, 2, 2], cols: vec![1, 6], values: vec![-3, 9] };
         CompiledNode::from(

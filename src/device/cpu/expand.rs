@@ -8,11 +8,11 @@
 use std::array::from_fn;
 use std::ops::Range;
 
-use super::product::{Fetch, ROWS, TileProduct, add, dot};
+use super::product::TileProduct;
 use super::shrink::Shrunk;
 use super::simd::{CHUNK, Simd};
-use super::unmerged::{Addend, AddendKind, padded_rank};
-use crate::lattice::{CHUNK_RANK, Factors, SparseRows};
+use super::unmerged::{Addend, AddendKind};
+use crate::lattice::{Factors, LANES, Lane, PANEL_ROWS, SparseRows};
 
 /// Adds to a tile of a product.
 #[inline(always)]
@@ -27,16 +27,10 @@ pub(super) fn expand<S: Simd>(
         if tokens.is_empty() {
             continue;
         }
-        if let AddendKind::Factors { factors, .. } = kind {
-            fetch_next(simd, factors, product.tile.cols.clone());
-        }
         match *kind {
-            AddendKind::Factors { factors, at } if factors.pairs == 1 => {
-                one_pair(simd, product, tokens, factors, |t| shrunk.row(t, at, 1));
-            }
             AddendKind::Factors { factors, at } => {
-                let chunks = padded_rank(factors) / CHUNK;
-                many_pairs(simd, product, tokens, factors, |t| shrunk.row(t, at, chunks));
+                fetch_next(simd, factors, product.tile.cols.clone());
+                low_rank(simd, product, tokens, factors, |t| shrunk.row(t, at, factors.pairs));
             }
             AddendKind::Dense(lanes) => product.sweep(simd, bytemuck::cast_slice(lanes), tokens),
             AddendKind::Sparse(entries) => sparse(simd, product, tokens, entries),
@@ -44,126 +38,118 @@ pub(super) fn expand<S: Simd>(
     }
 }
 
-/// Asks for the rows of `B'` that the next tile needs, as many as this one: a leaf's are too few for
-/// the processor to see where they lead, and there are as many leaves as users.
+/// Asks for the panels of `B'` that the next tile needs, as many as this one: a leaf's are too few
+/// for the processor to see where they lead, and there are as many leaves as users.
 #[inline(always)]
 fn fetch_next<S: Simd>(simd: S, factors: &Factors, outputs: Range<usize>) {
-    let rank = 2 * factors.pairs;
-    let (here, _) = factors.b[outputs.start * rank..outputs.end * rank].as_chunks::<CHUNK>();
-    // Two chunks are one cache line.
-    for chunk in here.iter().step_by(2) {
-        simd.prefetch(chunk, here.len() * CHUNK);
+    let panels = outputs.start / PANEL_ROWS..outputs.end.div_ceil(PANEL_ROWS);
+    let here = &factors.b[panels.start * factors.pairs..panels.end * factors.pairs];
+    for lane in here {
+        let chunk = lane.0.first_chunk::<CHUNK>().expect("a lane is two chunks");
+        simd.prefetch(chunk, here.len() * LANES);
     }
 }
 
-/// `u_i · 2^(−s_i)`: exact, as a step is far from the smallest normal number.
+/// A panel of `B'` at a time: its outputs are the elements of a vector, so nothing is summed across
+/// one.
 #[inline(always)]
-fn scale(product: &TileProduct<'_, '_>, factors: &Factors, i: usize) -> f32 {
-    product.weight.steps()[i] * f32::from_bits((127 - u32::from(factors.shift[i])) << 23)
-}
-
-/// Rank 2, what a user's own leaf often is: 16 outputs at a time, without a sum over lanes.
-#[inline(always)]
-fn one_pair<'s, S: Simd>(
+fn low_rank<'s, S: Simd>(
     simd: S,
     product: &mut TileProduct<'_, '_>,
     tokens: Range<usize>,
     factors: &Factors,
-    sums: impl Fn(usize) -> &'s [[f32; CHUNK]],
+    sums: impl Fn(usize) -> &'s [[f32; 2]],
 ) {
     let cols = product.tile.cols.clone();
-    for from in cols.clone().step_by(CHUNK) {
-        let count = CHUNK.min(cols.end - from);
-        let mut pairs = [0; 2 * CHUNK];
-        pairs[..2 * count].copy_from_slice(&factors.b[2 * from..][..2 * count]);
-        let mut scales = [0.0; CHUNK];
-        for (k, value) in scales[..count].iter_mut().enumerate() {
-            *value = scale(product, factors, from + k);
-        }
-        for t in tokens.clone() {
-            let [low, high] = [0, 1].map(|r| simd.splat(sums(t)[0][r]));
-            let mut added = [0.0; CHUNK];
-            for part in 0..S::PARTS {
-                let [b_low, b_high] = simd.load_pairs(&pairs, part);
-                let sum = simd.fma(b_high, high, simd.fma(b_low, low, simd.splat(0.0)));
-                simd.store(sum, &mut added, part);
+    for panel in cols.start / PANEL_ROWS..cols.end.div_ceil(PANEL_ROWS) {
+        let panel = Panel::of(product, factors, panel);
+        let mut t = tokens.start;
+        while t < tokens.end {
+            let count = (tokens.end - t).min(8);
+            match count {
+                8 => panel.add::<S, 8>(simd, product, t, &sums),
+                7 => panel.add::<S, 7>(simd, product, t, &sums),
+                6 => panel.add::<S, 6>(simd, product, t, &sums),
+                5 => panel.add::<S, 5>(simd, product, t, &sums),
+                4 => panel.add::<S, 4>(simd, product, t, &sums),
+                3 => panel.add::<S, 3>(simd, product, t, &sums),
+                2 => panel.add::<S, 2>(simd, product, t, &sums),
+                _ => panel.add::<S, 1>(simd, product, t, &sums),
             }
-            let out = &mut product.tile.row(t)[from - cols.start..][..count];
-            for ((y, scale), sum) in out.iter_mut().zip(scales).zip(added) {
-                *y = simd.fma1(scale, sum, *y);
+            t += count;
+        }
+    }
+}
+
+/// One panel of `B'` as a tile sees it.
+struct Panel<'a> {
+    /// A lane for each pair of ranks.
+    b: &'a [Lane],
+    /// The panel's outputs that lie in the tile, counted from the panel's first.
+    inside: Range<usize>,
+    /// The same, counted from the tile's first.
+    of_tile: Range<usize>,
+    /// `u_i · 2^(−s_i)` of every output inside: exact, as a step is far from the smallest normal
+    /// number.
+    scales: [f32; PANEL_ROWS],
+}
+
+impl<'a> Panel<'a> {
+    #[inline(always)]
+    fn of(product: &TileProduct<'_, '_>, factors: &'a Factors, panel: usize) -> Self {
+        let (cols, first) = (&product.tile.cols, panel * PANEL_ROWS);
+        let outputs = first.max(cols.start)..(first + PANEL_ROWS).min(cols.end);
+        let inside = outputs.start - first..outputs.end - first;
+        let mut scales = [0.0; PANEL_ROWS];
+        let steps = &product.weight.steps()[outputs.clone()];
+        let shifts = &factors.shift[outputs.clone()];
+        for ((scale, step), shift) in scales[inside.clone()].iter_mut().zip(steps).zip(shifts) {
+            *scale = step * f32::from_bits((127 - u32::from(*shift)) << 23);
+        }
+        Self {
+            b: &factors.b[panel * factors.pairs..][..factors.pairs],
+            inside,
+            of_tile: outputs.start - cols.start..outputs.end - cols.start,
+            scales,
+        }
+    }
+
+    /// Adds to the outputs of the `T` tokens from `t` on.
+    #[inline(always)]
+    fn add<'s, S: Simd, const T: usize>(
+        &self,
+        simd: S,
+        product: &mut TileProduct<'_, '_>,
+        t: usize,
+        sums: &impl Fn(usize) -> &'s [[f32; 2]],
+    ) {
+        let x: [_; T] = from_fn(|k| &sums(t + k)[..self.b.len()]);
+        for part in 0..S::PARTS {
+            let mut total = [simd.splat(0.0); T];
+            for (pair, lane) in self.b.iter().enumerate() {
+                let [low, high] = simd.load_pairs(&lane.0, part);
+                for k in 0..T {
+                    let [first, second] = x[k][pair].map(|x| simd.splat(x));
+                    total[k] = simd.fma(high, second, simd.fma(low, first, total[k]));
+                }
+            }
+            let scale = simd.load(&self.scales, part);
+            for (k, total) in total.into_iter().enumerate() {
+                let out = &mut product.tile.row(t + k)[self.of_tile.clone()];
+                let add = |y: &mut [f32; CHUNK]| {
+                    simd.store(simd.fma(scale, total, simd.load(y, part)), y, part);
+                };
+                if let Ok(whole) = out.try_into() {
+                    add(whole);
+                    continue;
+                }
+                let mut spare = [0.0; CHUNK];
+                spare[self.inside.clone()].copy_from_slice(out);
+                add(&mut spare);
+                out.copy_from_slice(&spare[self.inside.clone()]);
             }
         }
     }
-}
-
-/// Any rank: a row of `B'` at a time, as a product's rows are.
-#[inline(always)]
-fn many_pairs<'s, S: Simd>(
-    simd: S,
-    product: &mut TileProduct<'_, '_>,
-    tokens: Range<usize>,
-    factors: &Factors,
-    sums: impl Fn(usize) -> &'s [[f32; CHUNK]],
-) {
-    let mut t = tokens.start;
-    while t < tokens.end {
-        let count = (tokens.end - t).min(S::TOKENS);
-        match count {
-            6 => rows_of_b::<S, 6>(simd, product, t, factors, &sums),
-            5 => rows_of_b::<S, 5>(simd, product, t, factors, &sums),
-            4 => rows_of_b::<S, 4>(simd, product, t, factors, &sums),
-            3 => rows_of_b::<S, 3>(simd, product, t, factors, &sums),
-            2 => rows_of_b::<S, 2>(simd, product, t, factors, &sums),
-            _ => rows_of_b::<S, 1>(simd, product, t, factors, &sums),
-        }
-        t += count;
-    }
-}
-
-/// All outputs of the tile for the `T` tokens from `t` on.
-#[inline(always)]
-fn rows_of_b<'s, S: Simd, const T: usize>(
-    simd: S,
-    product: &mut TileProduct<'_, '_>,
-    t: usize,
-    factors: &Factors,
-    sums: &impl Fn(usize) -> &'s [[f32; CHUNK]],
-) {
-    let x: [_; T] = from_fn(|k| sums(t + k));
-    let (cols, rank) = (product.tile.cols.clone(), 2 * factors.pairs);
-    for from in cols.clone().step_by(ROWS) {
-        let count = ROWS.min(cols.end - from);
-        let mut spare = [[[0; CHUNK]; CHUNK_RANK / CHUNK]; ROWS];
-        let mut k = 0;
-        let rows = spare.each_mut().map(|spare| {
-            // A last group of fewer rows repeats one; its sums are not used.
-            let i = from + k.min(count - 1);
-            k += 1;
-            row_of_b(&factors.b[i * rank..], rank, x[0].len(), spare)
-        });
-        let fetch = Fetch { ahead: ROWS * rank, step: CHUNK };
-        let sums = dot(simd, rows, x, fetch);
-        let scales: [f32; ROWS] = from_fn(|k| scale(product, factors, from + k.min(count - 1)));
-        for (k, sums) in sums.into_iter().enumerate() {
-            add(simd, &scales, sums, &mut product.tile.row(t + k)[from - cols.start..]);
-        }
-    }
-}
-
-/// The `rank` integers at the start of `b` in whole chunks. What follows them there, the next row's,
-/// meets sums of zero; behind the last row there is nothing, so that is copied.
-#[inline(always)]
-fn row_of_b<'b>(
-    b: &'b [i16],
-    rank: usize,
-    chunks: usize,
-    spare: &'b mut [[i16; CHUNK]; CHUNK_RANK / CHUNK],
-) -> &'b [[i16; CHUNK]] {
-    if b.len() < chunks * CHUNK {
-        spare.as_flattened_mut()[..rank].copy_from_slice(&b[..rank]);
-        return &spare[..chunks];
-    }
-    &b.as_chunks().0[..chunks]
 }
 
 /// The entries there are, each times its input.

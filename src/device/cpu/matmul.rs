@@ -19,7 +19,8 @@ const TILE_TOKENS: usize = 96;
 const TILE_ROWS: usize = 32;
 /// Most tokens that wait for memory alone.
 const FEW: usize = 6;
-/// Integers in one tile of so few tokens: 32 KiB, some microseconds from memory.
+/// Integers in one tile of so few tokens, up to a power of two rows, so that as few tiles as can be
+/// share a panel of `B'`: 32 to 64 KiB, some microseconds from memory.
 const FEW_INTEGERS: usize = 1 << 14;
 
 impl Cpu {
@@ -45,7 +46,7 @@ impl Cpu {
             &padded[..]
         };
         let block = if tokens <= FEW {
-            (FEW_INTEGERS / stride.max(1)).clamp(ROWS, 64) / ROWS * ROWS
+            (FEW_INTEGERS / stride.max(1)).next_power_of_two().clamp(ROWS, 64)
         } else {
             TILE_ROWS
         };

@@ -126,16 +126,16 @@ struct Group<'w> {
 /// What of a later group is asked for beside a group's sums: every block of a pass takes its share,
 /// so that memory works all the time.
 #[derive(Clone, Copy)]
-pub(super) struct Fetch {
+struct Fetch {
     /// Integers from each row's first to the first of the share.
-    pub(super) ahead: usize,
+    ahead: usize,
     /// Integers from one vector to the next.
-    pub(super) step: usize,
+    step: usize,
 }
 
 /// Adds `steps · sums` to the start of `out`, of which a last group needs fewer.
 #[inline(always)]
-pub(super) fn add<S: Simd>(simd: S, steps: &[f32], sums: [f32; ROWS], out: &mut [f32]) {
+fn add<S: Simd>(simd: S, steps: &[f32], sums: [f32; ROWS], out: &mut [f32]) {
     if let (Some(steps), Some(out)) = (steps.first_chunk::<ROWS>(), out.first_chunk_mut::<ROWS>()) {
         *out = from_fn(|r| simd.fma1(steps[r], sums[r], out[r]));
         return;
@@ -147,7 +147,7 @@ pub(super) fn add<S: Simd>(simd: S, steps: &[f32], sums: [f32; ROWS], out: &mut 
 
 /// `Σ_j w[r][j] · x[t][j]` for `ROWS` rows and `T` tokens.
 #[inline(always)]
-pub(super) fn dot<S: Simd, const T: usize>(
+fn dot<S: Simd, const T: usize>(
     simd: S,
     w: [&[[i16; CHUNK]]; ROWS],
     x: [&[[f32; CHUNK]]; T],

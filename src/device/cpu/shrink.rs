@@ -15,17 +15,13 @@ use super::Cpu;
 use super::buffer::FloatBuffer;
 use super::parallel::{Plane, RowBlocks, Tile};
 use super::simd::{CHUNK, Kernel, Simd};
-use super::unmerged::{Addend, AddendKind, padded_rank};
+use super::unmerged::{Addend, AddendKind};
 use crate::lattice::{Factors, LANES, Lane};
 
 /// Rows in one task.
 const TASK_ROWS: usize = 8;
-/// Pairs of ranks summed at once: with both members they are as many sums a token as a product's.
-const PAIRS: usize = 2;
-
-/// Cache lines of the next `A'` that are asked for beside this one's sums: all of a leaf of rank 2 at
-/// some 600 inputs.
-const FETCHED: usize = 40;
+/// Lanes of `A'` that are asked for ahead of their sums: 8 KiB, some microseconds of memory.
+const AHEAD: usize = 128;
 
 thread_local! {
     static HALVES: RefCell<FloatBuffer> = RefCell::new(FloatBuffer::default());
@@ -37,14 +33,15 @@ thread_local! {
 #[derive(Default)]
 pub(super) struct Shrunk {
     sums: FloatBuffer,
+    /// Pairs of ranks in a row.
     width: usize,
 }
 
 impl Shrunk {
-    /// The sums of row `t` from `at` on, `chunks` chunks of them.
+    /// The sums of row `t` for `pairs` pairs of ranks from pair `at` on.
     #[inline(always)]
-    pub(super) fn row(&self, t: usize, at: usize, chunks: usize) -> &[[f32; CHUNK]] {
-        self.sums[t * self.width + at..][..chunks * CHUNK].as_chunks().0
+    pub(super) fn row(&self, t: usize, at: usize, pairs: usize) -> &[[f32; 2]] {
+        &self.sums.as_chunks().0[t * self.width + at..][..pairs]
     }
 }
 
@@ -61,18 +58,19 @@ impl Cpu {
     /// The sums that `addends` need of `x (rows, stride)`.
     pub(super) fn shrink(&self, x: &[f32], rows: usize, addends: &[Vec<Addend<'_>>]) -> Shrunk {
         let terms = || addends.iter().flatten().filter_map(Term::of);
-        let width = terms().map(|term| term.at + padded_rank(term.factors)).max().unwrap_or(0);
+        let width = terms().map(|term| term.at + term.factors.pairs).max().unwrap_or(0);
         if width == 0 {
             return Shrunk::default();
         }
         let stride = x.len() / rows;
         // Taken out while others may use this thread: a task of another call may run on it.
         let mut sums = SUMS.take();
-        if sums.len() < rows * width {
-            sums = FloatBuffer::zeros((rows * width).next_power_of_two());
+        let len = rows * 2 * width;
+        if sums.len() < len {
+            sums = FloatBuffer::zeros(len.next_power_of_two());
         }
         let work = terms().map(|term| term.rows.len() * term.factors.pairs * 2 * stride).sum();
-        let plane = Plane { data: &mut sums[..rows * width], width, block: width };
+        let plane = Plane { data: &mut sums[..len], width: 2 * width, block: 2 * width };
         self.for_tiles([plane], RowBlocks::Every { rows, block: TASK_ROWS }, work, |tile| {
             HALVES.with_borrow_mut(|halves| {
                 if halves.len() < TASK_ROWS * stride {
@@ -112,35 +110,36 @@ struct Shrink<'a, 't, I> {
     tile: Tile<'t>,
 }
 
-impl<'a, I: Iterator<Item = Term<'a>>> Kernel for Shrink<'_, '_, I> {
+impl<'a, I: Iterator<Item = Term<'a>> + Clone> Kernel for Shrink<'_, '_, I> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { x, stride, terms, halves, mut tile } = self;
-        let first = tile.rows.start;
-        for t in tile.rows.clone() {
-            part_columns(&x[t * stride..][..stride], &mut halves[(t - first) * stride..][..stride]);
-            tile.row(t).fill(0.0);
+        let rows = tile.rows.clone();
+        let terms = terms.filter(|term| term.rows.start < rows.end && rows.start < term.rows.end);
+        // There are as many leaves as users, each too small for the processor to see where it leads.
+        let mut ahead = terms.clone().flat_map(|term| &term.factors.a);
+        fetch(simd, &mut ahead, AHEAD);
+        for t in rows.clone() {
+            let out = &mut halves[(t - rows.start) * stride..][..stride];
+            part_columns(&x[t * stride..][..stride], out);
         }
         let halves = &*halves;
-        let row = |t: usize| halves[(t - first) * stride..][..stride].as_chunks::<CHUNK>().0;
-        let mut terms = terms.peekable();
-        while let Some(term) = terms.next() {
-            let mut t = term.rows.start.max(tile.rows.start);
-            let end = term.rows.end.min(tile.rows.end);
-            if let Some(next) =
-                terms.peek().filter(|next| t < end && next.rows.start < tile.rows.end)
-            {
-                fetch(simd, &next.factors.a);
-            }
+        let row = |t: usize| halves[(t - rows.start) * stride..][..stride].as_chunks::<CHUNK>().0;
+        for term in terms {
+            fetch(simd, &mut ahead, term.factors.a.len());
+            let mut t = term.rows.start.max(rows.start);
+            let end = term.rows.end.min(rows.end);
             while t < end {
-                let tokens = (end - t).min(S::TOKENS);
+                let tokens = (end - t).min(2 * S::TOKENS).min(TASK_ROWS);
                 match tokens {
-                    6 => sums::<S, 6>(simd, &term, t, row, &mut tile),
-                    5 => sums::<S, 5>(simd, &term, t, row, &mut tile),
-                    4 => sums::<S, 4>(simd, &term, t, row, &mut tile),
-                    3 => sums::<S, 3>(simd, &term, t, row, &mut tile),
-                    2 => sums::<S, 2>(simd, &term, t, row, &mut tile),
-                    _ => sums::<S, 1>(simd, &term, t, row, &mut tile),
+                    8 => sums::<S, 8, 1>(simd, &term, t, row, &mut tile),
+                    7 => sums::<S, 7, 1>(simd, &term, t, row, &mut tile),
+                    6 => sums::<S, 6, 1>(simd, &term, t, row, &mut tile),
+                    5 => sums::<S, 5, 1>(simd, &term, t, row, &mut tile),
+                    4 => sums::<S, 4, 1>(simd, &term, t, row, &mut tile),
+                    3 => sums::<S, 3, 1>(simd, &term, t, row, &mut tile),
+                    2 => sums::<S, 2, 2>(simd, &term, t, row, &mut tile),
+                    _ => sums::<S, 1, 2>(simd, &term, t, row, &mut tile),
                 }
                 t += tokens;
             }
@@ -148,11 +147,11 @@ impl<'a, I: Iterator<Item = Term<'a>>> Kernel for Shrink<'_, '_, I> {
     }
 }
 
-/// Asks for the start of another delta's `A'`, from which on the processor sees where it leads.
+/// Asks for the next `count` lanes.
 #[inline(always)]
-fn fetch<S: Simd>(simd: S, a: &[Lane]) {
-    for lane in a.iter().take(FETCHED) {
-        simd.prefetch(lane.0.first_chunk().expect("a lane is two chunks"), 0);
+fn fetch<'a, S: Simd>(simd: S, lanes: &mut impl Iterator<Item = &'a Lane>, count: usize) {
+    for lane in lanes.take(count) {
+        simd.prefetch(lane.0.first_chunk::<CHUNK>().expect("a lane is two chunks"), 0);
     }
 }
 
@@ -169,9 +168,9 @@ fn part_columns(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// All ranks of one chunk of factors, for the `T` tokens from `t` on.
+/// All ranks of one chunk of factors, `P` pairs at a time, for the `T` tokens from `t` on.
 #[inline(always)]
-fn sums<'x, S: Simd, const T: usize>(
+fn sums<'x, S: Simd, const T: usize, const P: usize>(
     simd: S,
     term: &Term<'_>,
     t: usize,
@@ -179,43 +178,49 @@ fn sums<'x, S: Simd, const T: usize>(
     tile: &mut Tile<'_>,
 ) {
     let x: [_; T] = from_fn(|k| row(t + k));
-    let pairs = term.factors.pairs;
-    for first in (0..pairs).step_by(PAIRS) {
-        // A last pair that stands alone is summed twice; its second sums are not used.
-        let picked = from_fn(|k| (first + k).min(pairs - 1));
-        let ranks = 2 * PAIRS.min(pairs - first);
-        for (k, sums) in ranks_of(simd, &term.factors.a, pairs, picked, x).iter().enumerate() {
-            tile.row(t + k)[term.at + 2 * first..][..ranks].copy_from_slice(&sums[..ranks]);
-        }
+    let whole = term.factors.pairs / P * P;
+    for first in (0..whole).step_by(P) {
+        pairs_from::<S, T, P>(simd, term, first, x, (t, tile));
+    }
+    for first in whole..term.factors.pairs {
+        pairs_from::<S, T, 1>(simd, term, first, x, (t, tile));
     }
 }
 
-/// The sums of the ranks of `picked` pairs.
+/// The ranks of the `P` pairs from `first` on.
 #[inline(always)]
-fn ranks_of<S: Simd, const T: usize>(
+fn pairs_from<S: Simd, const T: usize, const P: usize>(
     simd: S,
-    a: &[Lane],
-    pairs: usize,
-    picked: [usize; PAIRS],
+    term: &Term<'_>,
+    first: usize,
     x: [&[[f32; CHUNK]]; T],
-) -> [[f32; 2 * PAIRS]; T] {
-    let mut sums = [[simd.splat(0.0); 2 * PAIRS]; T];
-    for (panel, lanes) in a.chunks_exact(2 * pairs).enumerate() {
+    (t, tile): (usize, &mut Tile<'_>),
+) {
+    let mut sums = [[[simd.splat(0.0); 2]; T]; P];
+    for (panel, lanes) in term.factors.a.chunks_exact(2 * term.factors.pairs).enumerate() {
+        let lanes = &lanes[2 * first..][..2 * P];
         for parity in 0..2 {
             for part in 0..S::PARTS {
-                let mut wide = [simd.splat(0.0); 2 * PAIRS];
-                for (k, pair) in picked.iter().enumerate() {
-                    let both = simd.load_pairs(&lanes[2 * pair + parity].0, part);
-                    [wide[2 * k], wide[2 * k + 1]] = both;
-                }
-                for t in 0..T {
-                    let x = simd.load(&x[t][2 * panel + parity], part);
-                    for r in 0..2 * PAIRS {
-                        sums[t][r] = simd.fma(wide[r], x, sums[t][r]);
+                let x: [_; T] = from_fn(|k| simd.load(&x[k][2 * panel + parity], part));
+                for (pair, sums) in sums.iter_mut().enumerate() {
+                    let a = simd.load_pairs(&lanes[2 * pair + parity].0, part);
+                    for k in 0..T {
+                        sums[k] = from_fn(|member| simd.fma(a[member], x[k], sums[k][member]));
                     }
                 }
             }
         }
     }
-    sums.map(|sums| simd.sum4(sums))
+    for (pair, sums) in sums.iter().enumerate() {
+        let at = 2 * (term.at + first + pair);
+        // Two tokens at once.
+        for k in (0..T).step_by(2) {
+            let [[a, b], [c, d]] = [sums[k], sums[(k + 1).min(T - 1)]];
+            let [a, b, c, d] = simd.sum4([a, b, c, d]);
+            tile.row(t + k)[at..][..2].copy_from_slice(&[a, b]);
+            if k + 1 < T {
+                tile.row(t + k + 1)[at..][..2].copy_from_slice(&[c, d]);
+            }
+        }
+    }
 }

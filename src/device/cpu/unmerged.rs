@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::simd::CHUNK;
 use crate::device::compute::NodeRows;
 use crate::lattice::{CompiledDelta, DeltaKind, Factors, Lane, MatrixId, SparseRows};
 
@@ -49,17 +48,12 @@ pub(super) struct Addend<'a> {
 
 /// The integers of an addend.
 pub(super) enum AddendKind<'a> {
-    /// `2^(−s_i) · Σ_r B'_ir · s[t][at + r]` with the sums that `shrink.rs` leaves behind.
+    /// `2^(−s_i) · Σ_r B'_ir · s[t][2 · at + r]` with the sums that `shrink.rs` leaves behind.
     Factors { factors: &'a Factors, at: usize },
     /// `Σ_j Q_ij · x[t][j]`.
     Dense(&'a [Lane]),
     /// The same over the entries there are.
     Sparse(&'a SparseRows),
-}
-
-/// Sums of one chunk of factors, padded to whole chunks of values.
-pub(super) fn padded_rank(factors: &Factors) -> usize {
-    (2 * factors.pairs).next_multiple_of(CHUNK)
 }
 
 /// What is added to each of some products of `tokens` rows.
@@ -74,8 +68,8 @@ pub(super) fn addends<'a, const N: usize>(
     deltas.map(|deltas| addends_of_one(deltas, &mut used))
 }
 
-/// The addends of one matrix; `used[t]` is how much of row `t` of the shrunk inputs is taken. Rows
-/// of one delta have the same deltas above, so the same place.
+/// The addends of one matrix; `used[t]` is how many pairs of row `t` of the shrunk inputs are
+/// taken. Rows of one delta have the same deltas above, so the same place.
 fn addends_of_one<'a>(deltas: &[RowsDelta<'a>], used: &mut [usize]) -> Vec<Addend<'a>> {
     let mut addends = Vec::new();
     for RowsDelta { rows, delta } in deltas {
@@ -85,7 +79,7 @@ fn addends_of_one<'a>(deltas: &[RowsDelta<'a>], used: &mut [usize]) -> Vec<Adden
                 for factors in chunks {
                     let used = &mut used[rows.clone()];
                     let at = used.iter().copied().max().unwrap_or(0);
-                    used.fill(at + padded_rank(factors));
+                    used.fill(at + factors.pairs);
                     add(AddendKind::Factors { factors, at });
                 }
             }

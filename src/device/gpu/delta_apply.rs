@@ -26,7 +26,7 @@ use super::pipeline::Kernel;
 use super::recording::{Prepared, Recording};
 use super::{delta_dense, delta_sparse, word};
 use crate::Result;
-use crate::lattice::{LANES, MatrixId, Sign, SignedDelta};
+use crate::lattice::{LANES, MatrixId, PANEL_ROWS, Sign, SignedDelta};
 
 /// Bytes of factors in one scratch buffer: small beside an upload that shall overlap with passes,
 /// large beside a start.
@@ -258,7 +258,7 @@ impl PlacedChunk<'_> {
         };
         (0..pairs).map(move |p| RankPair {
             a: word(a + LANES * p),
-            b: word(b + p),
+            b: word(b + PANEL_ROWS * p),
             shifts: word(b + b_words),
             chunk_pairs: word(pairs),
             ends: if p + 1 == pairs { ends } else { 0 },

@@ -149,7 +149,7 @@ proptest! {
                 let bound: f64 = chunks
                     .iter()
                     .map(|chunk| {
-                        let b = chunk.b_row(i).iter().map(|&b| f64::from(b).abs());
+                        let b = chunk.b_row(i).map(|b| f64::from(b).abs());
                         let a = (0..chunk.pairs * 2).map(|r| f64::from(chunk.a(r, j)).abs());
                         let factors: f64 = a.zip(b).map(|(a, b)| 0.5 * (a + b) + 0.25).sum();
                         0.5 + factors / f64::from(1_u32 << chunk.shift[i])
@@ -159,7 +159,7 @@ proptest! {
                 prop_assert!(error <= bound + 1e-6, "row {i} column {j}: {} for {exact}", compiled.q(i, j));
             }
             for chunk in chunks {
-                let b: u64 = chunk.b_row(i).iter().map(|&b| u64::from(b.unsigned_abs()).pow(2)).sum();
+                let b: u64 = chunk.b_row(i).map(|b| u64::from(b.unsigned_abs()).pow(2)).sum();
                 let a = (0..cols).map(|j| (0..chunk.pairs * 2).map(|r| u64::from(chunk.a(r, j).unsigned_abs()).pow(2)).sum::<u64>());
                 prop_assert!(u128::from(b) * u128::from(a.max().unwrap_or(0)) < 1 << 60, "a sum may leave i32");
             }
@@ -173,7 +173,7 @@ proptest! {
 fn sums_beyond_an_i32_are_not_taken_for_small_ones() {
     let mut a = vec![Lane::zeroed(); 2];
     a[0].0[0] = 32766;
-    let factors = Factors { pairs: 1, a, b: vec![26216, 0], shift: vec![0] };
+    let factors = Factors::from_rows(1, a, &[26216, 0], vec![0]);
     let kind = DeltaKind::LowRank(vec![factors]);
     let delta = CompiledDelta { rows: 1, cols: 1, row_max: vec![32766 * 26216], kind };
     let terms = [SignedDelta::added(&delta); 5];

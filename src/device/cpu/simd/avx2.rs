@@ -175,7 +175,7 @@ fn delta_tile<const R: usize>(block: &mut RowBlock, deltas: &ByKind, i: usize, p
         std::array::from_fn(|r| load_lane(&block.lanes[(i + r) * stride + panel]));
     for &SignedDelta { delta: factors, sign } in &deltas.factors {
         let a = &factors.a[panel * factors.pairs * 2..][..factors.pairs * 2];
-        let b: [&[i16]; R] = std::array::from_fn(|r| factors.b_row(row + r));
+        let b: [(&[Lane], _); R] = std::array::from_fn(|r| factors.b_lanes(row + r));
         let shift: [i32; R] = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
         // Even and odd columns, each in two halves.
         let mut sums: [[[__m256i; 2]; 2]; R] =
@@ -183,8 +183,8 @@ fn delta_tile<const R: usize>(block: &mut RowBlock, deltas: &ByKind, i: usize, p
         for (pair, lanes) in a.chunks_exact(2).enumerate() {
             let a = [load_lane(&lanes[0]), load_lane(&lanes[1])];
             for r in 0..R {
-                let pair = [b[r][pair * 2], b[r][pair * 2 + 1]];
-                let b = _mm256_set1_epi32(bytemuck::cast(pair));
+                let (b, at) = b[r];
+                let b = _mm256_set1_epi32(bytemuck::cast(at.map(|at| b[pair].0[at])));
                 for (sums, a) in sums[r].iter_mut().zip(&a) {
                     for (sum, &a) in sums.iter_mut().zip(a) {
                         *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(a, b));

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 use super::{CHUNK, Kernel, Simd};
 use crate::device::cpu::delta_apply::{ByKind, RowBlock};
-use crate::lattice::{Factors, Lane, Sign, SignedDelta};
+use crate::lattice::{Factors, Lane, PANEL_ROWS, Sign, SignedDelta};
 
 /// Proof of the features, and their operations.
 #[derive(Clone, Copy)]
@@ -159,7 +159,8 @@ impl Simd for Avx512 {
 /// innermost loop would cost as much as a product.
 struct Chunk<const R: usize> {
     a: *const Lane,
-    b: [*const i32; R],
+    /// The first pair of the first row; rows follow one another, pairs every [`PANEL_ROWS`].
+    b: *const i32,
     half: [i32; R],
     shift: [i32; R],
     full_shift: bool,
@@ -205,10 +206,12 @@ fn delta_rows<const R: usize>(
 fn prepare<const R: usize>(term: &SignedDelta<&Factors>, row: usize, panels: usize) -> Chunk<R> {
     let SignedDelta { delta: factors, sign } = *term;
     assert!(factors.a.len() >= panels * factors.pairs * 2, "A' is shorter than its matrix");
+    let (b, at) = factors.b_lanes(row);
+    assert!(at[0] / 2 + R <= PANEL_ROWS, "a group of rows is in two panels");
     let shift: [i32; R] = std::array::from_fn(|r| i32::from(factors.shift[row + r]));
     Chunk {
         a: factors.a.as_ptr(),
-        b: std::array::from_fn(|r| factors.b_row(row + r).as_ptr().cast()),
+        b: b.as_ptr().cast::<i32>().wrapping_add(at[0] / 2),
         half: shift.map(|s| (1 << s) >> 1),
         shift,
         full_shift: shift == [16; R],
@@ -252,8 +255,9 @@ fn delta_tile<const R: usize>(
                 }
             });
             for r in 0..R {
-                // SAFETY: a row of `B'` holds `pairs` pairs of i16.
-                let b = _mm512_set1_epi32(unsafe { chunk.b[r].add(pair).read_unaligned() });
+                // SAFETY: `prepare` took the panel's `pairs` lanes and asserted that they hold `R`
+                // rows from the first one on.
+                let b = _mm512_set1_epi32(unsafe { *chunk.b.add(pair * PANEL_ROWS + r) });
                 for parity in 0..2 {
                     sums[r][parity] = _mm512_dpwssd_epi32(sums[r][parity], a[parity], b);
                 }

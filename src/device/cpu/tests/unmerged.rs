@@ -153,7 +153,7 @@ fn added(delta: &CompiledDelta, i: usize, x: &[f32]) -> (f64, f64) {
         DeltaKind::LowRank(chunks) => {
             for factors in chunks {
                 let scale = 1.0 / f64::from(1_u32 << factors.shift[i]);
-                for (r, &b) in factors.b_row(i).iter().enumerate() {
+                for (r, b) in factors.b_row(i).enumerate() {
                     for (j, &x) in x.iter().enumerate() {
                         add(scale * f64::from(b) * f64::from(factors.a(r, j)), x);
                     }

@@ -48,22 +48,19 @@ fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest
     let pairs = rank.div_ceil(2);
     let used = |r: usize| r < rank;
     let a_largest = [1, 300, 32767][rng.random_range(0..3)];
-    let mut factors = Factors {
-        pairs,
-        a: vec![Lane([0; LANES]); cols.div_ceil(LANES) * pairs * 2],
-        b: vec![0; rows * pairs * 2],
-        shift: (0..rows)
-            .map(|_| if rng.random_bool(0.5) { 16 } else { rng.random_range(0..=16) })
-            .collect(),
-    };
+    let mut a = vec![Lane([0; LANES]); cols.div_ceil(LANES) * pairs * 2];
+    let mut b = vec![0; rows * pairs * 2];
+    let shift: Vec<u8> = (0..rows)
+        .map(|_| if rng.random_bool(0.5) { 16 } else { rng.random_range(0..=16) })
+        .collect();
     for j in 0..cols {
         for r in (0..pairs * 2).filter(|&r| used(r)) {
             let lane = (j / LANES * pairs + r / 2) * 2 + j % 2;
-            factors.a[lane].0[(j % LANES) / 2 * 2 + r % 2] =
+            a[lane].0[(j % LANES) / 2 * 2 + r % 2] =
                 rng.random_range(-a_largest..=a_largest) as i16;
         }
     }
-    for (row, &shift) in factors.b.chunks_exact_mut(pairs * 2).zip(&factors.shift) {
+    for (row, &shift) in b.chunks_exact_mut(pairs * 2).zip(&shift) {
         let b_most = (i64::from(largest - 1) << shift).min(1 << 30)
             / (pairs as i64 * 2 * i64::from(a_largest));
         let b_largest = b_most.min(32767) as i16;
@@ -75,7 +72,7 @@ fn made_factors(rng: &mut StdRng, rows: usize, cols: usize, rank: usize, largest
             };
         }
     }
-    factors
+    Factors::from_rows(pairs, a, &b, shift)
 }
 
 /// What a node does to one matrix.
@@ -287,7 +284,8 @@ fn staging_memory_goes_when_the_upload_is_done() {
     let mut rng = StdRng::seed_from_u64(4);
     let delta = made_delta(&mut rng, 600, 64, &Made::LowRank(64), 1000).unwrap();
     let deltas = gpu.upload_deltas(&Arc::new(NodeDeltas::new([(MatrixId(0), delta)]))).unwrap();
-    assert_eq!(gpu.deltas_bytes(&deltas), 2 * 64 * (600 + 64) + 600);
+    // `B'` in whole panels of 16 rows.
+    assert_eq!(gpu.deltas_bytes(&deltas), 2 * 64 * (608 + 64) + 600);
     let waiting = || deltas.stores.iter().filter(|store| store.is_staged()).count();
     assert_eq!(waiting(), 1);
     gpu.finish_uploads(&[&deltas]).unwrap();

@@ -102,9 +102,9 @@ impl Case {
             DeltaKind::LowRank(chunks) => {
                 let chunk = |factors: &crate::lattice::Factors| {
                     let scale = 1.0 / f64::from(1_u32 << factors.shift[i]);
-                    let terms = factors.b_row(i).iter().enumerate();
+                    let terms = factors.b_row(i).enumerate();
                     terms
-                        .map(|(r, &b)| sum(&|j| scale * f64::from(b) * f64::from(factors.a(r, j))))
+                        .map(|(r, b)| sum(&|j| scale * f64::from(b) * f64::from(factors.a(r, j))))
                         .sum::<f64>()
                 };
                 chunks.iter().map(chunk).sum::<f64>()

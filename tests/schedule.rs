@@ -249,7 +249,7 @@ fn a_full_queue_and_jobs_that_cannot_be_are_refused() {
     let mut scheduler = scheduler(options);
     let mut submit = |job| scheduler.submit(0.0, job);
     assert!(matches!(submit(Job { prompt_tokens: 0, ..job(1, &[]) }), Err(Error::EmptyPrompt)));
-    let long = submit(Job { prompt_tokens: 126, ..job(1, &[]) });
+    let long = submit(Job { prompt_tokens: 127, ..job(1, &[]) });
     assert!(
         matches!(long, Err(Error::Engine(EngineDefect::TooLarge { needed: 5, limit: 4 }))),
         "{long:?}"

@@ -19,11 +19,12 @@ use super::handle::EngineOptions;
 use super::job::{Job, JobId, Options};
 use super::nodes::{NodeCost, NodePath, NodeTable, Serial};
 use super::plan::{Outcome, Plan, Row, World};
-use super::request::{Command, Work};
+use super::request::{Command, WaitingBytes, WaitingDeltas, Work};
 use super::{CostConstants, CostModel, Scheduler};
 use crate::contain::contained;
 use crate::device::PAGE;
 use crate::error::EngineDefect;
+use crate::lattice::{CompiledDelta, NodeDeltas};
 use crate::model::{Pick, Picked, StopReason, TableId};
 use crate::nodes::NodeVersion;
 use crate::runtime::{Pool, Runtime, Shared, StepRow};
@@ -60,12 +61,11 @@ pub struct Status {
 /// A request that runs or waits for its turn.
 struct Active {
     work: Box<Work>,
+    /// Its pages. Its deltas are held as long as it has a table.
     table: Option<TableId>,
     /// How its next token is chosen, from when that was first tried: however often a step fails,
     /// a random number is drawn once.
     pick: Option<Pick>,
-    /// Whether its deltas are held: not where they could not be brought back.
-    is_held: bool,
 }
 
 pub(super) struct Driver {
@@ -79,6 +79,7 @@ pub(super) struct Driver {
     /// Versions that requests speak of, or that are applied, and how many speak of them.
     versions: BTreeMap<Serial, (NodeVersion, usize)>,
     commands: Receiver<Command>,
+    waiting: Arc<WaitingBytes>,
     start: Instant,
     restores: usize,
     /// Tokens that were run since the status was last written.
@@ -105,6 +106,7 @@ impl Driver {
         options: &EngineOptions,
         start: Instant,
         commands: Receiver<Command>,
+        waiting: Arc<WaitingBytes>,
     ) -> Result<Self> {
         let shared = runtime.shared.clone();
         let mut pool = runtime.replica.pool(options.kv_bytes)?;
@@ -133,13 +135,15 @@ impl Driver {
             active: HashMap::new(),
             versions: BTreeMap::new(),
             commands,
+            waiting,
             start,
             restores: 0,
             run_tokens: 0,
             status: Arc::default(),
         };
         // What the weights leave when they first move.
-        driver.add_versions(&stand, 0);
+        let applied = driver.shared.loaded(&stand).expect("what is applied is kept");
+        driver.add_versions(&stand, &applied, 0);
         driver.note(false, false);
         Ok(driver)
     }
@@ -199,16 +203,13 @@ impl Driver {
         if work.script.decoding.end_at_limits() {
             return self.say_end(work);
         }
-        let (id, version) = (work.id, work.version.clone());
-        for (version, deltas) in version.path().iter().zip(work.deltas.drain(..)) {
-            self.shared.put_back(version, deltas);
-        }
         let is_lost = self.pool.is_none() || self.runtime.replica.check_usable().is_err();
-        let ready = if is_lost { self.restore() } else { Ok(()) };
-        if let Err(error) = ready.and_then(|()| self.hold(&version)) {
+        if is_lost && let Err(error) = self.restore() {
             return work.finish(Err(error));
         }
-        self.add_versions(&version, 1);
+        let (id, version) = (work.id, work.version.clone());
+        let WaitingDeltas { path, .. } = work.deltas.as_ref().expect("they were brought along");
+        self.add_versions(&version, path, 1);
         let job = Job {
             id,
             path: path_of(&version),
@@ -217,28 +218,20 @@ impl Driver {
             merge: work.merge,
             deadline_ms: work.deadline_ms,
         };
-        self.active.insert(id, Active { work, table: None, pick: None, is_held: true });
+        self.active.insert(id, Active { work, table: None, pick: None });
         if let Err(error) = self.scheduler.submit(self.now_ms(), job) {
             self.end(id, Err(error));
         }
     }
 
-    fn hold(&mut self, version: &NodeVersion) -> Result<()> {
-        let replica = &mut self.runtime.replica;
-        contained(|| replica.hold(version)).unwrap_or_else(panicked)
-    }
-
-    /// Counts `holders` more of a version and of all above it, which are held or applied.
-    fn add_versions(&mut self, version: &NodeVersion, holders: usize) {
-        for version in version.path() {
+    /// Counts `holders` more of a version and of all above it, whose deltas are `path`.
+    fn add_versions(&mut self, version: &NodeVersion, path: &[Arc<NodeDeltas>], holders: usize) {
+        for (version, deltas) in version.path().into_iter().zip(path) {
             let serial = Serial(version.serial());
             match self.versions.entry(serial) {
                 Entry::Occupied(entry) => entry.into_mut().1 += holders,
                 Entry::Vacant(entry) => {
-                    let cost = self.runtime.replica.cost(&version);
-                    let (touched, factors) = cost.expect("it is held or applied");
-                    let matrices = touched.into_iter().map(|id| id.0).collect();
-                    self.scheduler.nodes().insert(serial, &NodeCost { matrices, factors });
+                    self.scheduler.nodes().insert(serial, &cost_of(deltas));
                     entry.insert((version, holders));
                 }
             }
@@ -261,12 +254,10 @@ impl Driver {
 
     /// Frees what a request held.
     fn remove(&mut self, id: JobId) -> Option<Box<Work>> {
-        let Active { work, table, is_held, .. } = self.active.remove(&id)?;
+        let Active { work, table, .. } = self.active.remove(&id)?;
         self.scheduler.cancel(id);
         if let (Some(table), Some(pool)) = (table, &mut self.pool) {
             pool.pages().release(table);
-        }
-        if is_held {
             self.runtime.replica.release(&work.version);
         }
         for version in work.version.path() {
@@ -324,24 +315,29 @@ impl Driver {
             self.note(false, false);
             return false;
         }
+        let is_changed = self.admit_rows(&mut plan);
+        if self.runtime.replica.check_usable().is_err() {
+            self.lost();
+            return true;
+        }
         let mut outcome = Outcome::default();
         if plan.stand != world.stand
+            && !plan.rows.is_empty()
             && let Err(error) = self.switch(&plan, &mut outcome)
         {
             self.switch_failed(&plan, error);
             return true;
         }
         let start = Instant::now();
-        let is_changed = self.give_pages(&mut plan);
         match self.run_rows(&plan.rows) {
             Ok(Ran { made, tokens, passes }) => {
-                let is_as_planned = passes == 1 && !is_changed;
+                let is_as_planned = passes == 1 && tokens == plan.tokens() && !is_changed;
                 outcome.step_ms = is_as_planned.then(|| start.elapsed().as_secs_f64() * 1e3);
                 self.restores = 0;
                 self.run_tokens += tokens;
                 self.finish(&plan, made, outcome);
             }
-            Err(error) => self.lost(&error),
+            Err(_) => self.lost(),
         }
         true
     }
@@ -363,7 +359,7 @@ impl Driver {
     /// The weights did not move: whoever of the plan needed them there ends, unless they are lost.
     fn switch_failed(&mut self, plan: &Plan, error: Error) {
         if self.runtime.replica.check_usable().is_err() {
-            return self.lost(&error);
+            return self.lost();
         }
         let why = error.to_string();
         let mut error = Some(error);
@@ -373,43 +369,69 @@ impl Driver {
         }
     }
 
-    /// Opens the tables of a plan's rows and gives them their pages. Whether the rows are others now:
-    /// of a prompt whose beginning is in the cache already the rest is run. And pages that are shared
-    /// are not free when one of those that share them lets go, so there may be fewer than the plan
-    /// counts with: then, as in a plan, the youngest lose theirs.
-    fn give_pages(&mut self, plan: &mut Plan) -> bool {
-        let (mut dropped, mut is_changed) = (BTreeSet::new(), false);
+    /// Makes a plan's rows ready to be run: their deltas held, tables opened, pages given. Whether the
+    /// rows are others than planned: one whose deltas cannot be held ends; of a prompt whose beginning
+    /// is in the cache already the rest is run; and pages that are shared are not free when one of those
+    /// that share them lets go, so there may be fewer than the plan counts with: then, as in a plan, the
+    /// youngest lose theirs.
+    fn admit_rows(&mut self, plan: &mut Plan) -> bool {
+        let (mut gone, mut is_changed) = (BTreeSet::new(), false);
         for row in &mut plan.rows {
-            while !dropped.contains(&row.id) && !self.give_row_pages(row, &mut is_changed) {
+            if let Err(error) = self.admit(row.id) {
+                gone.insert(row.id);
+                // Of lost weights nobody is to blame.
+                if self.runtime.replica.check_usable().is_err() {
+                    break;
+                }
+                self.end(row.id, Err(error));
+            }
+            while !gone.contains(&row.id) && !self.give_pages(row, &mut is_changed) {
                 let youngest = self.scheduler.youngest().expect("whoever has a row runs");
                 self.drop_pages(youngest);
                 self.scheduler.restart(youngest);
-                dropped.insert(youngest);
+                gone.insert(youngest);
             }
         }
-        plan.rows.retain(|row| !dropped.contains(&row.id));
-        is_changed || !dropped.is_empty()
+        plan.rows.retain(|row| !gone.contains(&row.id));
+        is_changed || !gone.is_empty()
     }
 
-    /// The same for one row; whether there were pages enough.
-    fn give_row_pages(&mut self, row: &mut Row, is_changed: &mut bool) -> bool {
-        let (Some(Active { work, table, .. }), Some(pool)) =
-            (self.active.get_mut(&row.id), &mut self.pool)
+    /// Holds a request's deltas and opens its table, if that was not done before.
+    fn admit(&mut self, id: JobId) -> Result<()> {
+        let (Some(Active { work, table: table @ None, .. }), Some(pool)) =
+            (self.active.get_mut(&id), &mut self.pool)
+        else {
+            return Ok(());
+        };
+        if let Some(WaitingDeltas { path, .. }) = &work.deltas {
+            for (version, deltas) in work.version.path().iter().zip(path) {
+                self.shared.put_back(version, deltas.clone());
+            }
+        }
+        let replica = &mut self.runtime.replica;
+        contained(|| replica.hold(&work.version)).unwrap_or_else(panicked)?;
+        work.deltas = None;
+        let (owner, tokens) = (replica.owner(&work.version), work.script.decoding.tokens());
+        *table = Some(pool.pages().open_behind(owner, &work.salt, tokens));
+        Ok(())
+    }
+
+    /// Gives a row its pages; whether there were enough.
+    fn give_pages(&mut self, row: &mut Row, is_changed: &mut bool) -> bool {
+        let (Some(Active { work, table: Some(table), .. }), Some(pool)) =
+            (self.active.get(&row.id), &mut self.pool)
         else {
             return true;
         };
-        let owner = self.runtime.replica.owner(&work.version);
-        let (pages, tokens) = (pool.pages(), work.script.decoding.tokens());
-        let table = *table.get_or_insert_with(|| pages.open_behind(owner, &work.salt, tokens));
-        let found = pages.len(table);
+        let found = pool.pages().len(*table);
         if found > row.from {
             self.scheduler.found(row.id, found);
-            let rest = tokens.len() - found;
+            let rest = work.script.decoding.tokens().len() - found;
             (row.from, row.tokens) = (found, row.tokens.min(rest));
             row.is_last = row.tokens == rest;
             *is_changed = true;
         }
-        pages.reserve(table, row.pages).is_ok()
+        pool.pages().reserve(*table, row.pages).is_ok()
     }
 
     /// Runs rows whose tables have their pages; if that fails as a whole, each by itself. An error:
@@ -519,18 +541,23 @@ impl Driver {
 
     /// A sequence loses its pages: it is run again from its tokens.
     fn drop_pages(&mut self, id: JobId) {
-        if let Some(Active { work, table, .. }) = self.active.get_mut(&id) {
-            if let (Some(table), Some(pool)) = (table.take(), &mut self.pool) {
-                pool.pages().release(table);
-            }
-            work.script.decoding.restart();
+        let Some(Active { work, table, .. }) = self.active.get_mut(&id) else { return };
+        work.script.decoding.restart();
+        let Some(table) = table.take() else { return };
+        if let Some(pool) = &mut self.pool {
+            pool.pages().release(table);
         }
+        // For when it runs again.
+        work.deltas = self.shared.loaded(&work.version).map(|path| self.waiting.keep(path));
+        self.runtime.replica.release(&work.version);
         self.status.lock().unwrap_or_else(PoisonError::into_inner).preempted += 1;
     }
 
     /// The weights or the device are lost: loads everything again, or ends all requests.
-    fn lost(&mut self, error: &Error) {
-        tracing::warn!("the weights are loaded again: {error}");
+    fn lost(&mut self) {
+        if let Err(error) = self.runtime.replica.check_usable() {
+            tracing::warn!("the weights are loaded again: {error}");
+        }
         if let Err(error) = self.restore() {
             tracing::error!("the weights are lost: {error}");
         }
@@ -538,34 +565,17 @@ impl Driver {
 
     /// Loads everything again. All sequences are run again, or end where that cannot be.
     fn restore(&mut self) -> Result<()> {
+        let ids: Vec<JobId> = self.active.keys().copied().collect();
+        // What they hold is lost with the weights; until then it is kept for when they run again.
+        ids.iter().for_each(|id| self.drop_pages(*id));
+        ids.iter().for_each(|id| self.scheduler.restart(*id));
         self.restores += 1;
         let loaded =
             if self.restores > MOST_RESTORES { Err(Error::Unusable) } else { self.load_again() };
-        // What was held is lost with the device.
-        self.active.values_mut().for_each(|active| active.is_held = false);
-        let ids: Vec<JobId> = self.active.keys().copied().collect();
-        for id in ids {
-            let active =
-                self.active.get_mut(&id).expect("only what cannot be held ends, each at its turn");
-            active.table = None;
-            active.work.script.decoding.restart();
-            self.scheduler.restart(id);
-            let version = active.work.version.clone();
-            let held = match &loaded {
-                Ok(()) => self.hold(&version),
-                Err(_) => Err(Error::Unusable),
-            };
-            match held {
-                Ok(()) => self.active.entry(id).and_modify(|active| active.is_held = true),
-                Err(error) => {
-                    self.end(id, Err(error));
-                    continue;
-                }
-            };
-        }
         if loaded.is_err() {
+            ids.into_iter().for_each(|id| self.end(id, Err(Error::Unusable)));
             // Whoever comes next is worth another try.
-            self.restores = 0;
+            (self.restores, self.pool) = (0, None);
         }
         loaded
     }
@@ -596,6 +606,15 @@ impl Driver {
         if status.steps % 64 == 1 {
             status.cost = self.scheduler.cost().to_string();
         }
+    }
+}
+
+/// What a node costs.
+fn cost_of(deltas: &NodeDeltas) -> NodeCost {
+    let factors = |delta: &CompiledDelta| (delta.rank() * (delta.rows + delta.cols)) as u64;
+    NodeCost {
+        matrices: deltas.iter().map(|(id, _)| id.0).collect(),
+        factors: deltas.iter().map(|(_, delta)| factors(delta)).sum(),
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use super::driver::{Driver, Status};
 use super::job::{JobId, Options};
-use super::loader::load_all;
-use super::request::{Answer, Command, Request, Ticket, Work};
+use super::loader::{Loading, load_all};
+use super::request::{Answer, Command, Request, Ticket, WaitingBytes, Work};
 use crate::Result;
 use crate::error::EngineDefect;
 use crate::runtime::{Runtime, Script, Shared};
@@ -35,6 +35,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     commands: Sender<Command>,
     to_load: Sender<(String, Box<Work>)>,
+    waiting: Arc<WaitingBytes>,
     /// Whether nothing more is to be read.
     is_stopping: Arc<AtomicBool>,
     in_work: Arc<AtomicUsize>,
@@ -56,11 +57,18 @@ impl Engine {
         let shared = runtime.shared.clone();
         let start = Instant::now();
         let (commands, received) = mpsc::channel();
-        let driver = Driver::new(runtime, options, start, received)?;
+        // Beside the cache as many again for those that wait.
+        let waiting = WaitingBytes::new(shared.compiled().budget_bytes());
+        let driver = Driver::new(runtime, options, start, received, waiting.clone())?;
         let status = driver.status();
         let (to_load, loads) = mpsc::channel();
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let loader = load_all(shared.clone(), loads, commands.clone(), is_stopping.clone())?;
+        let loading = Loading {
+            shared: shared.clone(),
+            waiting: waiting.clone(),
+            is_stopping: is_stopping.clone(),
+        };
+        let loader = load_all(loading, loads, commands.clone())?;
         let thread = Builder::new().name("pleach-engine".to_owned());
         let driver = thread.spawn(move || driver.run());
         let driver = driver.map_err(|source| EngineDefect::Thread { source })?;
@@ -69,6 +77,7 @@ impl Engine {
             shared,
             commands,
             to_load,
+            waiting,
             is_stopping,
             in_work: Arc::default(),
             limit,
@@ -99,13 +108,13 @@ impl Engine {
         let is_cancelled = Arc::new(AtomicBool::new(false));
         let id = JobId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let node = version.name().to_owned();
-        // Where something is to be read, that is the loader's work.
-        let deltas = shared.loaded(&version);
+        // Where something is to be read, or too much waits already, that is the loader's work.
+        let deltas = shared.loaded(&version).and_then(|path| self.waiting.try_keep(path));
         let is_ready = deltas.is_some();
         let work = Box::new(Work {
             id,
             version,
-            deltas: deltas.unwrap_or_default(),
+            deltas,
             script,
             merge: request.merge,
             deadline_ms: request
@@ -164,5 +173,49 @@ impl Drop for Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{GenerateOptions, StopReason};
+    use crate::runtime::Prompt;
+    use crate::testing::{TinyModel, tiny_hf_model};
+
+    /// [`Answer`] hands out nothing behind the first end, so this looks at what was sent.
+    #[test]
+    fn every_answer_is_sent_one_end_and_nothing_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        tiny_hf_model(dir.path(), &TinyModel::default());
+        let runtime = Runtime::builder().base(dir.path()).open().unwrap();
+        let options = EngineOptions { kv_bytes: 1 << 20, ..EngineOptions::default() };
+        let engine = Engine::new(runtime, &options).unwrap();
+        let ask = |max_tokens: usize| {
+            let options =
+                GenerateOptions { max_tokens, ignore_eos: true, ..GenerateOptions::default() };
+            let prompt = Prompt::Tokens(vec![3, 5, 7]);
+            engine.submit(Request { options, ..Request::new("/", prompt) }).unwrap()
+        };
+        let answers = [0, 1, 2, 40, 400, 400].map(ask);
+        answers[4].cancel();
+        // Twice, and perhaps behind its end.
+        answers[2].cancel();
+        answers[2].cancel();
+        let last: Vec<_> = answers[3].steps.iter().collect();
+        engine.close().unwrap();
+        let sent = |answer: &Answer| answer.steps.iter().collect::<Vec<_>>();
+        let all = [sent(&answers[0]), sent(&answers[1]), sent(&answers[2]), last];
+        let all = all.into_iter().chain([sent(&answers[4]), sent(&answers[5])]);
+        for (steps, expected) in all.zip([0, 1, 2, 40, 400, 400]) {
+            let steps: Vec<_> = steps.into_iter().map(Result::unwrap).collect();
+            let ends: Vec<_> = steps.iter().map(|step| step.stop).collect();
+            assert!(ends[..ends.len() - 1].iter().all(Option::is_none), "{ends:?}");
+            let tokens = steps.iter().filter(|step| step.token.is_some()).count();
+            match ends.last().unwrap().unwrap() {
+                StopReason::MaxTokens => assert_eq!(tokens, expected),
+                stop => assert!(stop == StopReason::Cancelled && tokens < expected, "{stop:?}"),
+            }
+        }
     }
 }

@@ -51,6 +51,11 @@ impl Job {
         }
     }
 
+    /// Positions that it comes to hold at most: the last token is chosen, but not run.
+    pub(super) fn most_positions(&self) -> usize {
+        self.prompt_tokens.saturating_add(self.max_tokens.saturating_sub(1))
+    }
+
     /// Whose share of the machine it takes: the node at the top of its path, or the base.
     pub(super) fn tenant(&self) -> Tenant {
         self.path.first().copied()

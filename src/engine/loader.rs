@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
-use super::request::{Command, Work};
+use super::request::{Command, WaitingBytes, Work};
 use crate::Result;
 use crate::contain::contained;
 use crate::device::cpu::Cpu;
@@ -15,34 +16,60 @@ use crate::lattice::NodeDeltas;
 use crate::nodes::NodeVersion;
 use crate::runtime::{Shared, SwitchReport};
 
-/// Starts the thread. It ends when there is nobody left who could send; once `is_stopping`, it reads
-/// nothing more.
+/// How long it waits for others to be admitted before it looks whether it is to stop.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What the thread works with.
+pub(super) struct Loading {
+    pub(super) shared: Arc<Shared>,
+    /// It reads no further while too much waits.
+    pub(super) waiting: Arc<WaitingBytes>,
+    /// Once set, it reads nothing more.
+    pub(super) is_stopping: Arc<AtomicBool>,
+}
+
+impl Loading {
+    /// Brings the deltas of a request into memory, unless it is cancelled, which the driver then says.
+    fn load(&self, host: &Cpu, node: &str, work: &mut Work) -> Result<()> {
+        if self.is_over(work) {
+            return Ok(());
+        }
+        let loaded = contained(|| load(&self.shared, host, node, &mut work.version));
+        let path = loaded.unwrap_or_else(|panic| Err(EngineDefect::Panicked { panic }.into()))?;
+        while !self.is_over(work) {
+            work.deltas = self.waiting.try_keep(path.clone());
+            if work.deltas.is_some() {
+                break;
+            }
+            self.waiting.wait(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Whether nobody waits for a request any more.
+    fn is_over(&self, work: &Work) -> bool {
+        if self.is_stopping.load(Ordering::Acquire) {
+            work.is_cancelled.store(true, Ordering::Release);
+        }
+        work.is_cancelled.load(Ordering::Acquire)
+    }
+}
+
+/// Starts the thread. It ends when there is nobody left who could send.
 pub(super) fn load_all(
-    shared: Arc<Shared>,
+    loading: Loading,
     loads: Receiver<(String, Box<Work>)>,
     commands: Sender<Command>,
-    is_stopping: Arc<AtomicBool>,
 ) -> Result<JoinHandle<()>> {
     // Its own, so that those that run need not wait for its work on their threads.
-    let host = Cpu::with_simd(Some(1), shared.host.simd())?;
+    let host = Cpu::with_simd(Some(1), loading.shared.host.simd())?;
     let run = move || {
         for (node, mut work) in loads {
-            if is_stopping.load(Ordering::Acquire) {
-                work.is_cancelled.store(true, Ordering::Release);
+            match loading.load(&host, &node, &mut work) {
+                // Without a driver nobody waits.
+                Ok(()) => drop(commands.send(Command::Run(work))),
+                Err(error) => work.finish(Err(error)),
             }
-            // Of what is cancelled the driver says so.
-            if !work.is_cancelled.load(Ordering::Acquire) {
-                let loaded = contained(|| load(&shared, &host, &node, &mut work.version));
-                match loaded.unwrap_or_else(|panic| Err(EngineDefect::Panicked { panic }.into())) {
-                    Ok(deltas) => work.deltas = deltas,
-                    Err(error) => {
-                        work.finish(Err(error));
-                        continue;
-                    }
-                }
-            }
-            // Without a driver nobody waits.
-            let _ = commands.send(Command::Run(work));
         }
     };
     let thread = Builder::new().name("pleach-loader".to_owned()).spawn(run);

@@ -1,8 +1,8 @@
 //! What people ask of the engine, and how they get their answers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::job::{JobId, Merge};
@@ -73,9 +73,9 @@ pub(super) enum Command {
 pub(super) struct Work {
     pub(super) id: JobId,
     pub(super) version: NodeVersion,
-    /// Those of the version's path, from the top down: whatever becomes of the cache until the
-    /// request is taken.
-    pub(super) deltas: Vec<Arc<NodeDeltas>>,
+    /// Those of the version's path, whatever becomes of the cache until it is admitted; none while
+    /// they are to be read, and while it runs.
+    pub(super) deltas: Option<WaitingDeltas>,
     pub(super) script: Script,
     pub(super) merge: Merge,
     pub(super) deadline_ms: Option<f64>,
@@ -95,6 +95,61 @@ impl Work {
         drop(ticket);
         // Whoever does not wait any more needs no end.
         let _ = events.send(last);
+    }
+}
+
+/// Bytes of the deltas of requests that wait.
+pub(super) struct WaitingBytes {
+    limit: usize,
+    bytes: Mutex<usize>,
+    less: Condvar,
+}
+
+impl WaitingBytes {
+    /// None yet, of so many that may be.
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, bytes: Mutex::new(0), less: Condvar::new() })
+    }
+
+    /// Keeps the deltas of a path for a request that waits. Its last node counts alone, since what is
+    /// above it is many requests'. `None` where that were too many bytes, unless nobody else waits.
+    pub(super) fn try_keep(self: &Arc<Self>, path: Vec<Arc<NodeDeltas>>) -> Option<WaitingDeltas> {
+        let bytes = path.last().map_or(0, |node| node.bytes());
+        let held = *self.bytes();
+        (held == 0 || held.saturating_add(bytes) <= self.limit).then(|| self.keep(path))
+    }
+
+    /// The same, however many bytes that are.
+    pub(super) fn keep(self: &Arc<Self>, path: Vec<Arc<NodeDeltas>>) -> WaitingDeltas {
+        let bytes = path.last().map_or(0, |node| node.bytes());
+        *self.bytes() += bytes;
+        WaitingDeltas { path, bytes, waiting: self.clone() }
+    }
+
+    /// Waits until there are fewer, or for `most`.
+    pub(super) fn wait(&self, most: Duration) {
+        let bytes = self.bytes();
+        if *bytes > 0 {
+            drop(self.less.wait_timeout(bytes, most));
+        }
+    }
+
+    fn bytes(&self) -> MutexGuard<'_, usize> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The deltas of a path, from the top down, of a request that waits.
+pub(super) struct WaitingDeltas {
+    pub(super) path: Vec<Arc<NodeDeltas>>,
+    bytes: usize,
+    waiting: Arc<WaitingBytes>,
+}
+
+impl Drop for WaitingDeltas {
+    fn drop(&mut self) {
+        *self.waiting.bytes() -= self.bytes;
+        self.waiting.less.notify_all();
     }
 }
 

@@ -57,10 +57,10 @@ impl Sequence {
         self.job.prompt_tokens + self.made - self.computed
     }
 
-    /// Positions that it is admitted with: what there is and the next token.
+    /// Positions that it is admitted with: what there is and the next token, unless that is the last,
+    /// which is not run.
     fn first_positions(&self) -> usize {
-        let Job { prompt_tokens, max_tokens, .. } = self.job;
-        prompt_tokens + (self.made + 1).min(max_tokens)
+        (self.job.prompt_tokens + self.made + 1).min(self.job.most_positions())
     }
 
     fn is_finished(&self) -> bool {
@@ -146,7 +146,7 @@ impl Scheduler {
             return Err(EngineDefect::Repeated { id: id.0 }.into());
         }
         self.table.check(&job.path)?;
-        let needed = self.options.pages_of(job.prompt_tokens.saturating_add(job.max_tokens));
+        let needed = self.options.pages_of(job.most_positions());
         if needed > limit {
             return Err(EngineDefect::TooLarge { needed, limit }.into());
         }

@@ -31,9 +31,9 @@ pub enum EngineDefect {
         source: std::io::Error,
     },
     /// More requests are in work than may be.
-    #[error("{waiting} requests wait already, {limit} may; ask again once some are done")]
+    #[error("{waiting} requests are in work already, {limit} may be; ask again once some are done")]
     QueueFull {
-        /// Requests that wait.
+        /// Requests in work.
         waiting: usize,
         /// Most that may.
         limit: usize,

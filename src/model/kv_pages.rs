@@ -222,13 +222,13 @@ impl KvPages {
         Ok(())
     }
 
-    /// Takes back what [`Self::grow`] gave and nothing was written to.
+    /// Takes back what [`Self::grow`] gave and nothing was written to: the table holds `pages` pages,
+    /// as before.
     ///
     /// # Panics
-    /// As [`Self::owner`].
-    pub(super) fn shrink(&mut self, table: TableId) {
-        let table = self.table_mut(table);
-        let unused = table.pages.split_off(table.len.div_ceil(PAGE));
+    /// As [`Self::owner`], and when it holds fewer.
+    pub(super) fn shrink(&mut self, table: TableId, pages: usize) {
+        let unused = self.table_mut(table).pages.split_off(pages);
         self.let_go(unused);
     }
 

@@ -152,9 +152,10 @@ impl Model {
 
     fn fail(&mut self, which: usize, count: usize) {
         let table = self.sequences[which].table;
+        let before = self.pages.pages(table).len();
         if self.pages.grow([(table, count)].into_iter()).is_ok() {
             self.write(which, count, |_| None);
-            self.pages.shrink(table);
+            self.pages.shrink(table, before);
         }
     }
 

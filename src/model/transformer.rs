@@ -373,12 +373,14 @@ impl Transformer {
     ) -> Result<R> {
         self.check_batch(pool, batch)?;
         let sequences = batch.sequences;
+        let held = |new: &NewTokens<'_>| pool.pages.pages(new.table).len();
+        let held: Vec<usize> = sequences.iter().map(held).collect();
         pool.pages.grow(sequences.iter().map(|new| (new.table, new.tokens.len())))?;
         let result = self.forward_grown(device, weights, pool, batch, finish);
-        for new in sequences {
+        for (new, held) in sequences.iter().zip(held) {
             match &result {
                 Ok(_) => pool.pages.append(new.table, new.tokens),
-                Err(_) => pool.pages.shrink(new.table),
+                Err(_) => pool.pages.shrink(new.table, held),
             }
         }
         result

@@ -103,6 +103,11 @@ impl<T> DeltaCache<T> {
         self.entries.insert(version.clone(), held);
     }
 
+    /// Bytes it holds beside what is pinned.
+    pub(crate) fn budget_bytes(&self) -> usize {
+        self.budget_bytes
+    }
+
     /// Whether the version's deltas are here.
     pub fn contains(&self, version: &NodeVersion) -> bool {
         self.entries.contains_key(version)

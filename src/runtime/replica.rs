@@ -24,7 +24,7 @@ use crate::device::Compute as Computing;
 use crate::device::PAGE;
 #[cfg(feature = "gpu")]
 use crate::device::gpu::Gpu;
-use crate::lattice::{CompiledDelta, LatticeMatrix, NodeDeltas, SignedDelta};
+use crate::lattice::{LatticeMatrix, NodeDeltas, SignedDelta};
 use crate::model::{Forward, KvPages, KvPool, OneSequence, Picked, TableId, Transformer};
 use crate::nodes::{CacheStats, DeltaCache, NodeVersion, Way};
 use crate::weights::{EMBEDDING, HEAD, MatrixId, Touched, Weights};
@@ -77,9 +77,6 @@ pub(crate) trait Replica: Any + Send + Sync {
 
     /// Takes one [`Self::hold`] back.
     fn release(&mut self, version: &NodeVersion);
-
-    /// What the deltas of a version that is held or applied touch, and numbers in their factors.
-    fn cost(&self, version: &NodeVersion) -> Option<(Vec<MatrixId>, u64)>;
 
     /// Runs the new tokens of many sequences, those of one subtree behind one another. What lies
     /// between the weights and a sequence's version, which is held, is applied to its rows alone. An
@@ -469,15 +466,6 @@ impl<D: Computing + 'static> Replica for DeviceReplica<D> {
     fn release(&mut self, version: &NodeVersion) {
         version.path().iter().for_each(|version| self.release_one(version));
         self.evict();
-    }
-
-    fn cost(&self, version: &NodeVersion) -> Option<(Vec<MatrixId>, u64)> {
-        let held = self.held.get(version).map(|held| &held.resident);
-        let is_it = |resident: &&Resident<D>| resident.version == *version;
-        let deltas = &held.or_else(|| self.applied.iter().find(is_it))?.compiled;
-        let factors = |delta: &CompiledDelta| (delta.rank() * (delta.rows + delta.cols)) as u64;
-        let touched = deltas.iter().map(|(id, _)| id).collect();
-        Some((touched, deltas.iter().map(|(_, delta)| factors(delta)).sum()))
     }
 
     fn step(&self, pool: &mut Pool, rows: &[StepRow<'_>]) -> Result<Vec<Result<Option<Picked>>>> {

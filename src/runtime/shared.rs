@@ -98,6 +98,10 @@ impl Shared {
         host: &Cpu,
         report: &mut SwitchReport,
     ) -> Result<Arc<NodeDeltas>> {
+        // Who finds them waits for nobody.
+        if let Some(deltas) = self.compiled().find(version) {
+            return Ok(deltas);
+        }
         let _making = self.making.enter(version);
         if let Some(deltas) = self.compiled().find(version) {
             return Ok(deltas);

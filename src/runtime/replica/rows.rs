@@ -46,18 +46,20 @@ impl Pool {
 pub(super) struct Held<D: Computing> {
     pub(super) resident: Resident<D>,
     holders: usize,
+    /// Whether the weights could move there.
+    is_checked: bool,
 }
 
 impl<D: Computing + 'static> DeviceReplica<D> {
     /// Keeps one node's deltas resident.
-    fn hold_one(&mut self, version: &NodeVersion) -> Result<()> {
+    fn hold_one(&mut self, version: &NodeVersion, report: &mut SwitchReport) -> Result<()> {
         if let Some(held) = self.held.get_mut(version) {
             held.holders += 1;
             return Ok(());
         }
-        let resident = self.resident(version, &mut SwitchReport::default())?;
+        let resident = self.resident(version, report)?;
         self.pin(std::slice::from_ref(version));
-        self.held.insert(version.clone(), Held { resident, holders: 1 });
+        self.held.insert(version.clone(), Held { resident, holders: 1, is_checked: false });
         Ok(())
     }
 
@@ -116,15 +118,35 @@ impl<D: Computing + 'static> DeviceReplica<D> {
     pub(super) fn hold_path(&mut self, version: &NodeVersion) -> Result<()> {
         // The bounds of weights that are lost are no bounds.
         self.check_usable()?;
-        let path = version.path();
+        let (path, mut report) = (version.path(), SwitchReport::default());
         for (depth, version) in path.iter().enumerate() {
-            if let Err(error) = self.hold_one(version) {
+            if let Err(error) = self.hold_one(version, &mut report) {
                 path[..depth].iter().for_each(|version| self.release_one(version));
-                self.evict();
+                self.give_up(&report);
                 return Err(error);
             }
         }
-        self.check_held(version).inspect_err(|_| self.release(version))
+        self.check_path(&path, &report).inspect_err(|_| {
+            path.iter().for_each(|version| self.release_one(version));
+            self.give_up(&report);
+        })
+    }
+
+    /// Sees to it that the weights could move to each node of a path that is held, and that nothing of
+    /// it is on its way to the device any more.
+    fn check_path(&mut self, path: &[NodeVersion], report: &SwitchReport) -> Result<()> {
+        for version in path {
+            if !self.held[version].is_checked {
+                self.check_held(version)?;
+                self.held.get_mut(version).expect("it is held").is_checked = true;
+            }
+        }
+        if report.uploaded.is_empty() {
+            return Ok(());
+        }
+        let deltas: Vec<_> =
+            path.iter().map(|version| &*self.held[version].resident.on_device).collect();
+        self.device.finish_uploads(&deltas)
     }
 
     /// [`Replica::step`].

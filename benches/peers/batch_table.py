@@ -25,6 +25,8 @@ def goal(speeds, peer, least, ours):
     """One cell of the second table: the ratio and whether it is reached."""
     if peer not in speeds or ours not in speeds:
         return "not measured"
+    if min(speeds[peer], speeds[ours]) <= 0:
+        return "lost in noise"
     ratio = speeds[ours] / speeds[peer]
     return f"{ratio:.2f}, {'yes' if ratio >= least else 'no'}"
 
@@ -37,14 +39,15 @@ def main():
     row(["system", "rows", "mode", *(title for title, _ in COLUMNS)])
     row(["---", "---:", "---"] + ["---:"] * len(COLUMNS))
     for line in lines:
-        row([line["system"], str(line["rows"]), line["mode"], *(number(line[name]) for _, name in COLUMNS)])
+        figures = (number(line[name]) if line[name] > 0 else "noise" for _, name in COLUMNS)
+        row([line["system"], str(line["rows"]), line["mode"], *figures])
     print(f"\nDecode, {ROWS} rows of {ROWS} users:\n")
     speeds = {x["system"]: x["decode_tok_s"] for x in lines if (x["rows"], x["mode"]) == (ROWS, MODE)}
     row(["against", "goal", *(f"{ours}: times, met" for ours in OURS)])
     row(["---", "---:"] + ["---:"] * len(OURS))
     for peer, least, against in GOALS:
         row([peer, f"≥ {least}", *(goal(speeds, peer, least, ours) if ours in against else "–" for ours in OURS)])
-    print("\nOne prompt for all users of the largest batch (12 tokens, greedy): distinct texts, the first and the last of them:\n")
+    print("\nOne prompt for all users of the largest batch (12 tokens, greedy): distinct texts, the first and the last:\n")
     widest = max((x["rows"] for x in lines if x["mode"] == MODE), default=None)
     for line in lines:
         if (line["rows"], line["mode"]) == (widest, MODE):

@@ -377,13 +377,20 @@ impl Driver {
     fn admit_rows(&mut self, plan: &mut Plan) -> bool {
         let (mut gone, mut is_changed) = (BTreeSet::new(), false);
         for row in &mut plan.rows {
+            if gone.contains(&row.id) {
+                continue;
+            }
             if let Err(error) = self.admit(row.id) {
                 gone.insert(row.id);
                 // Of lost weights nobody is to blame.
                 if self.runtime.replica.check_usable().is_err() {
                     break;
                 }
-                self.end(row.id, Err(error));
+                let others_let_go = self.scheduler.running() > 1;
+                match error {
+                    Error::DeviceMemory { .. } if others_let_go => self.scheduler.restart(row.id),
+                    error => self.end(row.id, Err(error)),
+                }
             }
             while !gone.contains(&row.id) && !self.give_pages(row, &mut is_changed) {
                 let youngest = self.scheduler.youngest().expect("whoever has a row runs");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::request::{Command, WaitingBytes, Work};
 use crate::Result;
@@ -18,6 +18,9 @@ use crate::runtime::{Shared, SwitchReport};
 
 /// How long it waits for others to be admitted before it looks whether it is to stop.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long one request lets others pass, whose deltas are smaller or there already.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
 pub(super) struct Loading {
@@ -36,12 +39,16 @@ impl Loading {
         }
         let loaded = contained(|| load(&self.shared, host, node, &mut work.version));
         let path = loaded.unwrap_or_else(|panic| Err(EngineDefect::Panicked { panic }.into()))?;
-        while !self.is_over(work) {
-            work.deltas = self.waiting.try_keep(path.clone());
-            if work.deltas.is_some() {
-                break;
+        let start = Instant::now();
+        while work.deltas.is_none() && !self.is_over(work) {
+            work.deltas = if start.elapsed() < PATIENCE {
+                self.waiting.try_keep(path.clone())
+            } else {
+                Some(self.waiting.keep(path.clone()))
+            };
+            if work.deltas.is_none() {
+                self.waiting.wait(PAUSE);
             }
-            self.waiting.wait(PAUSE);
         }
         Ok(())
     }

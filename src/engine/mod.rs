@@ -24,6 +24,9 @@
 //! **Invariant:** only the youngest lose their pages, never the oldest that runs; they come back
 //! before anything new and in their order: a job is preempted a finite number of times.
 //!
+//! A request that runs holds its deltas; those of requests that wait are kept in memory as far as the
+//! cache's budget goes, and where that is used up the loader reads no further.
+//!
 //! Pages are not held for the longest possible answer: few answers are that long, and without a
 //! limit it is the whole context. A sequence is admitted with pages for its prompt and grows.
 

@@ -185,13 +185,15 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Bytes of compiled deltas kept in memory beside the applied ones (default 1 GiB).
+    /// Bytes of compiled deltas kept in memory beside those that are applied or, in an engine, of
+    /// requests that run (default 1 GiB). As many again may be those of an engine's requests that wait.
     pub fn delta_budget_bytes(mut self, bytes: usize) -> Self {
         self.budgets.host_bytes = bytes;
         self
     }
 
-    /// Bytes of compiled deltas kept in a GPU's memory beside the applied ones (default 1 GiB).
+    /// Bytes of compiled deltas kept in a GPU's memory beside those that are applied or, in an
+    /// engine, of requests that run (default 1 GiB).
     /// Those in excess stay in the host's memory, from where a switch uploads them.
     pub fn device_delta_budget_bytes(mut self, bytes: usize) -> Self {
         self.budgets.device_bytes = bytes;

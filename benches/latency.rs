@@ -169,7 +169,9 @@ fn measure(
 }
 
 fn quantile(sorted: &[f64], share: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+    let behind =
+        sorted.iter().zip(1u32..).find(|(_, k)| f64::from(*k) >= share * sorted.len() as f64);
+    *behind.expect("there are some").0
 }
 
 fn show(title: &str, gaps: Gaps) -> Result<()> {

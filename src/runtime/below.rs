@@ -11,7 +11,7 @@ impl Runtime {
     /// rounds each integer of a delta, this does not.
     ///
     /// # Errors
-    /// As [`Self::switch_to`]; [`Error::SequenceElsewhere`] where the weights stand elsewhere than
+    /// As [`Self::switch_to`]; [`Error::SequenceElsewhere`](crate::Error::SequenceElsewhere) where the weights stand elsewhere than
     /// at the node or above.
     pub fn score_below(&mut self, prompt: &Prompt, node: &str) -> Result<Scores> {
         let prompt_ids = self.encode(prompt)?;

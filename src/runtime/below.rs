@@ -11,8 +11,8 @@ impl Runtime {
     /// rounds each integer of a delta, this does not.
     ///
     /// # Errors
-    /// As [`Self::switch_to`]; [`Error::SequenceElsewhere`](crate::Error::SequenceElsewhere) where the weights stand elsewhere than
-    /// at the node or above.
+    /// As [`Self::switch_to`]; [`Error::SequenceElsewhere`](crate::Error::SequenceElsewhere) where the
+    /// weights stand elsewhere than at the node or above.
     pub fn score_below(&mut self, prompt: &Prompt, node: &str) -> Result<Scores> {
         let prompt_ids = self.encode(prompt)?;
         let version = self.shared.nodes.resolve(node)?;

@@ -308,6 +308,23 @@ fn long_prompts_and_others_are_served_from_few_pages() {
     }
 }
 
+/// The cache may hold nothing, two may run, and leaves are read for one that waits at a time.
+#[test]
+fn everybody_is_served_where_no_deltas_may_wait() {
+    let dir = made();
+    let mut runtime = open(&dir);
+    let builder = Runtime::builder().base(dir.path().join("base")).tree(dir.path().join("tree"));
+    let small_cache = builder.headroom(8.0).delta_budget_bytes(0).open().unwrap();
+    let scheduler = Options { max_running: 2, ..Options::default() };
+    let engine = Engine::new(small_cache, &EngineOptions { scheduler, ..small(40) }).unwrap();
+    let requests = (0..24).map(|k| request(NODES[k % 8], Merge::Leaf, options(10, k as u64)));
+    let requests: Vec<_> = requests.collect();
+    let asked: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    for (answer, request) in asked.into_iter().zip(&requests) {
+        assert_eq!(answer.wait().unwrap().token_ids, alone(&mut runtime, request));
+    }
+}
+
 /// A delta that the lattice does not hold ends its own request.
 #[test]
 fn a_leaf_that_is_too_large_concerns_nobody_else() {

@@ -287,3 +287,41 @@ impl std::fmt::Debug for Answer {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lattice::{CompiledDelta, DeltaKind, Lane, MatrixId};
+
+    fn node(lanes: usize) -> Arc<NodeDeltas> {
+        let kind = DeltaKind::Dense(vec![bytemuck::Zeroable::zeroed(); lanes]);
+        let delta = CompiledDelta { rows: lanes, cols: 1, row_max: Vec::new(), kind };
+        Arc::new(NodeDeltas::new([(MatrixId(0), delta)]))
+    }
+
+    #[test]
+    fn no_more_deltas_wait_than_may_unless_nobody_else_waits() {
+        let size = node(1).bytes();
+        assert_eq!(size, size_of::<Lane>());
+        let waiting = WaitingBytes::new(2 * size);
+        // What is above a leaf does not count.
+        let path = |lanes| vec![node(9), node(lanes)];
+        let first = waiting.try_keep(path(1)).unwrap();
+        let second = waiting.try_keep(path(1)).unwrap();
+        assert!(waiting.try_keep(path(1)).is_none());
+        drop(first);
+        assert!(waiting.try_keep(path(2)).is_none());
+        let third = waiting.try_keep(path(1)).unwrap();
+        let forced = waiting.keep(path(3));
+        drop((second, third));
+        assert!(waiting.try_keep(path(1)).is_none());
+        drop(forced);
+        let large = waiting.try_keep(path(5)).expect("nobody else waits");
+        assert!(waiting.try_keep(path(0)).is_none(), "more waits than may");
+        waiting.wait(Duration::from_millis(1));
+        drop(large);
+        // It returns at once.
+        waiting.wait(Duration::from_secs(3600));
+        assert!(waiting.try_keep(Vec::new()).is_some());
+    }
+}

@@ -171,6 +171,9 @@ fn answers_come_step_by_step_and_end_when_they_are_told_to() {
         Request { deadline: Some(Duration::ZERO), ..request("fr", Merge::Leaf, options(9, 1)) };
     let late = engine.submit(late).unwrap().wait();
     assert!(matches!(late, Err(Error::Engine(EngineDefect::DeadlinePassed))), "{late:?}");
+    let patient =
+        Request { deadline: Some(Duration::MAX), ..request("fr", Merge::Leaf, options(9, 1)) };
+    assert_eq!(engine.submit(patient).unwrap().wait().unwrap().token_ids.len(), 9);
 }
 
 #[test]
@@ -339,6 +342,30 @@ fn a_leaf_that_is_too_large_concerns_nobody_else() {
     assert!(matches!(error, Error::Overflow { .. }), "{error}");
     assert!(error.to_string().contains("fr/work/giant"), "{error}");
     assert_eq!(good.wait().unwrap().token_ids.len(), 30);
+}
+
+/// The weights of an engine may come to stand at any node above a leaf, so each has to fit: not the
+/// leaf alone, which takes back what its parent adds too much.
+#[test]
+fn a_leaf_whose_parent_does_not_fit_is_refused_with_the_parents_name() {
+    let dir = made();
+    let write = |node: &str, alpha: f64| {
+        let modules = vec![TinyModule::linear("model.layers.1.mlp.up_proj", 96, 64)];
+        let adapter = TinyAdapter { alpha, ..TinyAdapter::new(modules, 2, 9) };
+        adapter.write(&dir.path().join("tree").join(node)).unwrap();
+    };
+    write("giant", 300.0);
+    write("giant/undone", -300.0);
+    let mut runtime = open(&dir);
+    runtime.switch_to("giant").unwrap_err();
+    runtime.switch_to("giant/undone").unwrap();
+    let engine = Engine::new(runtime, &small(40)).unwrap();
+    assert_eq!(engine.status().node, "giant/undone");
+    let undone = engine.submit(request("giant/undone", Merge::Automatic, options(5, 1))).unwrap();
+    let error = undone.wait().unwrap_err();
+    assert!(matches!(&error, Error::Overflow { node, .. } if node == "giant"), "{error}");
+    let good = engine.submit(request("fr", Merge::Automatic, options(5, 1))).unwrap();
+    assert_eq!(good.wait().unwrap().token_ids.len(), 5);
 }
 
 #[test]

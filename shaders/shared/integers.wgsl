@@ -10,7 +10,7 @@ fn row_words(columns: u32) -> u32 {
 
 // Rows in one panel of B': `PANEL_ROWS` of src/lattice/delta.rs. For each pair of ranks a panel has a
 // word of each row.
-const PANEL_ROWS = 16u;
+override PANEL_ROWS: u32 = ROW_ALIGNMENT / 2u;
 
 // Where in the words of B' of a chunk of so many pairs a row's first pair lies; the next ones follow
 // every PANEL_ROWS.

@@ -114,16 +114,29 @@ impl WaitingBytes {
     /// Keeps the deltas of a path for a request that waits. Its last node counts alone, since what is
     /// above it is many requests'. `None` where that were too many bytes, unless nobody else waits.
     pub(super) fn try_keep(self: &Arc<Self>, path: Vec<Arc<NodeDeltas>>) -> Option<WaitingDeltas> {
-        let bytes = path.last().map_or(0, |node| node.bytes());
-        let held = *self.bytes();
-        (held == 0 || held.saturating_add(bytes) <= self.limit).then(|| self.keep(path))
+        self.keep_within(self.limit, path)
     }
 
     /// The same, however many bytes that are.
     pub(super) fn keep(self: &Arc<Self>, path: Vec<Arc<NodeDeltas>>) -> WaitingDeltas {
+        self.keep_within(usize::MAX, path).expect("there is no limit")
+    }
+
+    fn keep_within(
+        self: &Arc<Self>,
+        limit: usize,
+        path: Vec<Arc<NodeDeltas>>,
+    ) -> Option<WaitingDeltas> {
         let bytes = path.last().map_or(0, |node| node.bytes());
-        *self.bytes() += bytes;
-        WaitingDeltas { path, bytes, waiting: self.clone() }
+        // Looked at and counted under one lock: many threads submit at once.
+        let mut held = self.bytes();
+        let sum = held.saturating_add(bytes);
+        if *held > 0 && sum > limit {
+            return None;
+        }
+        *held = sum;
+        drop(held);
+        Some(WaitingDeltas { path, bytes, waiting: self.clone() })
     }
 
     /// Waits until there are fewer, or for `most`.

@@ -12,15 +12,15 @@ mod step;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::handle::EngineOptions;
 use super::job::{Job, JobId, Options};
 use super::nodes::{NodeCost, NodePath, NodeTable, Serial};
 use super::request::{Command, WaitingBytes, WaitingDeltas, Work};
+use super::status::Status;
 use super::{CostConstants, CostModel, Scheduler};
 use crate::contain::contained;
 use crate::device::PAGE;
@@ -35,29 +35,6 @@ use crate::{Error, Result};
 const MOST_RESTORES: usize = 3;
 /// How long it waits, with requests but nothing to run, before it looks at the clock again.
 const IDLE: Duration = Duration::from_millis(20);
-
-/// What an engine does.
-#[derive(Clone, Debug, Default)]
-pub struct Status {
-    /// Node where the weights stand.
-    pub node: String,
-    /// Sequences that hold pages.
-    pub running: usize,
-    /// Requests that wait.
-    pub waiting: usize,
-    /// Pages of keys and values that nobody holds, and all.
-    pub pages: (usize, usize),
-    /// Steps so far.
-    pub steps: u64,
-    /// Tokens that were run, those of prompts too.
-    pub tokens: u64,
-    /// Switches so far.
-    pub switches: u64,
-    /// Sequences that lost their pages and were run again.
-    pub preempted: u64,
-    /// What things are expected to take, a line a term.
-    pub cost: String,
-}
 
 /// A request that runs or waits for its turn.
 struct Active {
@@ -83,8 +60,6 @@ pub(super) struct Driver {
     waiting: Arc<WaitingBytes>,
     start: Instant,
     restores: usize,
-    /// Tokens that were run since the status was last written.
-    run_tokens: usize,
     status: Arc<Mutex<Status>>,
 }
 
@@ -126,13 +101,12 @@ impl Driver {
             waiting,
             start,
             restores: 0,
-            run_tokens: 0,
             status: Arc::default(),
         };
         // What the weights leave when they first move.
         let applied = driver.shared.loaded(&stand).expect("what is applied is kept");
         driver.add_versions(&stand, &applied, 0);
-        driver.note(false, false);
+        driver.note(false);
         Ok(driver)
     }
 
@@ -185,7 +159,7 @@ impl Driver {
 
     /// Takes a request whose deltas are in memory.
     fn take(&mut self, mut work: Box<Work>) {
-        if work.is_cancelled.load(Ordering::Acquire) {
+        if work.progress.is_cancelled() {
             work.script.decoding.end(StopReason::Cancelled);
         }
         if work.script.decoding.end_at_limits() {
@@ -196,6 +170,7 @@ impl Driver {
             return work.finish(Err(error));
         }
         let (id, version) = (work.id, work.version.clone());
+        work.progress.begin(&version);
         let WaitingDeltas { path, .. } = work.deltas.as_ref().expect("they were brought along");
         self.add_versions(&version, path, 1);
         let job = Job {
@@ -244,6 +219,7 @@ impl Driver {
     fn remove(&mut self, id: JobId) -> Option<Box<Work>> {
         let Active { work, table, .. } = self.active.remove(&id)?;
         self.scheduler.cancel(id);
+        work.progress.set_running(false);
         if let (Some(table), Some(pool)) = (table, &mut self.pool) {
             pool.pages().release(table);
             self.runtime.replica.release(&work.version);
@@ -292,13 +268,14 @@ impl Driver {
         let Some(Active { work, table, .. }) = self.active.get_mut(&id) else { return };
         work.script.decoding.restart();
         let Some(table) = table.take() else { return };
+        work.progress.set_running(false);
         if let Some(pool) = &mut self.pool {
             pool.pages().release(table);
         }
         // For when it runs again.
         work.deltas = self.shared.loaded(&work.version).map(|path| self.waiting.keep(path));
         self.runtime.replica.release(&work.version);
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).preempted += 1;
+        self.noting().preempted += 1;
     }
 
     /// The weights or the device are lost: loads everything again, or ends all requests.
@@ -339,18 +316,21 @@ impl Driver {
         Ok(())
     }
 
-    fn note(&mut self, has_run: bool, has_switched: bool) {
+    /// What it does, to be changed.
+    fn noting(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&mut self, has_run: bool) {
         let pages = self.pool.as_mut().map_or((0, 0), |pool| {
             let pages = pool.pages();
             (pages.free(), pages.total())
         });
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.noting();
         self.runtime.replica.current().name().clone_into(&mut status.node);
         (status.running, status.waiting) = (self.scheduler.running(), self.scheduler.waiting());
         status.pages = pages;
         status.steps += u64::from(has_run);
-        status.tokens += std::mem::take(&mut self.run_tokens) as u64;
-        status.switches += u64::from(has_switched);
         if status.steps % 64 == 1 {
             status.cost = self.scheduler.cost().to_string();
         }

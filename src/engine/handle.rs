@@ -6,13 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use super::driver::{Driver, Status};
+use super::driver::Driver;
 use super::job::{JobId, Options};
 use super::loader::{Loading, load_all};
-use super::request::{Answer, Command, Request, Ticket, WaitingBytes, Work};
+use super::request::{Answer, Command, Events, Progress, Request, Ticket, WaitingBytes, Work};
+use super::status::Status;
 use crate::Result;
+use crate::base::BaseModel;
 use crate::error::EngineDefect;
-use crate::runtime::{Runtime, Script, Shared};
+use crate::model::tokenizer::Tokenizer;
+use crate::nodes::{CacheStats, NodeVersion};
+use crate::runtime::{Prompt, Runtime, Script, Shared};
+use crate::store::Store;
+use crate::tree::AdapterTree;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -96,16 +102,25 @@ impl Engine {
     /// [`EngineDefect::QueueFull`]; an unknown node; a prompt that is empty or too long, a parameter out of
     /// its range. Whatever else fails comes with the answer.
     pub fn submit(&self, request: Request) -> Result<Answer> {
+        let version = self.version(&request.node)?;
+        self.submit_at(version, request)
+    }
+
+    /// The same at a version that the request's node has, or had. Only where a compaction has dropped
+    /// that version's bytes it is the one of then: [`Progress::version`] says which it was.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_at(&self, version: NodeVersion, request: Request) -> Result<Answer> {
         let asked = Instant::now();
         let ticket = Ticket::take(&self.in_work, self.limit)?;
         let shared = &self.shared;
-        let version = shared.nodes.resolve(&request.node)?;
         shared.nodes.check_stale(&version, shared.stale)?;
         let ids = shared.encode(&request.prompt)?;
         let context = shared.base.config().max_position_embeddings;
         let script = Script::new(shared, &ids, &request.options, context)?;
-        let (events, steps) = mpsc::channel();
-        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let (events, steps) = Events::new();
+        let progress = Arc::<Progress>::default();
         let id = JobId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let node = version.name().to_owned();
         // Where something is to be read, or too much waits already, that is the loader's work.
@@ -124,7 +139,7 @@ impl Engine {
             salt: request.salt(),
             max_tokens: request.options.max_tokens.min(context + 1 - ids.len()),
             events,
-            is_cancelled: is_cancelled.clone(),
+            progress: progress.clone(),
             ticket,
         });
         let sent = if is_ready {
@@ -137,7 +152,70 @@ impl Engine {
         }
         let (commands, prompt_tokens) = (self.commands.clone(), ids.len());
         let has_ended = false;
-        Ok(Answer { id, node, prompt_tokens, steps, commands, is_cancelled, asked, has_ended })
+        Ok(Answer { id, node, prompt_tokens, steps, commands, progress, asked, has_ended })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &BaseModel {
+        &self.shared.base
+    }
+
+    /// The tree, where the nodes are those of one.
+    pub fn tree(&self) -> Option<&AdapterTree> {
+        self.shared.nodes.tree()
+    }
+
+    /// The store, where the nodes are those of one.
+    pub fn store(&self) -> Option<&Store> {
+        self.shared.nodes.store()
+    }
+
+    /// As [`Runtime::tokenizer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.shared.tokenizer()
+    }
+
+    /// As [`Runtime::encode`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        self.shared.encode(prompt)
+    }
+
+    /// As [`Runtime::version`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn version(&self, node: &str) -> Result<NodeVersion> {
+        self.shared.nodes.resolve(node)
+    }
+
+    /// As [`Runtime::children`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn children(&self, node: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
+        self.shared.nodes.children(node, after, limit)
+    }
+
+    /// Whether the deltas of a version, without those above it, are in memory.
+    pub fn is_loaded(&self, version: &NodeVersion) -> bool {
+        self.shared.compiled().contains(version)
+    }
+
+    /// As [`Runtime::cache_stats`], and the budget, in bytes.
+    pub fn cache_stats(&self) -> (CacheStats, usize) {
+        let compiled = self.shared.compiled();
+        (compiled.stats(), compiled.budget_bytes())
+    }
+
+    /// Whether it has broken off: nothing is served any more.
+    pub fn has_stopped(&self) -> bool {
+        self.driver.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// What it does now.
@@ -180,7 +258,6 @@ impl std::fmt::Debug for Engine {
 mod tests {
     use super::*;
     use crate::model::{GenerateOptions, StopReason};
-    use crate::runtime::Prompt;
     use crate::testing::{TinyModel, tiny_hf_model};
 
     /// [`Answer`] hands out nothing behind the first end, so this looks at what was sent.
@@ -202,9 +279,9 @@ mod tests {
         // Twice, and perhaps behind its end.
         answers[2].cancel();
         answers[2].cancel();
-        let last: Vec<_> = answers[3].steps.iter().collect();
+        let last: Vec<_> = answers[3].steps.receiver.iter().collect();
         engine.close().unwrap();
-        let sent = |answer: &Answer| answer.steps.iter().collect::<Vec<_>>();
+        let sent = |answer: &Answer| answer.steps.receiver.iter().collect::<Vec<_>>();
         let all = [sent(&answers[0]), sent(&answers[1]), sent(&answers[2]), last];
         let all = all.into_iter().chain([sent(&answers[4]), sent(&answers[5])]);
         for (steps, expected) in all.zip([0, 1, 2, 40, 400, 400]) {

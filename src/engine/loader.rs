@@ -56,9 +56,9 @@ impl Loading {
     /// Whether nobody waits for a request any more.
     fn is_over(&self, work: &Work) -> bool {
         if self.is_stopping.load(Ordering::Acquire) {
-            work.is_cancelled.store(true, Ordering::Release);
+            work.progress.cancel();
         }
-        work.is_cancelled.load(Ordering::Acquire)
+        work.progress.is_cancelled()
     }
 }
 

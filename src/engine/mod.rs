@@ -44,14 +44,15 @@ mod scheduler;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod simulate;
+mod status;
 mod tenants;
 
 pub use cost::{CostConstants, CostModel, Features, Measured, Prediction};
 pub use cover::{Choice, Choose, Cover, Member, Scene};
-pub use driver::Status;
 pub use handle::{Engine, EngineOptions};
 pub use job::{Job, JobId, Merge, Options};
 pub use nodes::{NodeCost, NodePath, NodeTable, Serial};
 pub use plan::{Outcome, Plan, Row, World};
-pub use request::{Answer, Request};
+pub use request::{Answer, Progress, Request};
 pub use scheduler::Scheduler;
+pub use status::{RecentSwitch, Status};

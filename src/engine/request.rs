@@ -1,8 +1,9 @@
 //! What people ask of the engine, and how they get their answers.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::job::{JobId, Merge};
@@ -82,8 +83,8 @@ pub(super) struct Work {
     pub(super) salt: Vec<u8>,
     /// Most new tokens that there is a place for.
     pub(super) max_tokens: usize,
-    pub(super) events: Sender<Result<Step>>,
-    pub(super) is_cancelled: Arc<AtomicBool>,
+    pub(super) events: Events,
+    pub(super) progress: Arc<Progress>,
     /// Its place among those in work.
     pub(super) ticket: Ticket,
 }
@@ -95,6 +96,104 @@ impl Work {
         drop(ticket);
         // Whoever does not wait any more needs no end.
         let _ = events.send(last);
+    }
+}
+
+/// How far a request has come, as everybody may see who holds it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    is_cancelled: AtomicBool,
+    is_running: AtomicBool,
+    version: OnceLock<NodeVersion>,
+}
+
+impl Progress {
+    /// The version that computes its answer; none before its deltas are in memory. No step comes
+    /// before that, but the last of a request that was cancelled or asks for no token.
+    pub fn version(&self) -> Option<&NodeVersion> {
+        self.version.get()
+    }
+
+    /// Whether it has pages of keys and values; otherwise it waits, or has ended.
+    pub fn is_running(&self) -> bool {
+        self.is_running.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_running(&self, is_running: bool) {
+        self.is_running.store(is_running, Ordering::Release);
+    }
+
+    /// Says once which version computes its answer.
+    pub(super) fn begin(&self, version: &NodeVersion) {
+        self.version.get_or_init(|| version.clone());
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+    }
+}
+
+/// Whoever waits for a step without blocking a thread.
+type Waiting = Arc<Mutex<Option<Waker>>>;
+
+/// Where a request's steps go.
+pub(super) struct Events {
+    /// There is one until it is dropped.
+    steps: Option<Sender<Result<Step>>>,
+    waiting: Waiting,
+}
+
+impl Events {
+    /// With the end where they come out.
+    pub(super) fn new() -> (Self, Steps) {
+        let (sender, receiver) = mpsc::channel();
+        let waiting = Waiting::default();
+        (Self { steps: Some(sender), waiting: waiting.clone() }, Steps { receiver, waiting })
+    }
+
+    /// Sends a step; whether anybody waits for it.
+    pub(super) fn send(&self, step: Result<Step>) -> bool {
+        let is_sent = self.steps.as_ref().is_some_and(|steps| steps.send(step).is_ok());
+        self.wake();
+        is_sent
+    }
+
+    fn wake(&self) {
+        let waker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Events {
+    /// Whoever waits hears that nothing more comes.
+    fn drop(&mut self) {
+        self.steps = None;
+        self.wake();
+    }
+}
+
+/// Where a request's steps come out.
+pub(super) struct Steps {
+    pub(super) receiver: Receiver<Result<Step>>,
+    waiting: Waiting,
+}
+
+impl Steps {
+    /// The next one, if it has come; otherwise `context` is woken when it does. An error: there is
+    /// nobody left who could send one.
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Result<Result<Step>, ()>> {
+        // Noted before it looks: what comes in between wakes.
+        let waker = Some(context.waker().clone());
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waker;
+        match self.receiver.try_recv() {
+            Ok(step) => Poll::Ready(Ok(step)),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(Err(())),
+        }
     }
 }
 
@@ -192,9 +291,9 @@ pub struct Answer {
     pub(super) id: JobId,
     pub(super) node: String,
     pub(super) prompt_tokens: usize,
-    pub(super) steps: Receiver<Result<Step>>,
+    pub(super) steps: Steps,
     pub(super) commands: Sender<Command>,
-    pub(super) is_cancelled: Arc<AtomicBool>,
+    pub(super) progress: Arc<Progress>,
     pub(super) asked: Instant,
     pub(super) has_ended: bool,
 }
@@ -212,9 +311,28 @@ impl Answer {
 
     /// Ends it: the last step says [`StopReason::Cancelled`], unless it ended by itself before.
     pub fn cancel(&self) {
-        self.is_cancelled.store(true, Ordering::Release);
+        self.progress.cancel();
         // Without a driver it has ended.
         let _ = self.commands.send(Command::Cancel(self.id));
+    }
+
+    /// How far it has come, to be held beside it.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// The next step without waiting: where it has not come, `context` is woken when it does. `None`
+    /// behind the last.
+    pub fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Step>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        self.steps.poll(context).map(|step| {
+            Some(match step {
+                Ok(step) => self.noted(step),
+                Err(()) => self.gone(),
+            })
+        })
     }
 
     /// The next step if it comes within `wait`; `None` if it does not, or the answer has ended.
@@ -222,10 +340,10 @@ impl Answer {
         if self.has_ended {
             return None;
         }
-        match self.steps.recv_timeout(wait) {
+        match self.steps.receiver.recv_timeout(wait) {
             Ok(step) => Some(self.noted(step)),
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Some(self.gone()),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Some(self.gone()),
         }
     }
 
@@ -276,7 +394,7 @@ impl Iterator for Answer {
         if self.has_ended {
             return None;
         }
-        match self.steps.recv() {
+        match self.steps.receiver.recv() {
             Ok(step) => Some(self.noted(step)),
             Err(_) => Some(self.gone()),
         }

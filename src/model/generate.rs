@@ -1,8 +1,8 @@
 //! From prompt to tokens, one after another.
 
-use std::collections::BTreeSet;
-
-use super::{Batch, KvPool, NewTokens, Pick, Sampler, Sampling, TableId, Transformer, Want};
+use super::{
+    Batch, History, KvPool, Logprobs, NewTokens, Pick, Sampler, Sampling, TableId, Transformer, Want,
+};
 use crate::device::cpu::sample;
 use crate::device::{Choice, Compute};
 use crate::weights::Weights;
@@ -24,6 +24,9 @@ pub struct GenerateOptions {
     /// Whether [`Runtime::generate`](crate::Runtime::generate) goes on after tokens that end a text
     /// for the model.
     pub ignore_eos: bool,
+    /// Whether each token comes with its logarithm of probability, and with those of how many of
+    /// the likeliest, as the model gives them: before penalties, biases and temperature.
+    pub logprobs: Option<usize>,
     /// How tokens are chosen.
     pub sampling: Sampling,
 }
@@ -90,8 +93,12 @@ pub struct Decoding {
     /// How many were run in all, again after a restart.
     run_tokens: usize,
     sampler: Sampler,
-    /// Tokens that were there before, where repetition is penalised.
-    seen: BTreeSet<u32>,
+    /// Where repetition is penalised.
+    history: History,
+    /// How many of the likeliest are wanted beside each token, if any.
+    top_logprobs: Option<usize>,
+    /// Of the token that was chosen last.
+    logprobs: Option<Logprobs>,
     max_tokens: usize,
     stop_tokens: Vec<u32>,
     capacity: usize,
@@ -107,15 +114,19 @@ impl Decoding {
     pub fn new(prompt: &[u32], options: &GenerateOptions, capacity: usize) -> Result<Self> {
         let sampler = Sampler::new(&options.sampling)?;
         check_prompt(prompt, capacity)?;
-        let seen =
-            if sampler.penalises() { prompt.iter().copied().collect() } else { BTreeSet::new() };
+        let mut history = History::default();
+        if sampler.penalises() {
+            history.seen.extend(prompt);
+        }
         Ok(Self {
             tokens: prompt.to_vec(),
             prompt_tokens: prompt.len(),
             run: 0,
             run_tokens: 0,
             sampler,
-            seen,
+            history,
+            top_logprobs: options.logprobs,
+            logprobs: None,
             max_tokens: options.max_tokens,
             stop_tokens: options.stop_tokens.clone(),
             capacity,
@@ -124,8 +135,8 @@ impl Decoding {
     }
 
     /// Runs what is pending and chooses the next token; `None` where the text has ended, which
-    /// [`Self::stop`] explains. Where repetition is penalised the logits come to the host, and the
-    /// token is chosen there.
+    /// [`Self::stop`] explains. Where repetition is penalised, or logprobs are wanted, the logits come
+    /// to the host, and the token is chosen there.
     ///
     /// # Errors
     /// What `forward` returns. What was run of this step is not known then: see [`Self::restart`].
@@ -134,7 +145,7 @@ impl Decoding {
             return Ok(None);
         }
         let rest = fill(forward, &self.tokens[self.run..])?;
-        let token = match self.sampler.penalises() {
+        let token = match self.needs_logits() {
             false => forward.choose(rest, self.sampler.draw())?,
             true => {
                 let logits = forward.logits(rest)?;
@@ -163,13 +174,30 @@ impl Decoding {
 
     /// How the next token is to be chosen: on the device, or here from all logits.
     pub(crate) fn pick(&mut self) -> Pick {
-        if self.sampler.penalises() { Pick::Logits } else { Pick::Token(self.sampler.draw()) }
+        if self.needs_logits() { Pick::Logits } else { Pick::Token(self.sampler.draw()) }
     }
 
-    /// Chooses a token here: repetition is penalised.
+    fn needs_logits(&self) -> bool {
+        self.top_logprobs.is_some() || self.sampler.penalises()
+    }
+
+    /// Chooses a token here.
     pub(crate) fn choose_from(&mut self, mut logits: Vec<f32>) -> Result<u32> {
-        self.sampler.penalise(&mut logits, &self.seen);
-        sample(&logits, &self.sampler.draw())
+        let choice = self.sampler.draw();
+        let Some(k) = self.top_logprobs else {
+            self.sampler.penalise(&mut logits, &self.history);
+            return sample(&logits, &choice);
+        };
+        let mut changed = logits.clone();
+        self.sampler.penalise(&mut changed, &self.history);
+        let token = sample(&changed, &choice)?;
+        self.logprobs = Some(Logprobs::of(&logits, token, k)?);
+        Ok(token)
+    }
+
+    /// Those of the token that was chosen last, if they were wanted and not taken yet.
+    pub(crate) fn take_logprobs(&mut self) -> Option<Logprobs> {
+        self.logprobs.take()
     }
 
     /// Says that all tokens before `end` have been run.
@@ -182,11 +210,13 @@ impl Decoding {
     pub(crate) fn take(&mut self, token: u32) -> Option<u32> {
         if self.stop_tokens.contains(&token) {
             self.stop = Some(StopReason::StopToken(token));
+            self.logprobs = None;
             return None;
         }
         self.tokens.push(token);
         if self.sampler.penalises() {
-            self.seen.insert(token);
+            self.history.seen.insert(token);
+            *self.history.chosen.entry(token).or_default() += 1;
         }
         Some(token)
     }

@@ -23,6 +23,6 @@ pub(crate) use generate::{PREFILL, check_prompt};
 pub use kv_pages::{KvPages, TableId};
 pub use kv_pool::KvPool;
 pub use rope::RopeTable;
-pub use sampling::{Sampler, Sampling, log_softmax_top};
+pub use sampling::{History, Logprobs, Sampler, Sampling, log_softmax_top};
 pub use stop::StopTexts;
 pub use transformer::Transformer;

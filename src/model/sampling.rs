@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** with a seed the choices are the same on every run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -27,6 +27,14 @@ pub struct Sampling {
     /// 0 multiplied by this, as in transformers' `RepetitionPenaltyLogitsProcessor`, before all
     /// else; 1 leaves them.
     pub repeat_penalty: f32,
+    /// Subtracted from the logit of every token that was chosen before, once, as OpenAI's
+    /// `presence_penalty`; 0 leaves them.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of every token for each time it was chosen before, as OpenAI's
+    /// `frequency_penalty`; 0 leaves them.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, as OpenAI's `logit_bias`.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random choices.
     pub seed: u64,
 }
@@ -39,8 +47,44 @@ impl Default for Sampling {
             top_p: None,
             min_p: None,
             repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
+    }
+}
+
+/// The tokens before the one that is chosen, as far as penalties ask.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// Of the prompt and of what was chosen.
+    pub seen: BTreeSet<u32>,
+    /// Of what was chosen, and how often.
+    pub chosen: BTreeMap<u32, u32>,
+}
+
+/// A token's natural logarithm of its probability, and those of the likeliest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the token that was chosen.
+    pub chosen: f32,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Logprobs {
+    /// Those of `token` and of the `k` likeliest by `logits`.
+    ///
+    /// # Errors
+    /// When a logit is not finite, or there are none.
+    pub fn of(logits: &[f32], token: u32, k: usize) -> Result<Self> {
+        let log_sum = log_sum(logits)?;
+        let top = top_k_tokens(logits, k).into_iter();
+        Ok(Self {
+            chosen: log_probability(logits[token as usize], log_sum),
+            top: top.map(|(token, logit)| (token, log_probability(logit, log_sum))).collect(),
+        })
     }
 }
 
@@ -72,6 +116,20 @@ impl Sampler {
         if !(repeat_penalty.is_finite() && repeat_penalty > 0.0) {
             return refuse("repeat_penalty", "a finite number above 0", repeat_penalty);
         }
+        let penalties = [
+            ("presence_penalty", sampling.presence_penalty),
+            ("frequency_penalty", sampling.frequency_penalty),
+        ];
+        for (name, penalty) in penalties {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return refuse(name, "-2 to 2", penalty);
+            }
+        }
+        if let Some((_, bias)) =
+            sampling.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias))
+        {
+            return refuse("logit_bias", "-100 to 100", *bias);
+        }
         let mut sampling = sampling.clone();
         sampling.top_k = sampling.top_k.filter(|k| *k > 0);
         sampling.top_p = top_p.filter(|p| *p < 1.0);
@@ -87,15 +145,31 @@ impl Sampler {
 
     /// Whether the logits depend on the tokens before: they are needed on the host then.
     pub fn penalises(&self) -> bool {
-        self.sampling.repeat_penalty != 1.0
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        repeat_penalty != 1.0
+            || presence_penalty != 0.0
+            || frequency_penalty != 0.0
+            || !self.sampling.logit_bias.is_empty()
     }
 
-    /// Makes `seen` tokens less likely by the penalty, each once.
-    pub fn penalise(&self, logits: &mut [f32], seen: &BTreeSet<u32>) {
-        let penalty = self.sampling.repeat_penalty;
-        for &token in seen {
+    /// Changes the logits by the penalties and biases.
+    pub fn penalise(&self, logits: &mut [f32], history: &History) {
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for &token in &history.seen {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+                let is_below = *logit < 0.0;
+                *logit = if is_below { *logit * repeat_penalty } else { *logit / repeat_penalty };
+            }
+        }
+        #[allow(clippy::cast_precision_loss, reason = "tokens of one text")]
+        for (&token, &times) in &history.chosen {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit -= presence_penalty + frequency_penalty * times as f32;
+            }
+        }
+        for &(token, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
             }
         }
     }
@@ -106,12 +180,21 @@ impl Sampler {
 /// # Errors
 /// When a logit is not finite, or there are none.
 pub fn log_softmax_top(logits: &[f32], k: usize) -> Result<Vec<(u32, f32)>> {
+    let log_sum = log_sum(logits)?;
+    let top = top_k_tokens(logits, k).into_iter();
+    Ok(top.map(|(token, logit)| (token, log_probability(logit, log_sum))).collect())
+}
+
+/// The natural logarithm of the sum of their exponentials.
+fn log_sum(logits: &[f32]) -> Result<f64> {
     let best = f64::from(logits[argmax(logits)? as usize]);
-    let log_sum =
-        best + logits.iter().map(|&logit| (f64::from(logit) - best).exp()).sum::<f64>().ln();
-    #[allow(clippy::cast_possible_truncation, reason = "rounded to the logits' precision")]
-    let log_probability = |(token, logit)| (token, (f64::from(logit) - log_sum) as f32);
-    Ok(top_k_tokens(logits, k).into_iter().map(log_probability).collect())
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - best).exp()).sum();
+    Ok(best + sum.ln())
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "rounded to the logits' precision")]
+fn log_probability(logit: f32, log_sum: f64) -> f32 {
+    (f64::from(logit) - log_sum) as f32
 }
 
 #[cfg(test)]
@@ -201,8 +284,49 @@ mod tests {
         assert!(sampler.penalises() && !Sampler::new(&Sampling::default()).unwrap().penalises());
         let mut logits = [3.0, -3.0, 0.0, 5.0, -1.0];
         // A token beyond the logits is none of theirs.
-        sampler.penalise(&mut logits, &BTreeSet::from([0, 1, 2, 9]));
+        let seen = BTreeSet::from([0, 1, 2, 9]);
+        sampler.penalise(&mut logits, &History { seen, ..History::default() });
         assert_eq!(logits, [1.5, -6.0, 0.0, 5.0, -1.0]);
+    }
+
+    #[test]
+    fn presence_counts_once_frequency_each_time_and_a_bias_always() {
+        let sampling = Sampling {
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            logit_bias: vec![(3, 2.0), (9, 1.0)],
+            ..Sampling::default()
+        };
+        let sampler = Sampler::new(&sampling).unwrap();
+        assert!(sampler.penalises());
+        let mut logits = [1.0, 1.0, 1.0, 1.0];
+        // What was only in the prompt is not chosen.
+        let seen = BTreeSet::from([0, 1, 2]);
+        let chosen = BTreeMap::from([(1, 1), (2, 4), (9, 1)]);
+        sampler.penalise(&mut logits, &History { seen, chosen });
+        assert_eq!(logits, [1.0, 0.25, -0.5, 3.0]);
+        type Change = fn(&mut Sampling);
+        let refused: [Change; 4] = [
+            |sampling| sampling.presence_penalty = 2.1,
+            |sampling| sampling.frequency_penalty = f32::NAN,
+            |sampling| sampling.logit_bias = vec![(1, 101.0)],
+            |sampling| sampling.logit_bias = vec![(1, f32::NAN)],
+        ];
+        for change in refused {
+            let mut sampling = Sampling::default();
+            change(&mut sampling);
+            let refusal = Sampler::new(&sampling).err();
+            assert!(matches!(refusal, Some(Error::SamplingParameter { .. })), "{sampling:?}");
+        }
+    }
+
+    #[test]
+    fn logprobs_are_of_the_token_and_of_the_likeliest() {
+        let logits = [0.0, 2.0, 1.0];
+        let top = log_softmax_top(&logits, 3).unwrap();
+        let found = Logprobs::of(&logits, 2, 2).unwrap();
+        assert_eq!((found.chosen, &found.top[..]), (top[1].1, &top[..2]));
+        assert!(Logprobs::of(&logits, 0, 0).unwrap().top.is_empty());
     }
 
     #[test]

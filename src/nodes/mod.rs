@@ -13,7 +13,7 @@ mod stored;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rand::rngs::StdRng;
 
@@ -110,6 +110,28 @@ impl NodeVersion {
         left.reverse();
         entered.drain(..common);
         Way { left, entered }
+    }
+
+    /// The change of the store that made it; none where nodes are not those of a store.
+    pub fn generation(&self) -> Option<u64> {
+        match self.source() {
+            Source::Stored { generation, .. } => Some(*generation),
+            _ => None,
+        }
+    }
+
+    /// BLAKE3 of what this node alone changes: of a store of its compiled deltas, of a folder of the
+    /// adapter's files. None for the root, for deltas in memory, and for a folder that nobody has
+    /// read yet.
+    pub fn content_hash(&self) -> Option<blake3::Hash> {
+        match self.source() {
+            Source::Stored { location, .. } => {
+                let location = location.lock().unwrap_or_else(PoisonError::into_inner);
+                Some(location.blake3.into())
+            }
+            Source::Folder { content, .. } => content.get().copied(),
+            Source::Nothing | Source::Memory(_) => None,
+        }
     }
 
     pub(crate) fn serial(&self) -> u64 {

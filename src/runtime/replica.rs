@@ -117,7 +117,7 @@ pub(crate) struct Residence {
     /// Their bytes.
     pub(super) bytes: u64,
     /// Deltas on the device, where that has memory of its own.
-    pub(super) uploaded: CacheStats,
+    pub(crate) uploaded: CacheStats,
 }
 
 /// Keys and values of one sequence, on the device of one copy of the weights, at one node version.

@@ -57,6 +57,7 @@ impl Script {
             }
             text += &self.stops.finish();
         }
-        Ok(Step { token, text, stop: self.decoding.stop() })
+        let logprobs = self.decoding.take_logprobs();
+        Ok(Step { token, text, logprobs, stop: self.decoding.stop() })
     }
 }

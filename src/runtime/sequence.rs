@@ -7,7 +7,7 @@
 use super::replica::{Kv, Replica};
 use super::script::Script;
 use super::shared::Shared;
-use crate::model::{GenerateOptions, StopReason};
+use crate::model::{GenerateOptions, Logprobs, StopReason};
 use crate::nodes::NodeVersion;
 use crate::{Error, Result};
 
@@ -26,6 +26,8 @@ pub struct Step {
     pub token: Option<u32>,
     /// Text that is complete by now and cannot become part of a stop text, perhaps none.
     pub text: String,
+    /// Of the token, if [`GenerateOptions::logprobs`] asked for them.
+    pub logprobs: Option<Logprobs>,
     /// Why there is no further step, if there is none.
     pub stop: Option<StopReason>,
 }

@@ -29,7 +29,8 @@ pub use build::TreeBuilder;
 pub use doubt::{Doubt, DoubtWhy};
 pub use left_out::PassedOver;
 pub use manifest::BasePin;
-pub(crate) use name::{check_name, normal, shown};
+pub use name::normal;
+pub(crate) use name::{check_name, shown};
 pub use plan::{PlanSummary, SwitchPlan};
 
 use crate::Result;

@@ -41,7 +41,7 @@ const TOGETHER: [&[Script]; 3] = [
 
 /// The name in the one spelling that nodes have, Unicode's NFC: macOS and some archives write `é`
 /// as two characters.
-pub(crate) fn normal(name: &str) -> Cow<'_, str> {
+pub fn normal(name: &str) -> Cow<'_, str> {
     if name.is_ascii() {
         Cow::Borrowed(name)
     } else {

@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use pleach::adapter::Limits;
 use pleach::runtime::DeviceChoice;
 
+#[cfg(feature = "serve")]
+use super::serve;
 use super::{
     Console, bench, completions, demo, devices, escape, generate, inspect, score, store, tree,
     verify,
@@ -77,6 +79,10 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     Score(score::Score),
     Verify(verify::Verify),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
+    #[cfg(feature = "serve")]
+    Key(serve::key::Key),
     Store(store::Store),
     Bench(bench::Bench),
     Devices(devices::Devices),
@@ -92,6 +98,10 @@ impl Command {
             Self::Generate(generate) => generate.run(console),
             Self::Score(score) => score.run(console),
             Self::Verify(verify) => verify.run(console),
+            #[cfg(feature = "serve")]
+            Self::Serve(serve) => serve.run(console),
+            #[cfg(feature = "serve")]
+            Self::Key(key) => key.run(console),
             Self::Store(store) => store.run(console),
             Self::Bench(bench) => bench.run(console),
             Self::Devices(devices) => devices.run(console),

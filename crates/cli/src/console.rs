@@ -135,6 +135,12 @@ impl Console {
     }
 }
 
+/// Writes a line of a log to stderr. One that cannot be written is not missed.
+#[cfg(feature = "serve")]
+pub(crate) fn log(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", moved_in(&escaped(line)));
+}
+
 /// The error and its causes, without those that the text before them says already.
 pub(crate) fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {

@@ -15,6 +15,8 @@ mod inspect;
 mod left_out;
 mod model;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod signals;
 mod store;
 mod tree;

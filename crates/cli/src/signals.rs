@@ -45,3 +45,44 @@ fn is_ignored(signal: i32) -> bool {
 pub(super) fn tidy_up_when_told_to_end() -> anyhow::Result<()> {
     Ok(())
 }
+
+/// Waits for SIGINT or SIGTERM, those that were not ignored when the program began. A second one
+/// ends it at once.
+#[cfg(all(unix, feature = "serve"))]
+pub(super) fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
+    use anyhow::Context;
+    use signal_hook::consts::{SIGINT, SIGTERM};
+
+    let heeded = [SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal));
+    let mut signals =
+        signal_hook::iterator::Signals::new(heeded).context("cannot wait for signals")?;
+    let (told, heard) = tokio::sync::oneshot::channel();
+    let wait = move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            // Who does not wait any more is ending already.
+            let _ = told.send(());
+        }
+        if let Some(signal) = signals.next() {
+            std::process::exit(BY_SIGNAL + signal);
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(wait).context("cannot wait for signals")?;
+    Ok(async {
+        // Where all signals are ignored nobody tells.
+        if heard.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
+
+/// The same by Ctrl-C.
+#[cfg(all(not(unix), feature = "serve"))]
+pub(super) fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
+    Ok(async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}

@@ -40,7 +40,7 @@ impl Driver {
             self.drop_pages(*id);
         }
         if plan.rows.is_empty() {
-            self.note(false, false);
+            self.note(false);
             return false;
         }
         let is_changed = self.admit_rows(&mut plan);
@@ -62,12 +62,24 @@ impl Driver {
                 let is_as_planned = passes == 1 && tokens == plan.tokens() && !is_changed;
                 outcome.step_ms = is_as_planned.then(|| start.elapsed().as_secs_f64() * 1e3);
                 self.restores = 0;
-                self.run_tokens += tokens;
+                self.note_rows(&plan, tokens);
                 self.finish(&plan, made, outcome);
             }
             Err(_) => self.lost(),
         }
         true
+    }
+
+    /// Counts what was run.
+    fn note_rows(&self, plan: &Plan, tokens: usize) {
+        let depth_of = |row: &Row| Some(self.active.get(&row.id)?.work.version.path().len());
+        let depths = plan.rows.iter().filter_map(depth_of);
+        let (merged, factored): (Vec<_>, Vec<_>) =
+            depths.partition(|depth| *depth == plan.stand.len());
+        let mut status = self.noting();
+        status.tokens += tokens as u64;
+        status.merged_rows += merged.len() as u64;
+        status.factored_rows += factored.len() as u64;
     }
 
     /// Moves the weights to where the plan wants them.
@@ -78,8 +90,13 @@ impl Driver {
         };
         let start = Instant::now();
         let replica = &mut self.runtime.replica;
-        contained(|| replica.switch(&target)).unwrap_or_else(panicked)?;
+        let report = contained(|| replica.switch(&target)).unwrap_or_else(panicked)?;
         outcome.switch_ms = Some(start.elapsed().as_secs_f64() * 1e3);
+        let device_cache = self.runtime.replica.residence().uploaded;
+        let mut status = self.noting();
+        status.note_switch(report, target.path().len());
+        status.device_cache = device_cache;
+        drop(status);
         self.forget_versions();
         Ok(())
     }
@@ -146,6 +163,7 @@ impl Driver {
         let replica = &mut self.runtime.replica;
         contained(|| replica.hold(&work.version)).unwrap_or_else(panicked)?;
         work.deltas = None;
+        work.progress.set_running(true);
         let (owner, tokens) = (replica.owner(&work.version), work.script.decoding.tokens());
         *table = Some(pool.pages().open_behind(owner, &work.salt, tokens));
         Ok(())
@@ -240,7 +258,7 @@ impl Driver {
         let all = ended.chain(failed.into_iter().map(|(id, error)| (id, Err(error))));
         let gone: Vec<_> = all.filter_map(|(id, why)| Some((self.remove(id)?, why))).collect();
         // Whoever has their answer finds it counted.
-        self.note(true, outcome.switch_ms.is_some());
+        self.note(true);
         gone.into_iter().for_each(|(work, why)| self.say(work, why));
     }
 
@@ -263,7 +281,7 @@ impl Driver {
             let mut step = work.script.step(tokenizer, Some(token))?;
             // Its end is said once, with the last of the text.
             let stop = step.stop.take();
-            if work.events.send(Ok(step)).is_err() {
+            if !work.events.send(Ok(step)) {
                 return Ok(Some(StopReason::Cancelled));
             }
             if stop.is_some() {

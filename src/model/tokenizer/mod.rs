@@ -215,6 +215,27 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The bytes that one token adds to a text, which may be a part of a character; none for an id
+    /// without a token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
+        let is_added = self.inner.get_added_tokens_decoder().contains_key(&id);
+        if is_added {
+            return token.into_bytes();
+        }
+        if self.inner.get_decoder().is_some_and(is_byte_level) {
+            let letters = byte_letters();
+            let byte = |c: char| letters.iter().position(|letter| *letter == c);
+            let bytes = token.chars().map(|c| byte(c).and_then(|byte| u8::try_from(byte).ok()));
+            return bytes.collect::<Option<_>>().unwrap_or_else(|| token.into_bytes());
+        }
+        let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => vec![byte],
+            None => token.replace('\u{2581}', " ").into_bytes(),
+        }
+    }
+
     /// Starts decoding a text of its own, token by token.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream::new(self)

@@ -53,7 +53,10 @@ fn every_text_comes_back_and_special_tokens_are_one_id() {
         for text in TEXTS {
             let ids = tokenizer.encode(text).unwrap();
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+            assert_eq!(bytes, text.as_bytes());
         }
+        assert!(tokenizer.token_bytes(u32::MAX).is_empty());
         assert_eq!(tokenizer.encode("<|im_end|>").unwrap(), [2]);
         assert_eq!(tokenizer.token(2).as_deref(), Some("<|im_end|>"));
     }

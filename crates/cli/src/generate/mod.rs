@@ -18,6 +18,8 @@ use super::Console;
 use super::model::{Arrived, Model, read_text};
 use requests::Requests;
 use serving::Serving;
+#[cfg(feature = "serve")]
+pub(crate) use serving::engine_options;
 
 /// Continue a prompt at a node, the text streaming to stdout; or many prompts at once, each at its
 /// own node
@@ -211,6 +213,7 @@ impl TextOptions {
                 min_p: self.min_p,
                 repeat_penalty: self.repeat_penalty,
                 seed: self.seed,
+                ..Sampling::default()
             },
             ..GenerateOptions::default()
         }

@@ -99,19 +99,6 @@ impl Serving {
         }
     }
 
-    fn engine_options(&self) -> EngineOptions {
-        let mut options = EngineOptions::default();
-        if let Some(budget) = self.kv_budget {
-            options.kv_bytes = budget.saturating_mul(MIB);
-        }
-        let bounds = &mut options.scheduler;
-        if let Some(most) = self.max_running {
-            bounds.max_running = most.get();
-            bounds.step_tokens = bounds.step_tokens.max(most.get().saturating_mul(4));
-        }
-        options
-    }
-
     /// Answers all of them, each when it is complete.
     pub(super) fn serve(
         &self,
@@ -122,7 +109,7 @@ impl Serving {
         let nodes = model.nodes()?;
         requests.check(&nodes, model)?;
         let (runtime, load_ms) = model.open(nodes, console)?;
-        let options = self.engine_options();
+        let options = engine_options(self.kv_budget, self.max_running);
         let engine = Engine::new(runtime, &options)?;
         let all = requests.0.len();
         let mut run = Run {
@@ -149,6 +136,23 @@ impl Serving {
         }
         Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
+}
+
+/// Bounds of an engine: MiB of keys and values, and requests that run at once.
+pub(crate) fn engine_options(
+    kv_budget: Option<u64>,
+    max_running: Option<NonZeroUsize>,
+) -> EngineOptions {
+    let mut options = EngineOptions::default();
+    if let Some(budget) = kv_budget {
+        options.kv_bytes = budget.saturating_mul(MIB);
+    }
+    let bounds = &mut options.scheduler;
+    if let Some(most) = max_running {
+        bounds.max_running = most.get();
+        bounds.step_tokens = bounds.step_tokens.max(most.get().saturating_mul(4));
+    }
+    options
 }
 
 /// An answer so far.

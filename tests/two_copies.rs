@@ -106,7 +106,12 @@ fn a_sequence_goes_on_where_it_was_when_the_weights_are_back() {
     assert_eq!(alice.run_tokens(), alice.prompt_tokens() + 11);
     assert_eq!(
         step(&runtime, &mut alice),
-        Step { token: None, text: String::new(), logprobs: None, stop: Some(StopReason::MaxTokens) }
+        Step {
+            token: None,
+            text: String::new(),
+            logprobs: None,
+            stop: Some(StopReason::MaxTokens)
+        }
     );
 }
 

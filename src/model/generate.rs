@@ -1,7 +1,8 @@
 //! From prompt to tokens, one after another.
 
 use super::{
-    Batch, History, KvPool, Logprobs, NewTokens, Pick, Sampler, Sampling, TableId, Transformer, Want,
+    Batch, History, KvPool, Logprobs, NewTokens, Pick, Sampler, Sampling, TableId, Transformer,
+    Want,
 };
 use crate::device::cpu::sample;
 use crate::device::{Choice, Compute};

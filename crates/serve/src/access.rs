@@ -304,7 +304,7 @@ impl Caller {
         let refused = |what: &str, seconds: f64| {
             // At most a minute, so it fits.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds")]
-            let wait = seconds.ceil().clamp(1.0, 60.0) as u64;
+            let wait = seconds.ceil().clamp(1.0, 60.0) as u32;
             let message = format!(
                 "This key's {what} a minute are used up; ask again in {wait} s, or ask whoever runs the server for more"
             );
@@ -370,8 +370,11 @@ mod tests {
     #[test]
     fn tokens_open_what_they_open_and_nothing_else_does() {
         let text = key_text("use = \"/\"\n");
-        let access = Access { keys: Some(read_keys(&text).unwrap()), admin: None }.with_admin("root");
-        for wrong in [None, Some("Bearer"), Some("Basic secret"), Some("Bearer other"), Some("secret")] {
+        let access =
+            Access { keys: Some(read_keys(&text).unwrap()), admin: None }.with_admin("root");
+        for wrong in
+            [None, Some("Bearer"), Some("Basic secret"), Some("Bearer other"), Some("secret")]
+        {
             let refusal = caller(&access, wrong).unwrap_err();
             assert_eq!(refusal.status, StatusCode::UNAUTHORIZED, "{wrong:?}");
         }

@@ -66,12 +66,18 @@ impl App {
     pub(crate) fn take_publishing(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         self.publishing.clone().try_acquire_owned().map_err(|_| {
             let message = "Other adapters are being published; try again";
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).code("lora_load_busy").retry_after(1)
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+                .code("lora_load_busy")
+                .retry_after(1)
         })
     }
 
     /// Compiles an adapter, checks that it and all below it fit, and publishes it.
-    pub(crate) fn publish(&self, caller: &Caller, publish: &Publish) -> Result<Published, ApiError> {
+    pub(crate) fn publish(
+        &self,
+        caller: &Caller,
+        publish: &Publish,
+    ) -> Result<Published, ApiError> {
         let store = self.store()?;
         let Publish { node, origin, parent, trained_on, labels, expected } = publish;
         self.check_is_no_base(node)?;
@@ -83,7 +89,8 @@ impl App {
             Origin::Uploaded(folder) => folder.path().to_owned(),
             Origin::Path(path) => self.allowed(path)?,
         };
-        let compiled = store.compile_adapter(&folder, Some(self.engine.base()), &self.limits, false);
+        let compiled =
+            store.compile_adapter(&folder, Some(self.engine.base()), &self.limits, false);
         let content = compiled.map_err(|error| without_folder(error, &folder))?;
         let (bytes, kept) = (content.bytes(), content.kept().and_then(Kept::share));
         let remarks = content.remarks().to_vec();
@@ -141,7 +148,8 @@ impl App {
             self.check_may_change(caller, &name)?;
             let mut after: Option<String> = None;
             loop {
-                let page = store.children(&name, after.as_deref(), PAGE).map_err(ApiError::of_change)?;
+                let page =
+                    store.children(&name, after.as_deref(), PAGE).map_err(ApiError::of_change)?;
                 let Some(last) = page.last().cloned() else { break };
                 after = Some(last);
                 left.extend(page);
@@ -153,7 +161,9 @@ impl App {
     /// The base's own name, and what follows it, mean the base and nodes without it.
     fn check_is_no_base(&self, node: &str) -> Result<(), ApiError> {
         let rest = node.strip_prefix(&self.base_name);
-        if node.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':'])) {
+        if node.is_empty()
+            || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':']))
+        {
             let name = if node.is_empty() { "/" } else { node };
             let message = format!("The lora adapter '{name}' conflicts with a served base model.");
             return Err(invalid(message));
@@ -164,10 +174,14 @@ impl App {
     /// The folder that `path` means, if it lies below the allowed root.
     fn allowed(&self, path: &str) -> Result<PathBuf, ApiError> {
         let forbidden = |message: &str| {
-            Err(ApiError::new(StatusCode::FORBIDDEN, message).param("path").code("adapter_path_forbidden"))
+            Err(ApiError::new(StatusCode::FORBIDDEN, message)
+                .param("path")
+                .code("adapter_path_forbidden"))
         };
         let Some(root) = &self.adapter_root else {
-            return forbidden("No paths of the server are read: start it with --adapter-root FOLDER, or upload the files");
+            return forbidden(
+                "No paths of the server are read: start it with --adapter-root FOLDER, or upload the files",
+            );
         };
         let outside = "The path lies outside the folder that --adapter-root allows";
         let asked = Path::new(path);
@@ -214,18 +228,25 @@ struct Unload {
 }
 
 /// Reads the body of one who may change something.
-async fn read<T: serde::de::DeserializeOwned>(app: &App, request: Request) -> Result<(Caller, T), ApiError> {
+async fn read<T: serde::de::DeserializeOwned>(
+    app: &App,
+    request: Request,
+) -> Result<(Caller, T), ApiError> {
     let (parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
     if !caller.may_change_something() {
         app.check_may_change(&caller, "anything")?;
     }
-    let bytes = body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
+    let bytes =
+        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
     Ok((caller, body::fields(body::object(&parts.headers, &bytes)?)?))
 }
 
 /// `POST /v1/load_lora_adapter`
-pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Result<String, ApiError> {
+pub(crate) async fn load(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<String, ApiError> {
     let (caller, asked): (_, Load) = read(&app, request).await?;
     let Load { lora_name, lora_path, load_inplace, expected_generation } = asked;
     if lora_name.is_empty() || lora_path.is_empty() {
@@ -253,7 +274,10 @@ pub(crate) async fn load(State(app): State<Arc<App>>, request: Request) -> Resul
 }
 
 /// `POST /v1/unload_lora_adapter`
-pub(crate) async fn unload(State(app): State<Arc<App>>, request: Request) -> Result<String, ApiError> {
+pub(crate) async fn unload(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<String, ApiError> {
     let (caller, asked): (_, Unload) = read(&app, request).await?;
     let Unload { lora_name, expected_generation } = asked;
     let node = app.node_to_change(&caller, &lora_name)?;

@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::{Bounds, adapters, metrics, models, page, status, text, tree};
 
 /// The number of a request, the client's own or one made here.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest number of a client that is taken over.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 /// What the page may load and call: what comes from here.
@@ -64,8 +64,16 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(engine: Engine, device: String, options: crate::ServerOptions) -> Self {
-        let crate::ServerOptions { name, access, bounds, adapter_root, limits, log, engine: engine_options, .. } =
-            options;
+        let crate::ServerOptions {
+            name,
+            access,
+            bounds,
+            adapter_root,
+            limits,
+            log,
+            engine: engine_options,
+            ..
+        } = options;
         let path = engine.base().path();
         let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
         let own = || stem.map_or("base".into(), |stem| stem.to_string_lossy().into_owned());
@@ -190,7 +198,7 @@ fn finished(app: &Arc<App>, id: &str, entry: Entry, mut response: Response) -> R
     entry.note(|line| line.status = response.status().as_u16());
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(REQUEST_ID, id);
+        headers.insert(&REQUEST_ID, id);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
@@ -206,9 +214,10 @@ pub(crate) struct RequestId(pub(crate) String);
 
 /// The client's own number, where it is short and plain; or a new one.
 fn request_id(headers: &HeaderMap) -> String {
-    let own = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let own = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
     let is_plain = |id: &&str| {
-        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_graphic())
     };
     own.filter(is_plain).map_or_else(new_id, str::to_owned)
 }
@@ -230,7 +239,10 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 
 async fn no_route(request: Request) -> ApiError {
     let path = request.uri().path();
-    ApiError::new(StatusCode::NOT_FOUND, format!("There is no route {path}; GET /openapi.json lists all"))
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        format!("There is no route {path}; GET /openapi.json lists all"),
+    )
 }
 
 async fn wrong_method(request: Request) -> ApiError {

@@ -27,7 +27,8 @@ pub(crate) async fn read(
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if length.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64) {
+    if length.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > limit as u64)
+    {
         return Err(too_large());
     }
     let collected = tokio::time::timeout(wait, Limited::new(body, limit).collect()).await;
@@ -52,9 +53,9 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let found = Query::<T>::try_from_uri(&parts.uri);
-        found.map(|Query(found)| Self(found)).map_err(|error| {
-            ApiError::new(StatusCode::BAD_REQUEST, error.body_text())
-        })
+        found
+            .map(|Query(found)| Self(found))
+            .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.body_text()))
     }
 }
 

@@ -96,8 +96,11 @@ async fn take(
         .header_read_timeout(bounds.head_wait)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES);
-    let connection = server.serve_connection(TokioIo::new(Box::pin(timed(stream, bounds))), service);
-    let run = async move |connection: std::pin::Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>| {
+    let connection =
+        server.serve_connection(TokioIo::new(Box::pin(timed(stream, bounds))), service);
+    let run = async move |connection: std::pin::Pin<
+        Box<dyn Future<Output = hyper::Result<()>> + Send>,
+    >| {
         // Whoever breaks off a connection is no news.
         let _ = connection.await;
         drop(place);

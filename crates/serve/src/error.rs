@@ -10,7 +10,7 @@ use pleach::error::{ChatDefect, EngineDefect, StoreDefect, TokenizerDefect, Tree
 use serde_json::{Value, json};
 
 /// openai-python asks again after 409 unless it is told not to.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A refusal or a failure, as OpenAI's API writes them.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct ApiError {
     /// What kind it is called, where that does not follow from the status.
     pub(crate) kind: Option<&'static str>,
     /// Seconds after which it may be worth another try.
-    pub(crate) retry_after: Option<u64>,
+    pub(crate) retry_after: Option<u32>,
     /// Whether what happened is for the server's log and not for the client.
     pub(crate) cause: Option<String>,
 }
@@ -32,7 +32,15 @@ pub(crate) struct ApiError {
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { status, message, param: None, code: None, kind: None, retry_after: None, cause: None }
+        Self {
+            status,
+            message,
+            param: None,
+            code: None,
+            kind: None,
+            retry_after: None,
+            cause: None,
+        }
     }
 
     /// A request that is wrong in `param`.
@@ -50,7 +58,7 @@ impl ApiError {
         self
     }
 
-    pub(crate) fn retry_after(mut self, seconds: u64) -> Self {
+    pub(crate) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
     }
@@ -210,7 +218,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if matches!(self.status, StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT) {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            headers.insert(&SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -118,7 +118,13 @@ enum Outcome {
 
 impl Flight {
     /// Of a text whose request came at `asked`.
-    pub(crate) fn new(app: &Arc<App>, caller: &Caller, node: &str, answer: &Answer, asked: Instant) -> Self {
+    pub(crate) fn new(
+        app: &Arc<App>,
+        caller: &Caller,
+        node: &str,
+        answer: &Answer,
+        asked: Instant,
+    ) -> Self {
         let id = app.flights.next.fetch_add(1, Ordering::Relaxed);
         let at = (node.to_owned(), answer.progress().clone());
         app.flights.state().in_flight.insert(id, at);

@@ -154,7 +154,8 @@ impl Server {
             *root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
         }
         let device = runtime.device();
-        let engine = pleach::Engine::new(runtime, &options.engine).map_err(|error| error.to_string())?;
+        let engine =
+            pleach::Engine::new(runtime, &options.engine).map_err(|error| error.to_string())?;
         Ok(Self { app: Arc::new(App::new(engine, device, options)), listener, metrics })
     }
 

@@ -85,29 +85,87 @@ impl Metrics {
         };
         let ours = Ours {
             steps: counter("pleach_steps_total", "Steps of the engine"),
-            run_tokens: counter("pleach_run_tokens_total", "Tokens that were run, of prompts and answers"),
-            rows: counters("pleach_rows_total", "Rows of steps: merged, or with a part of the path in factored form", "kind"),
-            switches: counters("pleach_switches_total", "Switches of the weights, by the depth of the node they led to", "depth"),
-            switched_bytes: counter("pleach_switched_bytes_total", "Bytes of weights that switches read and wrote"),
-            switch_seconds: kept(&registry, prometheus::Counter::new("pleach_switch_seconds_total", "Time that switches took")),
-            depth: gauge("pleach_merge_depth", "Depth of the node where the weights stand; 0 is the base"),
+            run_tokens: counter(
+                "pleach_run_tokens_total",
+                "Tokens that were run, of prompts and answers",
+            ),
+            rows: counters(
+                "pleach_rows_total",
+                "Rows of steps: merged, or with a part of the path in factored form",
+                "kind",
+            ),
+            switches: counters(
+                "pleach_switches_total",
+                "Switches of the weights, by the depth of the node they led to",
+                "depth",
+            ),
+            switched_bytes: counter(
+                "pleach_switched_bytes_total",
+                "Bytes of weights that switches read and wrote",
+            ),
+            switch_seconds: kept(
+                &registry,
+                prometheus::Counter::new("pleach_switch_seconds_total", "Time that switches took"),
+            ),
+            depth: gauge(
+                "pleach_merge_depth",
+                "Depth of the node where the weights stand; 0 is the base",
+            ),
             pages: gauges("pleach_kv_pages", "Pages of keys and values", &["state"]),
-            cache_bytes: gauges("pleach_delta_cache_bytes", "Bytes of compiled deltas in memory", &["tier"]),
-            cache_nodes: gauges("pleach_delta_cache_nodes", "Nodes whose compiled deltas are in memory", &["tier"]),
-            cache: counters("pleach_delta_cache_events_total", "Deltas found in the host's cache, made, and dropped for want of memory", "event"),
+            cache_bytes: gauges(
+                "pleach_delta_cache_bytes",
+                "Bytes of compiled deltas in memory",
+                &["tier"],
+            ),
+            cache_nodes: gauges(
+                "pleach_delta_cache_nodes",
+                "Nodes whose compiled deltas are in memory",
+                &["tier"],
+            ),
+            cache: counters(
+                "pleach_delta_cache_events_total",
+                "Deltas found in the host's cache, made, and dropped for want of memory",
+                "event",
+            ),
         };
         Self {
-            first_token: times("vllm:time_to_first_token_seconds", "Time from a request to its first token", &LONG),
-            token: times("vllm:inter_token_latency_seconds", "Time from a token to the next one", &SHORT),
-            whole: times("vllm:e2e_request_latency_seconds", "Time from a request to the end of its text", &LONG),
+            first_token: times(
+                "vllm:time_to_first_token_seconds",
+                "Time from a request to its first token",
+                &LONG,
+            ),
+            token: times(
+                "vllm:inter_token_latency_seconds",
+                "Time from a token to the next one",
+                &SHORT,
+            ),
+            whole: times(
+                "vllm:e2e_request_latency_seconds",
+                "Time from a request to the end of its text",
+                &LONG,
+            ),
             prompt_tokens: counter("vllm:prompt_tokens_total", "Tokens of prompts"),
             generated_tokens: counter("vllm:generation_tokens_total", "New tokens"),
-            ended: counters("vllm:request_success_total", "Texts that ended, by why", "finished_reason"),
-            refused: counters("pleach_refusals_total", "Requests that were refused, by why", "reason"),
-            preempted: counter("vllm:num_preemptions_total", "Sequences that lost their pages and were run again"),
+            ended: counters(
+                "vllm:request_success_total",
+                "Texts that ended, by why",
+                "finished_reason",
+            ),
+            refused: counters(
+                "pleach_refusals_total",
+                "Requests that were refused, by why",
+                "reason",
+            ),
+            preempted: counter(
+                "vllm:num_preemptions_total",
+                "Sequences that lost their pages and were run again",
+            ),
             running: gauge("vllm:num_requests_running", "Texts that hold pages of keys and values"),
             waiting: gauge("vllm:num_requests_waiting", "Texts that wait"),
-            kv_usage: gauge("vllm:kv_cache_usage_perc", "Share of the pages of keys and values in use, 0 to 1"),
+            kv_usage: gauge(
+                "vllm:kv_cache_usage_perc",
+                "Share of the pages of keys and values in use, 0 to 1",
+            ),
             adapters: gauges(
                 "vllm:lora_requests_info",
                 "Nodes that are live, those above them too; the value is the time in seconds since 1970",
@@ -226,11 +284,14 @@ fn float(count: usize) -> f64 {
     count as f64
 }
 
+/// Metrics, to be sent.
+pub(crate) type Written = ([(HeaderName, HeaderValue); 1], Vec<u8>);
+
 /// `GET /metrics`
 pub(crate) async fn metrics(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-) -> Result<([(HeaderName, HeaderValue); 1], Vec<u8>), ApiError> {
+) -> Result<Written, ApiError> {
     if !caller.sees_all() {
         let message = "Metrics name nodes of everybody: a key for / reads them, or whoever reaches --metrics-listen";
         return Err(ApiError::new(StatusCode::FORBIDDEN, message));
@@ -239,7 +300,7 @@ pub(crate) async fn metrics(
 }
 
 /// The metrics, to be sent.
-pub(crate) fn written(app: &App) -> Result<([(HeaderName, HeaderValue); 1], Vec<u8>), ApiError> {
+pub(crate) fn written(app: &App) -> Result<Written, ApiError> {
     let text = app.metrics.text(app).map_err(|error| ApiError::failed(error.to_string()))?;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, kind)], text))

@@ -35,11 +35,15 @@ pub(crate) async fn list(
         let (mut names, has_more) = match &asked.parent {
             Some(parent) => app.children_seen(&caller, parent, asked.after.as_deref(), limit)?,
             None if asked.after.is_some() => {
-                return Err(ApiError::bad("after", "after needs parent: its children are in order of name"));
+                return Err(ApiError::bad(
+                    "after",
+                    "after needs parent: its children are in order of name",
+                ));
             }
             None => app.top(&caller, limit)?,
         };
-        let models: Vec<Value> = names.drain(..).filter_map(|name| app.model(&caller, &name)).collect();
+        let models: Vec<Value> =
+            names.drain(..).filter_map(|name| app.model(&caller, &name)).collect();
         Ok(json!({"object": "list", "data": models, "has_more": has_more}))
     });
     Ok(Json(listed.await?))

@@ -24,7 +24,8 @@ pub(crate) async fn status(
 ) -> Json<Value> {
     let status = app.engine.status();
     let (cache, budget) = app.engine.cache_stats();
-    let Counts { completed, cancelled, failed, prompt_tokens, generated_tokens } = app.flights.counts();
+    let Counts { completed, cancelled, failed, prompt_tokens, generated_tokens } =
+        app.flights.counts();
     let (first_token, token) = app.flights.latency();
     let active: Vec<Value> = app
         .flights
@@ -37,8 +38,8 @@ pub(crate) async fn status(
         status.recent_switches.iter().map(|switch| recent(&caller, switch)).collect();
     let Status { steps, tokens, switches: count, preempted, running, waiting, .. } = status;
     // On the CPU there is no second tier.
-    let device_cache = (status.device_cache != CacheStats::default())
-        .then(|| cached(&status.device_cache, None));
+    let device_cache =
+        (status.device_cache != CacheStats::default()).then(|| cached(&status.device_cache, None));
     Json(json!({
         "model": app.base_name,
         "version": env!("CARGO_PKG_VERSION"),

@@ -54,7 +54,10 @@ fn target(path: &str) -> Result<(String, About), ApiError> {
 }
 
 fn no_such_question() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This method is not for this path; GET /openapi.json lists all")
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "This method is not for this path; GET /openapi.json lists all",
+    )
 }
 
 #[derive(Deserialize)]
@@ -154,7 +157,8 @@ impl App {
             None => json!({"generation": null, "content_generation": null, "trained_on": null,
                 "kind": null, "ranks": [], "matrices": null, "bytes": null, "created": null, "labels": {}}),
         };
-        let parent = version.as_ref().and_then(|version| version.parent()).map(|parent| parent.name());
+        let parent =
+            version.as_ref().and_then(|version| version.parent()).map(|parent| parent.name());
         let at = self.flights.by_node().get(name_of(name)).copied().unwrap_or_default();
         let has_children = self.engine.children(name, None, 1).is_ok_and(|names| !names.is_empty());
         node["node"] = json!(name_of(name));
@@ -202,7 +206,10 @@ struct Publication {
 }
 
 /// `PUT /v1/tree/nodes/{path}`
-pub(crate) async fn put(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn put(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
     let (node, about) = target(parts.uri.path())?;
@@ -222,10 +229,14 @@ pub(crate) async fn put(State(app): State<Arc<App>>, request: Request) -> Result
         })?;
         uploaded?
     } else {
-        let bytes = body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
+        let bytes =
+            body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
         let said: Publication = body::fields(body::object(&parts.headers, &bytes)?)?;
         let Some(path) = said.path.clone() else {
-            return Err(ApiError::bad("path", "path: a folder below the allowed root is expected, or the files as multipart/form-data"));
+            return Err(ApiError::bad(
+                "path",
+                "path: a folder below the allowed root is expected, or the files as multipart/form-data",
+            ));
         };
         (said, Origin::Path(path))
     };
@@ -252,7 +263,8 @@ async fn upload(app: &App, request: Request) -> Result<(Publication, Origin), Ap
     let mut fields = Multipart::from_request(request, &()).await.map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, format!("The upload: {}", error.body_text()))
     })?;
-    let folder = tempfile::tempdir().map_err(|error| ApiError::failed(format!("an upload's folder: {error}")))?;
+    let folder = tempfile::tempdir()
+        .map_err(|error| ApiError::failed(format!("an upload's folder: {error}")))?;
     let mut said = Publication::default();
     let mut left = app.bounds.upload_bytes;
     while let Some(mut field) = fields.next_field().await.map_err(broken)? {
@@ -260,10 +272,13 @@ async fn upload(app: &App, request: Request) -> Result<(Publication, Origin), Ap
         if FILES.contains(&&name[..]) {
             let unwritten = |error: std::io::Error| ApiError::failed(format!("an upload: {error}"));
             let path = folder.path().join(&name);
-            let mut file = tokio::fs::File::create_new(&path).await.map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => ApiError::bad(&name, format!("{name} is there twice")),
-                _ => unwritten(error),
-            })?;
+            let mut file =
+                tokio::fs::File::create_new(&path).await.map_err(|error| match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => {
+                        ApiError::bad(&name, format!("{name} is there twice"))
+                    }
+                    _ => unwritten(error),
+                })?;
             while let Some(bytes) = field.chunk().await.map_err(broken)? {
                 left = left.checked_sub(bytes.len() as u64).ok_or_else(|| too_large(app))?;
                 file.write_all(&bytes).await.map_err(unwritten)?;
@@ -278,9 +293,12 @@ async fn upload(app: &App, request: Request) -> Result<(Publication, Origin), Ap
             }
             text.extend_from_slice(&bytes);
         }
-        let text = String::from_utf8(text).map_err(|_| ApiError::bad(&name, format!("{name} is not UTF-8")))?;
+        let text = String::from_utf8(text)
+            .map_err(|_| ApiError::bad(&name, format!("{name} is not UTF-8")))?;
         let number = || {
-            text.trim().parse().map_err(|_| ApiError::bad(&name, format!("{name} is {text:?}; a number is expected")))
+            text.trim().parse().map_err(|_| {
+                ApiError::bad(&name, format!("{name} is {text:?}; a number is expected"))
+            })
         };
         match &name[..] {
             "parent" => said.parent = Some(text),
@@ -288,7 +306,9 @@ async fn upload(app: &App, request: Request) -> Result<(Publication, Origin), Ap
             "expected_generation" => said.expected_generation = Some(number()?),
             "labels" => {
                 let labels = serde_json::from_str(&text);
-                said.labels = Some(labels.map_err(|error| ApiError::bad("labels", format!("labels: {error}")))?);
+                said.labels = Some(
+                    labels.map_err(|error| ApiError::bad("labels", format!("labels: {error}")))?,
+                );
             }
             _ => {
                 let expected = "adapter_config.json, adapter_model.safetensors, parent, trained_on, expected_generation or labels is expected";
@@ -297,13 +317,17 @@ async fn upload(app: &App, request: Request) -> Result<(Publication, Origin), Ap
         }
     }
     if let Some(missing) = FILES.iter().find(|name| !folder.path().join(name).exists()) {
-        return Err(ApiError::bad(missing, format!("{missing} is missing; an adapter is its two files")));
+        return Err(ApiError::bad(
+            missing,
+            format!("{missing} is missing; an adapter is its two files"),
+        ));
     }
     Ok((said, Origin::Uploaded(folder)))
 }
 
 fn too_large(app: &App) -> ApiError {
-    let message = format!("The upload has more than the {} bytes that are taken", app.bounds.upload_bytes);
+    let message =
+        format!("The upload has more than the {} bytes that are taken", app.bounds.upload_bytes);
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
@@ -320,12 +344,15 @@ fn expected(parts: &Parts, said: Option<u64>) -> Result<Option<u64>, ApiError> {
         };
     }
     let matched = header(header::IF_MATCH).map(|value| {
-        value.parse().map_err(|_| ApiError::bad("If-Match", format!("If-Match is {value:?}; a generation is expected")))
+        value.parse().map_err(|_| {
+            ApiError::bad("If-Match", format!("If-Match is {value:?}; a generation is expected"))
+        })
     });
     match (matched.transpose()?, said) {
-        (Some(header), Some(said)) if header != said => {
-            Err(ApiError::bad("expected_generation", "expected_generation and If-Match say two things"))
-        }
+        (Some(header), Some(said)) if header != said => Err(ApiError::bad(
+            "expected_generation",
+            "expected_generation and If-Match say two things",
+        )),
         (header, said) => Ok(header.or(said)),
     }
 }
@@ -371,7 +398,10 @@ struct Rolling {
 }
 
 /// `POST /v1/tree/nodes/{path}/move`, `…/rollback`
-pub(crate) async fn post(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn post(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
     let (parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
     let (node, about) = target(parts.uri.path())?;
@@ -379,7 +409,8 @@ pub(crate) async fn post(State(app): State<Arc<App>>, request: Request) -> Resul
         return Err(no_such_question());
     }
     let node = app.node_to_change(&caller, &node)?;
-    let bytes = body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
+    let bytes =
+        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
     let value = body::object(&parts.headers, &bytes)?;
     let mut changes = Changes::new();
     let name = if about == About::Move {

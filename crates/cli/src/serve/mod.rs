@@ -194,7 +194,9 @@ impl Who {
         }
         let variable = std::env::var_os(ADMIN_VARIABLE);
         let token = match (&self.admin_token_file, variable) {
-            (Some(_), Some(_)) => bail!("{ADMIN_VARIABLE} and --admin-token-file are both there; give one of them"),
+            (Some(_), Some(_)) => {
+                bail!("{ADMIN_VARIABLE} and --admin-token-file are both there; give one of them")
+            }
             (Some(file), None) => Some((read_token(file)?, file.display().to_string())),
             (None, Some(token)) => {
                 let token = token.into_string();
@@ -205,7 +207,10 @@ impl Who {
         };
         if let Some((token, place)) = token {
             if token.len() < 16 {
-                bail!("the token in {place} has {} characters; give at least 16, such as one of `pleach key`", token.len());
+                bail!(
+                    "the token in {place} has {} characters; give at least 16, such as one of `pleach key`",
+                    token.len()
+                );
             }
             access = access.with_admin(&token);
         }

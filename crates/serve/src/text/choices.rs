@@ -136,7 +136,10 @@ impl Choices {
     }
 
     /// The next step of any that has not ended; `None` behind the last.
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, pleach::Result<Step>)>> {
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<(usize, pleach::Result<Step>)>> {
         let mut is_over = true;
         let (turn, count) = (self.turn, self.list.len());
         for i in (0..count).map(|i| (turn + i) % count) {

@@ -24,12 +24,18 @@ use render::Render;
 pub(crate) use tokens::{detokenize, tokenize};
 
 /// `POST /v1/completions`
-pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn completions(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     text(app, Kind::Completion, request).await
 }
 
 /// `POST /v1/chat/completions`
-pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn chat(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     text(app, Kind::Chat, request).await
 }
 
@@ -60,7 +66,8 @@ async fn make(app: &Arc<App>, kind: Kind, request: Request) -> Result<Response, 
         return Err(ApiError::stopping());
     }
     caller.take_request()?;
-    let bytes = body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
+    let bytes =
+        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
     let asked = Asked::read(kind, body::object(&parts.headers, &bytes)?)?;
     drop(bytes);
     let id = parts.extensions.get::<RequestId>().map_or_else(new_id, |id| id.0.clone());

@@ -147,14 +147,18 @@ impl Asked {
         };
         let (logprobs, echo) = (fields.logprobs(kind)?, fields.echo.unwrap_or(false));
         if echo && logprobs.is_some() {
-            return Err(ApiError::bad("echo", "logprobs of the prompt are not done; leave out one of echo and logprobs"));
+            return Err(ApiError::bad(
+                "echo",
+                "logprobs of the prompt are not done; leave out one of echo and logprobs",
+            ));
         }
         if echo && kind == Kind::Chat {
             return Err(ApiError::bad("echo", "the last message cannot be repeated in an answer"));
         }
         let salt = fields.cache_salt.clone().unwrap_or_default();
         if salt.len() > MAX_SALT_BYTES {
-            let message = format!("cache_salt has {} bytes, at most {MAX_SALT_BYTES} are taken", salt.len());
+            let message =
+                format!("cache_salt has {} bytes, at most {MAX_SALT_BYTES} are taken", salt.len());
             return Err(ApiError::bad("cache_salt", message));
         }
         let options = GenerateOptions {
@@ -198,14 +202,26 @@ impl Fields {
         let texts = |kinds: &Vec<String>| kinds.iter().all(|kind| kind == "text");
         let best = self.best_of.unwrap_or(0);
         let refusals = [
-            (self.tool_choice.as_ref().is_some_and(|choice| !is_no_tool(choice)), "tool_choice", "tools are not done"),
+            (
+                self.tool_choice.as_ref().is_some_and(|choice| !is_no_tool(choice)),
+                "tool_choice",
+                "tools are not done",
+            ),
             (
                 self.response_format.as_ref().is_some_and(|format| !is_text(format)),
                 "response_format",
                 "only {\"type\": \"text\"} is done; ask for JSON in a message",
             ),
-            (self.modalities.as_ref().is_some_and(|kinds| !texts(kinds)), "modalities", "only [\"text\"] is done"),
-            (best > self.n.unwrap_or(1), "best_of", "choosing the best of more answers than n is not done"),
+            (
+                self.modalities.as_ref().is_some_and(|kinds| !texts(kinds)),
+                "modalities",
+                "only [\"text\"] is done",
+            ),
+            (
+                best > self.n.unwrap_or(1),
+                "best_of",
+                "choosing the best of more answers than n is not done",
+            ),
             (
                 self.add_generation_prompt == Some(false),
                 "add_generation_prompt",
@@ -270,7 +286,10 @@ impl Fields {
         }
         if let Some(k) = wanted.filter(|k| *k > MAX_LOGPROBS) {
             let param = if kind == Kind::Chat { "top_logprobs" } else { "logprobs" };
-            return Err(ApiError::bad(param, format!("{param} is {k}, at most {MAX_LOGPROBS} are given")));
+            return Err(ApiError::bad(
+                param,
+                format!("{param} is {k}, at most {MAX_LOGPROBS} are given"),
+            ));
         }
         Ok(wanted)
     }
@@ -365,7 +384,11 @@ pub(crate) fn messages(value: Option<&Value>) -> Result<Vec<Message>, ApiError> 
                 }
             }
             Some(Value::Null) | None if role == "assistant" => String::new(),
-            _ => return bad(format!("messages[{i}].content: a text or a list of parts is expected")),
+            _ => {
+                return bad(format!(
+                    "messages[{i}].content: a text or a list of parts is expected"
+                ));
+            }
         };
         // What newer clients call it.
         let role = if role == "developer" { "system" } else { role };
@@ -498,7 +521,9 @@ mod tests {
         let found: Vec<_> = found.iter().map(|m| (&m.role[..], &m.content[..])).collect();
         assert_eq!(found, [("system", "s"), ("user", "a\nb"), ("assistant", "")]);
         let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]);
-        for bad in [json!([]), json!("x"), json!([{"content": "x"}]), json!([{"role": "user"}]), image] {
+        for bad in
+            [json!([]), json!("x"), json!([{"content": "x"}]), json!([{"role": "user"}]), image]
+        {
             assert_eq!(messages(Some(&bad)).unwrap_err().param.as_deref(), Some("messages"));
         }
     }

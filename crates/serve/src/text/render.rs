@@ -51,8 +51,12 @@ impl Render {
             Kind::Completion => "text_completion",
             Kind::Chat => "chat.completion",
         };
-        let list: Vec<Value> =
-            choices.list.iter().enumerate().map(|(i, choice)| self.whole_choice(i, choice, choices)).collect();
+        let list: Vec<Value> = choices
+            .list
+            .iter()
+            .enumerate()
+            .map(|(i, choice)| self.whole_choice(i, choice, choices))
+            .collect();
         let mut answer = self.head(object, Value::Array(list));
         answer.insert("usage".to_owned(), usage(choices));
         Value::Object(answer)
@@ -74,7 +78,8 @@ impl Render {
     /// The first chunk of a chat's answer.
     pub(super) fn opening(&self, index: usize) -> Map<String, Value> {
         let delta = json!({"role": "assistant", "content": ""});
-        let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+        let choice =
+            json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
         self.chunk(json!([choice]))
     }
 
@@ -128,7 +133,8 @@ impl Render {
         match self.kind {
             Kind::Completion => self.completion_logprobs(chosen),
             Kind::Chat => {
-                let content: Vec<Value> = chosen.iter().map(|chosen| self.chat_logprobs(chosen)).collect();
+                let content: Vec<Value> =
+                    chosen.iter().map(|chosen| self.chat_logprobs(chosen)).collect();
                 json!({"content": content, "refusal": null})
             }
         }
@@ -142,8 +148,10 @@ impl Render {
             offsets.push(offset);
             offset += text.chars().count();
             let Logprobs { chosen, top: likeliest } = logprobs;
-            let mut map: Map<String, Value> =
-                likeliest.iter().map(|(id, logprob)| (self.token_text(*id), json!(logprob))).collect();
+            let mut map: Map<String, Value> = likeliest
+                .iter()
+                .map(|(id, logprob)| (self.token_text(*id), json!(logprob)))
+                .collect();
             map.entry(text.clone()).or_insert(json!(chosen));
             tokens.push(text);
             of_tokens.push(*chosen);

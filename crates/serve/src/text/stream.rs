@@ -25,7 +25,12 @@ struct Stream {
 }
 
 /// The response whose body is the stream.
-pub(super) fn response(choices: Choices, render: Render, first: Stepped, usage: StreamUsage) -> Response {
+pub(super) fn response(
+    choices: Choices,
+    render: Render,
+    first: Stepped,
+    usage: StreamUsage,
+) -> Response {
     let ready = VecDeque::new();
     let mut stream = Stream { choices, render, usage, ready, is_over: false };
     stream.open();

@@ -37,7 +37,8 @@ async fn read<T: serde::de::DeserializeOwned>(
 ) -> Result<T, ApiError> {
     let (parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
-    let bytes = body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
+    let bytes =
+        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
     let asked: T = body::fields(body::object(&parts.headers, &bytes)?)?;
     let name = model(&asked).unwrap_or(&app.base_name).to_owned();
     app.blocking(move |app| app.version(&caller, &name).map(drop)).await?;
@@ -45,7 +46,10 @@ async fn read<T: serde::de::DeserializeOwned>(
 }
 
 /// `POST /tokenize`
-pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn tokenize(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
     let asked: Tokenize = read(&app, request, |asked: &Tokenize| asked.model.as_deref()).await?;
     let answer = app.blocking(move |app| {
         let tokenizer = app.engine.tokenizer().map_err(ApiError::of_text)?;
@@ -67,8 +71,12 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
 }
 
 /// `POST /detokenize`
-pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let asked: Detokenize = read(&app, request, |asked: &Detokenize| asked.model.as_deref()).await?;
+pub(crate) async fn detokenize(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let asked: Detokenize =
+        read(&app, request, |asked: &Detokenize| asked.model.as_deref()).await?;
     let answer = app.blocking(move |app| {
         let vocab_size = app.engine.base().config().vocab_size;
         if let Some(id) = asked.tokens.iter().find(|id| **id as usize >= vocab_size) {

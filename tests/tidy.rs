@@ -57,7 +57,7 @@ const UNNAMED_PARTS: [(&str, &str, &str); 3] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 20] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 24] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
@@ -72,12 +72,19 @@ const PRIVATE_CRATES: [(&str, &[&str]); 20] = [
     ("hf_hub", &["src/file/hub"]),
     ("minijinja", &["src/model/chat/"]),
     ("minijinja_contrib", &["src/model/chat/"]),
-    ("jiff", &["src/model/chat/clock.rs", "crates/cli/src/store/mod.rs"]),
+    (
+        "jiff",
+        &["src/model/chat/clock.rs", "crates/cli/src/store/mod.rs", "crates/serve/src/tree.rs"],
+    ),
     ("tokenizers", &["src/model/tokenizer", "src/testing"]),
     ("tracing_subscriber", &["crates/cli/src/console.rs"]),
     ("signal_hook", &["crates/cli/src/signals.rs"]),
     ("libc", &["crates/cli/src/signals.rs", "src/file/regular.rs"]),
     ("anyhow", &["crates/cli/src/"]),
+    ("axum", &["crates/serve/src/"]),
+    ("hyper", &["crates/serve/src/"]),
+    ("tokio", &["crates/serve/src/", "crates/cli/src/serve/mod.rs", "crates/cli/src/signals.rs"]),
+    ("prometheus", &["crates/serve/src/metrics.rs"]),
 ];
 
 /// One Rust file, by its path from the project's folder.
@@ -437,18 +444,24 @@ fn other_crates_use_no_test_code_of_the_library() {
     );
 }
 
-/// Cargo does not look into `tests/cli`: a file that its member does not list would never run.
+/// Cargo does not look into `tests/cli` and `tests/serve`: a file that its member does not list would
+/// never run.
 #[test]
-fn every_test_of_the_program_is_listed() {
+fn every_test_of_a_member_is_listed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = std::fs::read_to_string(root.join("crates/cli/Cargo.toml")).unwrap();
-    let files = sources()
-        .into_iter()
-        .filter_map(|source| source.path.strip_prefix("tests/cli/").map(str::to_owned));
-    let listed = |file: &String| manifest.contains(&format!("path = \"../../tests/cli/{file}\""));
-    let (found, missing): (Vec<String>, Vec<String>) = files.partition(listed);
-    assert!(!found.is_empty(), "no file of tests/cli is listed");
-    none(&missing, "files that crates/cli/Cargo.toml does not list");
+    for member in ["cli", "serve"] {
+        let manifest = format!("crates/{member}/Cargo.toml");
+        let text = std::fs::read_to_string(root.join(&manifest)).unwrap();
+        let folder = format!("tests/{member}/");
+        let files = sources()
+            .into_iter()
+            .filter_map(|source| source.path.strip_prefix(&folder).map(str::to_owned))
+            .filter(|file| file != "common.rs");
+        let listed = |file: &String| text.contains(&format!("path = \"../../{folder}{file}\""));
+        let (found, missing): (Vec<String>, Vec<String>) = files.partition(listed);
+        assert!(!found.is_empty(), "no file of {folder} is listed");
+        none(&missing, &format!("files that {manifest} does not list"));
+    }
 }
 
 #[test]

@@ -32,9 +32,8 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 /// What the page may load and call: what comes from here.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// What anybody may read: nothing of it says what is served.
-const PUBLIC: [&str; 8] =
-    ["/", "/page.js", "/page.css", "/health", "/ping", "/ready", "/version", "/openapi.json"];
+/// What anybody may read, with the page's files: nothing of it says what is served.
+const PUBLIC: [&str; 6] = ["/", "/health", "/ping", "/ready", "/version", "/openapi.json"];
 
 /// What all requests share.
 pub(crate) struct App {
@@ -136,8 +135,7 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
     let nodes = get(tree::get).put(tree::put).delete(tree::delete).post(tree::post);
     Router::new()
         .route("/", get(page::html))
-        .route("/page.js", get(page::script))
-        .route("/page.css", get(page::style))
+        .route("/page/{file}", get(page::file))
         .route("/openapi.json", get(page::openapi))
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
@@ -173,7 +171,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
             entry.note(|line| line.key = caller.name().map(str::to_owned));
             Some(caller)
         }
-        Err(_) if PUBLIC.contains(&request.uri().path()) => None,
+        Err(_) if is_public(request.uri().path()) => None,
         Err(refusal) => {
             app.metrics.refuse("key");
             return finished(&app, &id, entry, refusal.into_response());
@@ -185,6 +183,10 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(entry.clone());
     finished(&app, &id, entry, next.run(request).await)
+}
+
+fn is_public(path: &str) -> bool {
+    PUBLIC.contains(&path) || path.starts_with(page::FOLDER)
 }
 
 /// A response with what every one has, to be logged when the last of it is sent or given up.
@@ -238,7 +240,10 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 }
 
 async fn no_route(request: Request) -> ApiError {
-    let path = request.uri().path();
+    no_such_route(request.uri().path())
+}
+
+pub(crate) fn no_such_route(path: &str) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         format!("There is no route {path}; GET /openapi.json lists all"),

@@ -14,6 +14,7 @@ from pathlib import Path
 ANCESTORS = ["fr", "fr/sysadmin", "fr/sysadmin/name-line"]
 ALICE, BOB = (f"{ANCESTORS[-1]}/{user}" for user in ("alice", "bob"))
 PROMPT = "Commande : mkdir\nNOM :"
+WORDS = [" time", " people", " water", " world", " family", " school", " music", " house"]  # one SmolLM2 token each
 TEXT_TOKENS, DECODE_TOKENS, PREFILL_TOKENS = 24, 64, {"_64": 64, "": 256}
 
 
@@ -30,9 +31,8 @@ def arguments(**more):
 
 
 def long_prompt(tokens, salt):
-    """A text of exactly `tokens` SmolLM2 tokens; another `salt` makes another text, so that no prefix cache can answer."""
-    words = [" time", " people", " water", " world", " family", " school", " music", " house"]  # one token each
-    return "".join(words[(i * (salt + 3) + i // 8 + salt) % 8] for i in range(tokens))
+    """A text of exactly `tokens` SmolLM2 tokens; another `salt` of 0 to 7 makes another text, so that no prefix cache can answer."""
+    return "".join(WORDS[(i * (salt + 3) + i // 8 + salt) % 8] for i in range(tokens))
 
 
 def seconds(work):

@@ -160,9 +160,11 @@ impl Access {
         });
         let token = match token {
             None => None,
-            Some(None) => {
+            Some(None) if self.keys.is_some() => {
                 return refused("The Authorization header is not of the form `Bearer TOKEN`");
             }
+            // Meant for something before this server, which asks for nothing.
+            Some(None) => None,
             Some(token) => token,
         };
         let hash = token.map(|token| blake3::hash(token.as_bytes()));
@@ -384,6 +386,8 @@ mod tests {
         assert!(admin.sees_all() && admin.may_change("anything"));
         // Without keys any token does, and changes nothing.
         let anybody = caller(&Access::open().with_admin("root"), Some("Bearer x")).unwrap();
+        assert!(anybody.sees_all() && !anybody.may_change_something());
+        let anybody = caller(&Access::open(), Some("Basic YTpi")).unwrap();
         assert!(anybody.sees_all() && !anybody.may_change_something());
     }
 

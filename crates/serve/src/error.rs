@@ -25,6 +25,8 @@ pub(crate) struct ApiError {
     pub(crate) kind: Option<&'static str>,
     /// Seconds after which it may be worth another try.
     pub(crate) retry_after: Option<u32>,
+    /// Methods that the path has, where this one is not among them.
+    pub(crate) allow: Option<&'static str>,
     /// Whether what happened is for the server's log and not for the client.
     pub(crate) cause: Option<String>,
 }
@@ -39,6 +41,7 @@ impl ApiError {
             code: None,
             kind: None,
             retry_after: None,
+            allow: None,
             cause: None,
         }
     }
@@ -113,11 +116,14 @@ impl ApiError {
         let text = error.to_string();
         let bad = |param: &str| Self::bad(param, text.clone());
         match error {
-            Error::SamplingParameter { name, .. } => bad(match name {
-                "stop_texts" => "stop",
-                "repeat_penalty" => "repetition_penalty",
-                name => name,
-            }),
+            Error::SamplingParameter { name, .. } => {
+                let param = match name {
+                    "stop_texts" => "stop",
+                    "repeat_penalty" => "repetition_penalty",
+                    name => name,
+                };
+                Self::bad(param, text.replacen(name, param, 1))
+            }
             Error::EmptyPrompt | Error::UnknownToken { .. } => bad("prompt"),
             Error::ContextFull { .. } => bad("prompt").code("context_length_exceeded"),
             Error::Engine(defect) => Self::of_engine(defect),
@@ -216,6 +222,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(methods) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(methods));
         }
         if matches!(self.status, StatusCode::CONFLICT | StatusCode::REQUEST_TIMEOUT) {
             headers.insert(&SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -53,11 +53,17 @@ fn target(path: &str) -> Result<(String, About), ApiError> {
     Ok((body::decoded(node)?, about))
 }
 
-fn no_such_question() -> ApiError {
-    ApiError::new(
+fn no_such_question(about: About) -> ApiError {
+    let allow = match about {
+        About::Itself => "GET,HEAD,PUT,DELETE",
+        About::Children | About::History => "GET,HEAD",
+        About::Move | About::Rollback => "POST",
+    };
+    let error = ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "This method is not for this path; GET /openapi.json lists all",
-    )
+    );
+    ApiError { allow: Some(allow), ..error }
 }
 
 #[derive(Deserialize)]
@@ -81,7 +87,7 @@ pub(crate) async fn get(
         }
         About::Children => children(app, &caller, &node, &paging),
         About::History => history(app, &caller, &node),
-        About::Move | About::Rollback => Err(no_such_question()),
+        About::Move | About::Rollback => Err(no_such_question(about)),
     });
     Ok(Json(answer.await?))
 }
@@ -179,7 +185,9 @@ impl App {
         }
         let message = match self.access.can_be_changed() {
             false => "Nothing may be changed here: start the server with PLEACH_ADMIN_TOKEN or --admin-token-file set, or with a key that has `change`".to_owned(),
-            true => format!("This key may not change {node}; ask whoever runs the server"),
+            true => format!(
+                "This key may not change {node}: that needs the token of PLEACH_ADMIN_TOKEN or --admin-token-file, or a key with `change`; ask whoever runs the server"
+            ),
         };
         Err(ApiError::new(StatusCode::FORBIDDEN, message))
     }
@@ -214,7 +222,7 @@ pub(crate) async fn put(
     let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
     let (node, about) = target(parts.uri.path())?;
     if about != About::Itself {
-        return Err(no_such_question());
+        return Err(no_such_question(about));
     }
     let node = app.node_to_change(&caller, &node)?;
     app.store()?;
@@ -373,7 +381,7 @@ pub(crate) async fn delete(
     let (parts, _) = request.into_parts();
     let (node, about) = target(parts.uri.path())?;
     if about != About::Itself {
-        return Err(no_such_question());
+        return Err(no_such_question(about));
     }
     let node = app.node_to_change(&caller, &node)?;
     let expected = expected(&parts, asked.expected_generation)?;
@@ -406,7 +414,7 @@ pub(crate) async fn post(
     let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
     let (node, about) = target(parts.uri.path())?;
     if !matches!(about, About::Move | About::Rollback) {
-        return Err(no_such_question());
+        return Err(no_such_question(about));
     }
     let node = app.node_to_change(&caller, &node)?;
     let bytes =

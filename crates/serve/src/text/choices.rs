@@ -43,6 +43,8 @@ pub(super) struct Choice {
     pub(super) text: String,
     /// Its tokens, where logprobs are wanted.
     pub(super) chosen: Vec<Chosen>,
+    /// Characters of those that a stream has sent before these.
+    pub(super) offset: usize,
     pub(super) stop: Option<StopReason>,
 }
 
@@ -103,7 +105,15 @@ impl Choices {
                 let answer = app.engine.submit_at(version.clone(), request).map_err(of_engine)?;
                 let flight = Flight::new(app, &caller, version.name(), &answer, asked_at);
                 let (text, chosen, stop) = (String::new(), Vec::new(), None);
-                list.push(Choice { answer, flight, echo: echo.clone(), text, chosen, stop });
+                list.push(Choice {
+                    answer,
+                    flight,
+                    echo: echo.clone(),
+                    text,
+                    chosen,
+                    offset: 0,
+                    stop,
+                });
             }
         }
         let name = version.name().to_owned();
@@ -216,10 +226,10 @@ fn most_tokens(asked: &Asked, prompt: usize, context: usize) -> Result<usize, Ap
     let told = asked.max_tokens.filter(|most| prompt.saturating_add(*most) > context);
     if prompt > context || told.is_some() {
         let wanted = told.map_or_else(String::new, |most| {
-            format!(" and {} asks for {most} more", asked.limit_name())
+            format!(" and {} asks for {most} more", asked.limit_name)
         });
         let param = match asked.kind {
-            _ if told.is_some() => asked.limit_name(),
+            _ if prompt <= context => asked.limit_name,
             Kind::Completion => "prompt",
             Kind::Chat => "messages",
         };

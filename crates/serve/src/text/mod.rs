@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use crate::access::Caller;
-use crate::app::{App, RequestId, new_id};
+use crate::app::{App, REQUEST_ID, RequestId, new_id};
 use crate::body;
 use crate::error::ApiError;
 use crate::log::Entry;
@@ -70,7 +70,10 @@ async fn make(app: &Arc<App>, kind: Kind, request: Request) -> Result<Response, 
         body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
     let asked = Asked::read(kind, body::object(&parts.headers, &bytes)?)?;
     drop(bytes);
-    let id = parts.extensions.get::<RequestId>().map_or_else(new_id, |id| id.0.clone());
+    let number = parts.extensions.get::<RequestId>().map_or_else(new_id, |id| id.0.clone());
+    // As with vLLM, the header's number goes before the body's.
+    let has_own = parts.headers.contains_key(REQUEST_ID);
+    let id = asked.request_id.clone().filter(|id| !has_own && !id.is_empty()).unwrap_or(number);
     let stream = asked.stream;
     let submission = Submission { asked, caller, entry, asked_at };
     let mut choices = app.blocking(move |app| Choices::submit(app, submission)).await?;

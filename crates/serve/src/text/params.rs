@@ -19,8 +19,8 @@ const MAX_CHOICES: usize = 128;
 const MAX_LOGPROBS: usize = 20;
 /// Most texts to stop at.
 const MAX_STOPS: usize = 16;
-/// Longest salt, in bytes.
-const MAX_SALT_BYTES: usize = 128;
+/// Longest salt, and longest number of a request, in bytes.
+const MAX_SHORT_BYTES: usize = 128;
 /// New tokens of a completion that does not say how many, as OpenAI's.
 const COMPLETION_TOKENS: usize = 16;
 
@@ -76,6 +76,7 @@ struct Fields {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     cache_salt: Option<String>,
+    request_id: Option<String>,
     tool_choice: Option<Value>,
     response_format: Option<Value>,
     modalities: Option<Vec<String>>,
@@ -112,9 +113,13 @@ pub(crate) struct Asked {
     pub(crate) options: GenerateOptions,
     /// Most new tokens, where the client says.
     pub(crate) max_tokens: Option<usize>,
+    /// Which of its fields says so.
+    pub(crate) limit_name: &'static str,
     pub(crate) merge: Merge,
     pub(crate) deadline: Option<Duration>,
     pub(crate) salt: String,
+    /// What the client calls the request.
+    pub(crate) request_id: Option<String>,
     pub(crate) echo: bool,
     /// Nothing: the answer comes whole.
     pub(crate) stream: Option<StreamUsage>,
@@ -140,7 +145,10 @@ impl Asked {
             );
             return Err(ApiError::bad("n", message));
         }
-        let max_tokens = fields.max_completion_tokens.or(fields.max_tokens);
+        let (limit_name, max_tokens) = match (fields.max_completion_tokens, fields.max_tokens) {
+            (Some(most), _) => ("max_completion_tokens", Some(most)),
+            (None, most) => ("max_tokens", most),
+        };
         let max_tokens = match kind {
             Kind::Completion => max_tokens.or(Some(COMPLETION_TOKENS)),
             Kind::Chat => max_tokens,
@@ -155,12 +163,8 @@ impl Asked {
         if echo && kind == Kind::Chat {
             return Err(ApiError::bad("echo", "the last message cannot be repeated in an answer"));
         }
-        let salt = fields.cache_salt.clone().unwrap_or_default();
-        if salt.len() > MAX_SALT_BYTES {
-            let message =
-                format!("cache_salt has {} bytes, at most {MAX_SALT_BYTES} are taken", salt.len());
-            return Err(ApiError::bad("cache_salt", message));
-        }
+        let salt = short("cache_salt", fields.cache_salt.as_ref())?.unwrap_or_default();
+        let request_id = short("request_id", fields.request_id.as_ref())?;
         let options = GenerateOptions {
             max_tokens: 0,
             stop_tokens: fields.stop_token_ids.clone().unwrap_or_default(),
@@ -177,20 +181,14 @@ impl Asked {
             n,
             options,
             max_tokens,
+            limit_name,
             merge: merge(fields.merge.as_deref())?,
             deadline: fields.deadline_ms.map(Duration::from_millis),
             salt,
+            request_id,
             echo,
             stream: fields.stream_usage()?,
         })
-    }
-
-    /// Which of its fields says how many tokens.
-    pub(crate) fn limit_name(&self) -> &'static str {
-        match self.kind {
-            Kind::Completion => "max_tokens",
-            Kind::Chat => "max_completion_tokens",
-        }
     }
 }
 
@@ -425,6 +423,18 @@ fn stops(value: Option<&Value>) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
+/// A text that may not be long.
+fn short(name: &str, text: Option<&String>) -> Result<Option<String>, ApiError> {
+    match text.filter(|text| text.len() > MAX_SHORT_BYTES) {
+        Some(text) => {
+            let message =
+                format!("{name} has {} bytes, at most {MAX_SHORT_BYTES} are taken", text.len());
+            Err(ApiError::bad(name, message))
+        }
+        None => Ok(text.cloned()),
+    }
+}
+
 fn merge(name: Option<&str>) -> Result<Merge, ApiError> {
     match name {
         None | Some("auto") => Ok(Merge::Automatic),
@@ -462,6 +472,14 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_is_known_by_the_name_it_was_given() {
+        for name in ["max_tokens", "max_completion_tokens"] {
+            let asked = completion(json!({name: 3})).unwrap();
+            assert_eq!((asked.limit_name, asked.max_tokens), (name, Some(3)));
+        }
+    }
+
+    #[test]
     fn what_is_not_done_is_refused_by_name() {
         let cases = [
             json!({"tools": [{}]}),
@@ -487,6 +505,7 @@ mod tests {
             json!({"logit_bias": {"x": 1}}),
             json!({"merge": "top"}),
             json!({"cache_salt": "x".repeat(129)}),
+            json!({"request_id": "x".repeat(129)}),
             json!({"stream_options": {"include_usage": true}}),
             json!({"max_tokens": "many"}),
             json!({"max_tokens": -1}),

@@ -65,7 +65,7 @@ impl Render {
     fn whole_choice(&self, index: usize, choice: &Choice, choices: &Choices) -> Value {
         let text = format!("{}{}", choice.echo, choice.text);
         let (finish_reason, stop_reason) = why(choice, choices);
-        let logprobs = self.logprobs(&choice.chosen, choices);
+        let logprobs = self.logprobs(choice, choices);
         match self.kind {
             Kind::Completion => json!({"index": index, "text": text, "logprobs": logprobs,
                 "finish_reason": finish_reason, "stop_reason": stop_reason}),
@@ -87,7 +87,7 @@ impl Render {
     pub(super) fn step(&self, index: usize, text: &str, choices: &Choices) -> Map<String, Value> {
         let choice = &choices.list[index];
         let (finish_reason, stop_reason) = why(choice, choices);
-        let logprobs = self.logprobs(&choice.chosen, choices);
+        let logprobs = self.logprobs(choice, choices);
         let mut value = match self.kind {
             Kind::Completion => json!({"index": index, "text": text, "logprobs": logprobs}),
             Kind::Chat => {
@@ -126,24 +126,24 @@ impl Render {
     }
 
     /// Logprobs of tokens; null where none are wanted.
-    fn logprobs(&self, chosen: &[Chosen], choices: &Choices) -> Value {
+    fn logprobs(&self, choice: &Choice, choices: &Choices) -> Value {
         if choices.options.logprobs.is_none() {
             return Value::Null;
         }
         match self.kind {
-            Kind::Completion => self.completion_logprobs(chosen),
+            Kind::Completion => self.completion_logprobs(choice),
             Kind::Chat => {
                 let content: Vec<Value> =
-                    chosen.iter().map(|chosen| self.chat_logprobs(chosen)).collect();
+                    choice.chosen.iter().map(|chosen| self.chat_logprobs(chosen)).collect();
                 json!({"content": content, "refusal": null})
             }
         }
     }
 
-    fn completion_logprobs(&self, chosen: &[Chosen]) -> Value {
-        let (mut offset, mut offsets) = (0, Vec::new());
+    fn completion_logprobs(&self, choice: &Choice) -> Value {
+        let (mut offset, mut offsets) = (choice.offset, Vec::new());
         let (mut tokens, mut of_tokens, mut top) = (Vec::new(), Vec::new(), Vec::new());
-        for Chosen { token, logprobs } in chosen {
+        for Chosen { token, logprobs } in &choice.chosen {
             let text = self.token_text(*token);
             offsets.push(offset);
             offset += text.chars().count();
@@ -169,6 +169,11 @@ impl Render {
         let mut value = one(*token, logprobs.chosen);
         value["top_logprobs"] = Value::Array(top);
         value
+    }
+
+    /// Characters of these tokens.
+    pub(super) fn chars(&self, chosen: &[Chosen]) -> usize {
+        chosen.iter().map(|chosen| self.token_text(chosen.token).chars().count()).sum()
     }
 
     fn token_text(&self, id: u32) -> String {

@@ -90,7 +90,9 @@ impl Stream {
         if !text.is_empty() || !choice.chosen.is_empty() || choice.stop.is_some() {
             let chunk = self.render.step(index, &text, &self.choices);
             self.push(chunk);
-            self.choices.list[index].chosen.clear();
+            let choice = &mut self.choices.list[index];
+            choice.offset += self.render.chars(&choice.chosen);
+            choice.chosen.clear();
         }
     }
 

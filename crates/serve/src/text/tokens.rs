@@ -20,6 +20,7 @@ struct Tokenize {
     prompt: Option<String>,
     messages: Option<Value>,
     add_special_tokens: Option<bool>,
+    add_generation_prompt: Option<bool>,
     return_token_strs: Option<bool>,
 }
 
@@ -58,6 +59,10 @@ pub(crate) async fn tokenize(
                 true => tokenizer.encode(&text),
                 false => tokenizer.encode_rendered(&text),
             },
+            (None, Some(_)) if asked.add_generation_prompt == Some(false) => {
+                let message = "messages without the beginning of an answer are not done";
+                return Err(ApiError::bad("add_generation_prompt", message));
+            }
             (None, Some(turns)) => app.engine.encode(&Prompt::Chat(messages(Some(turns))?)),
             _ => return Err(ApiError::bad("prompt", "one of prompt and messages is expected")),
         };

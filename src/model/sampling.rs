@@ -113,8 +113,9 @@ impl Sampler {
         if let Some(p) = min_p.filter(|p| !(0.0..=1.0).contains(p)) {
             return refuse("min_p", "0 to 1", p);
         }
-        if !(repeat_penalty.is_finite() && repeat_penalty > 0.0) {
-            return refuse("repeat_penalty", "a finite number above 0", repeat_penalty);
+        // Beyond that a logit may become infinite.
+        if !(0.001..=1000.0).contains(&repeat_penalty) {
+            return refuse("repeat_penalty", "0.001 to 1000", repeat_penalty);
         }
         let penalties = [
             ("presence_penalty", sampling.presence_penalty),
@@ -253,7 +254,7 @@ mod tests {
         for min_p in [-0.1, 1.1, f32::NAN] {
             assert!(refused_of(&Sampling { min_p: Some(min_p), ..Sampling::default() }), "{min_p}");
         }
-        for repeat_penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        for repeat_penalty in [0.0, -1.0, 1e-40, 1001.0, f32::NAN, f32::INFINITY] {
             assert!(
                 refused_of(&Sampling { repeat_penalty, ..Sampling::default() }),
                 "{repeat_penalty}"

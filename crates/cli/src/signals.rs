@@ -46,25 +46,31 @@ pub(super) fn tidy_up_when_told_to_end() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits for SIGINT or SIGTERM, those that were not ignored when the program began. A second one
-/// ends it at once.
+/// Waits for SIGINT or SIGTERM, those that were not ignored when the program began; a second one ends
+/// it at once. Until then `again` is called at each SIGHUP.
 #[cfg(all(unix, feature = "serve"))]
-pub(super) fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
+pub(super) fn told_to_end(
+    again: impl Fn() + Send + 'static,
+) -> anyhow::Result<impl Future<Output = ()>> {
     use anyhow::Context;
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-    let heeded = [SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal));
+    let heeded = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal));
     let mut signals =
         signal_hook::iterator::Signals::new(heeded).context("cannot wait for signals")?;
     let (told, heard) = tokio::sync::oneshot::channel();
     let wait = move || {
-        let mut signals = signals.forever();
-        if signals.next().is_some() {
-            // Who does not wait any more is ending already.
-            let _ = told.send(());
-        }
-        if let Some(signal) = signals.next() {
-            std::process::exit(BY_SIGNAL + signal);
+        let mut told = Some(told);
+        for signal in signals.forever() {
+            match (signal, told.take()) {
+                (SIGHUP, waiting) => {
+                    again();
+                    told = waiting;
+                }
+                // Who does not wait any more is ending already.
+                (_, Some(told)) => drop(told.send(())),
+                (signal, None) => std::process::exit(BY_SIGNAL + signal),
+            }
         }
     };
     let thread = std::thread::Builder::new().name("signals".to_owned());
@@ -77,9 +83,11 @@ pub(super) fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-/// The same by Ctrl-C.
+/// The same by Ctrl-C; there is no SIGHUP.
 #[cfg(all(not(unix), feature = "serve"))]
-pub(super) fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
+pub(super) fn told_to_end(
+    _again: impl Fn() + Send + 'static,
+) -> anyhow::Result<impl Future<Output = ()>> {
     Ok(async {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;

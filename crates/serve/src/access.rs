@@ -4,8 +4,8 @@
 //! **Invariant:** a subtree is a node and all whose names lie below it. What is outside is treated
 //! as if it were not there, before anything is looked up.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use axum::http::{HeaderMap, StatusCode, header};
@@ -73,6 +73,21 @@ pub(crate) struct Key {
     tokens: Option<Bucket>,
 }
 
+impl Key {
+    /// Whether it is the same key with the same rights and limits.
+    fn is_as(&self, other: &Self) -> bool {
+        let limits = |key: &Self| {
+            [&key.requests, &key.tokens]
+                .map(|bucket| bucket.as_ref().map(|bucket| bucket.per_minute))
+        };
+        self.hash == other.hash
+            && self.name == other.name
+            && self.uses == other.uses
+            && self.change == other.change
+            && limits(self) == limits(other)
+    }
+}
+
 /// So much a minute, and as much at once.
 #[derive(Debug)]
 struct Bucket {
@@ -107,12 +122,25 @@ impl Bucket {
     }
 }
 
-/// Tokens and what they open.
-#[derive(Debug, Default)]
+/// Tokens and what they open. Clones are the same keys.
+#[derive(Clone, Debug, Default)]
 pub struct Access {
     /// None: nobody needs a token.
-    keys: Option<Vec<Arc<Key>>>,
+    keys: Option<Arc<KeyRing>>,
     admin: Option<blake3::Hash>,
+}
+
+/// The keys of a file.
+#[derive(Debug)]
+struct KeyRing {
+    file: PathBuf,
+    keys: RwLock<Vec<Arc<Key>>>,
+}
+
+impl KeyRing {
+    fn keys(&self) -> Vec<Arc<Key>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Access {
@@ -128,10 +156,28 @@ impl Access {
     /// # Errors
     /// In words, with the place: what cannot be read, an entry that is unknown, missing or wrong.
     pub fn with_keys(mut self, file: &Path) -> Result<Self, String> {
-        let told = |problem: String| format!("{}: {problem}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|error| told(error.to_string()))?;
-        self.keys = Some(read_keys(&text).map_err(told)?);
+        let keys = RwLock::new(read_file(file)?);
+        self.keys = Some(Arc::new(KeyRing { file: file.to_owned(), keys }));
         Ok(self)
+    }
+
+    /// Reads the file of keys again, for all clones. What is left of a key's limits is kept where
+    /// they are as before. Returns how many keys there are; without a file none.
+    ///
+    /// # Errors
+    /// As [`Self::with_keys`]; the keys are then as they were.
+    pub fn reload(&self) -> Result<usize, String> {
+        let Some(ring) = &self.keys else { return Ok(0) };
+        let mut keys = read_file(&ring.file)?;
+        let mut held = ring.keys.write().unwrap_or_else(PoisonError::into_inner);
+        for key in &mut keys {
+            if let Some(same) = held.iter().find(|other| other.is_as(key)) {
+                *key = same.clone();
+            }
+        }
+        let count = keys.len();
+        *held = keys;
+        Ok(count)
     }
 
     /// Whoever has this token may use and change everything.
@@ -147,8 +193,8 @@ impl Access {
 
     /// Whether there is anybody who may change something.
     pub(crate) fn can_be_changed(&self) -> bool {
-        let mut keys = self.keys.iter().flatten();
-        self.admin.is_some() || keys.any(|key| !key.change.is_empty())
+        let changes = |ring: &Arc<KeyRing>| ring.keys().iter().any(|key| !key.change.is_empty());
+        self.admin.is_some() || self.keys.as_ref().is_some_and(changes)
     }
 
     /// Who sends a request with these headers.
@@ -172,7 +218,7 @@ impl Access {
         if is_admin {
             return Ok(Caller { key: None, sees_all: true, changes_all: true });
         }
-        let Some(keys) = &self.keys else {
+        let Some(ring) = &self.keys else {
             // Clients send a token of some kind even where none is asked for.
             return Ok(Caller { key: None, sees_all: true, changes_all: false });
         };
@@ -180,10 +226,10 @@ impl Access {
             return refused("This server needs a key: send it as `Authorization: Bearer TOKEN`");
         };
         let mut found = None;
-        for key in keys {
+        for key in ring.keys() {
             // All of them, so that the time does not say which it was.
             if key.hash == hash {
-                found = Some(key.clone());
+                found = Some(key);
             }
         }
         match found {
@@ -191,6 +237,12 @@ impl Access {
             None => refused("Nobody has this key; ask whoever runs the server for one"),
         }
     }
+}
+
+fn read_file(file: &Path) -> Result<Vec<Arc<Key>>, String> {
+    let told = |problem: String| format!("{}: {problem}", file.display());
+    let text = std::fs::read_to_string(file).map_err(|error| told(error.to_string()))?;
+    read_keys(&text).map_err(told)
 }
 
 fn read_keys(text: &str) -> Result<Vec<Arc<Key>>, String> {
@@ -335,6 +387,7 @@ impl Caller {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::time::Duration;
 
     use super::*;
@@ -342,6 +395,13 @@ mod tests {
     fn key_text(rest: &str) -> String {
         let hash = blake3::hash(b"secret").to_hex();
         format!("[[key]]\nname = \"acme\"\nblake3 = \"{hash}\"\n{rest}")
+    }
+
+    /// What a file of this text opens.
+    fn with(text: &str) -> Access {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        Access::open().with_keys(file.path()).unwrap()
     }
 
     fn caller(access: &Access, authorization: Option<&str>) -> Result<Caller, ApiError> {
@@ -355,7 +415,7 @@ mod tests {
     #[test]
     fn a_key_sees_its_subtrees_and_nothing_beside_them() {
         let text = key_text("use = [\"acme/\", \"shared/fr\"]\nchange = \"acme/users\"\n");
-        let access = Access { keys: Some(read_keys(&text).unwrap()), admin: None };
+        let access = with(&text);
         let caller = caller(&access, Some("Bearer secret")).unwrap();
         for seen in ["acme", "acme/users/bob", "shared/fr", "shared/fr/x"] {
             assert!(caller.sees(seen), "{seen}");
@@ -372,8 +432,7 @@ mod tests {
     #[test]
     fn tokens_open_what_they_open_and_nothing_else_does() {
         let text = key_text("use = \"/\"\n");
-        let access =
-            Access { keys: Some(read_keys(&text).unwrap()), admin: None }.with_admin("root");
+        let access = with(&text).with_admin("root");
         for wrong in
             [None, Some("Bearer"), Some("Basic secret"), Some("Bearer other"), Some("secret")]
         {
@@ -408,6 +467,30 @@ mod tests {
             let error = read_keys(&text).unwrap_err();
             assert!(error.contains(expected), "{text}\n{error}");
         }
+    }
+
+    #[test]
+    fn keys_are_read_again_and_what_is_left_of_them_stays() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+        write(&key_text("use = \"a\"\nrequests_per_minute = 1\n"));
+        let access = Access::open().with_keys(file.path()).unwrap();
+        let clone = access.clone();
+        caller(&access, Some("Bearer secret")).unwrap().take_request().unwrap();
+        let other = blake3::hash(b"other").to_hex();
+        let more = format!("[[key]]\nname = \"b\"\nblake3 = \"{other}\"\nuse = \"b\"\n");
+        write(&(key_text("use = \"a\"\nrequests_per_minute = 1\n") + &more));
+        assert!(caller(&clone, Some("Bearer other")).is_err());
+        assert_eq!(access.reload(), Ok(2));
+        assert!(caller(&clone, Some("Bearer other")).unwrap().sees("b"));
+        let used_up = caller(&clone, Some("Bearer secret")).unwrap().take_request();
+        assert_eq!(used_up.unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        // What cannot be read changes nothing; a key that is gone opens nothing.
+        write("[[key]]");
+        assert!(access.reload().is_err() && caller(&clone, Some("Bearer other")).is_ok());
+        write(&more);
+        assert_eq!(access.reload(), Ok(1));
+        assert!(caller(&clone, Some("Bearer secret")).is_err());
     }
 
     #[test]

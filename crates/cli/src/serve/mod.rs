@@ -37,7 +37,7 @@ remove, move, roll back; of a store alone) need a key with `change`, or the toke
 or --admin-token-file.
 
 SIGTERM and SIGINT end it: nothing new is taken, what runs has --drain-seconds to end; a second one \
-ends it at once.")]
+ends it at once. SIGHUP reads the keys again.")]
 pub(crate) struct Serve {
     #[command(flatten)]
     model: Model,
@@ -162,7 +162,11 @@ impl Serve {
 }
 
 async fn serve(runtime: Runtime, options: ServerOptions, console: &Console) -> anyhow::Result<()> {
-    let stop = signals::told_to_end()?;
+    let access = options.access.clone();
+    let stop = signals::told_to_end(move || match access.reload() {
+        Ok(count) => tracing::warn!("SIGHUP: {count} keys were read"),
+        Err(error) => tracing::warn!("SIGHUP: the keys stay as they were: {error}"),
+    })?;
     let server = Server::bind(runtime, options).await.map_err(|error| anyhow!(error))?;
     let address = server.address().context("the address")?;
     let (name, url) = (server.base_name().to_owned(), format!("http://{address}/"));

@@ -50,8 +50,25 @@ def bounded(body):
     return body
 
 
+def changed(case):
+    """Lets most changes be whatever generation the node has, and most rollbacks go to one of the first: guesses never fit."""
+    conditions = ("expected_generation", "trained_on", "If-Match", "If-None-Match")
+    if drawn([case.path_parameters, case.body]) % 4 == 3:
+        return
+    for part in (case.query, case.headers):
+        for name in conditions:
+            if part and name in part:
+                del part[name]
+    if isinstance(case.body, dict):
+        case.body = {name: value for name, value in case.body.items() if name not in conditions}
+        if type(case.body.get("generation")) is int:
+            case.body["generation"] %= 8
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
+    if ADAPTER and case.method.upper() != "GET":
+        changed(case)
     body = case.body
     if isinstance(body, dict):
         if case.operation.path in GENERATING:

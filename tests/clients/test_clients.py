@@ -287,6 +287,8 @@ class Errors(unittest.TestCase):
             with self.subTest(name):
                 self.refused(openai.BadRequestError, name, complete, **greedy(), extra_body={name: value})
         self.refused(openai.BadRequestError, "max_tokens", complete, **greedy(max_tokens="many"))
+        self.refused(openai.BadRequestError, "logit_bias", complete, **greedy(logit_bias={"999999999": 1}))
+        self.refused(openai.BadRequestError, "tokens", CLIENT.post, path=URL + "/detokenize", cast_to=object, body={})
 
     def test_what_is_not_served_is_refused_by_its_name(self):
         tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -629,6 +631,8 @@ class Changes(Documented):
         said = self.change("POST", "/v1/load_lora_adapter", json_body=load)
         self.assertEqual(said, f"Success: LoRA adapter '{name}' added successfully.")
         self.change("POST", "/v1/load_lora_adapter", json_body=load, status=400)
+        nowhere = self.change("POST", "/v1/load_lora_adapter", json_body=load | {"lora_name": name + "x", "lora_path": "no"}, status=404)
+        self.assertEqual(nowhere["error"]["param"], "lora_path")
         self.change("POST", "/v1/load_lora_adapter", json_body=load | {"load_inplace": True})
         said = self.change("POST", "/v1/unload_lora_adapter", json_body={"lora_name": name})
         self.assertEqual(said, f"Success: LoRA adapter '{name}' removed successfully.")

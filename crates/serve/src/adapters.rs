@@ -269,7 +269,10 @@ pub(crate) async fn load(
         let origin = Origin::Path(lora_path);
         app.publish(&caller, &Publish { node, origin, parent, trained_on, labels, expected })
     });
-    published.await?;
+    published.await.map_err(|error| {
+        let is_path = error.param.as_deref() == Some("path");
+        if is_path { error.param("lora_path") } else { error }
+    })?;
     Ok(format!("Success: LoRA adapter '{said}' added successfully."))
 }
 

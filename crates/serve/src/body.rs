@@ -90,7 +90,13 @@ pub(crate) fn fields<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
         let (path, why) = (error.path().to_string(), error.inner().to_string());
         let error = ApiError::new(StatusCode::BAD_REQUEST, format!("{path}: {why}"));
         // Of a field that is missing the path is the whole.
-        if path == "." { ApiError { message: why, ..error } } else { error.param(path) }
+        if path == "." {
+            let missing =
+                why.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+            ApiError { param: missing.map(str::to_owned), message: why, ..error }
+        } else {
+            error.param(path)
+        }
     })
 }
 

@@ -73,6 +73,13 @@ impl Choices {
         let Submission { asked, caller, entry, asked_at } = submission;
         let model = asked.model.clone().unwrap_or_else(|| app.base_name.clone());
         let version = app.version(&caller, &model)?;
+        let vocab_size = app.engine.base().config().vocab_size;
+        let bias = &asked.options.sampling.logit_bias;
+        if let Some((token, _)) = bias.iter().find(|(token, _)| *token as usize >= vocab_size) {
+            let message =
+                format!("logit_bias: token {token} is outside the vocabulary of {vocab_size}");
+            return Err(ApiError::bad("logit_bias", message));
+        }
         let of_engine = |error: Error| app.of_lookup(&caller, &model, error);
         let most = app.bounds.request_wait;
         let deadline = asked.deadline.map_or(most, |own| own.min(most));

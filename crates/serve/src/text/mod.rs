@@ -72,7 +72,7 @@ async fn make(app: &Arc<App>, kind: Kind, request: Request) -> Result<Response, 
     drop(bytes);
     let number = parts.extensions.get::<RequestId>().map_or_else(new_id, |id| id.0.clone());
     // As with vLLM, the header's number goes before the body's.
-    let has_own = parts.headers.contains_key(REQUEST_ID);
+    let has_own = parts.headers.contains_key(&REQUEST_ID);
     let id = asked.request_id.clone().filter(|id| !has_own && !id.is_empty()).unwrap_or(number);
     let stream = asked.stream;
     let submission = Submission { asked, caller, entry, asked_at };

@@ -74,13 +74,18 @@ impl Made {
         self
     }
 
-    /// The same with a store of such adapters, each under the parent that is named.
-    pub fn with_store(self, nodes: &[(&str, &str, u64)]) -> Self {
+    /// An empty store of its base, and the base.
+    pub fn create_store(&self, headroom: f32) -> (Store, BaseModel) {
         let base = BaseModel::open(&self.at("base")).unwrap();
-        let lattice = base_lattice(&base, HEADROOM, |_, _| ()).unwrap();
+        let lattice = base_lattice(&base, headroom, |_, _| ()).unwrap();
         let base_hash = base.content_hash().to_owned();
         let info = StoreInfo { base_name: BASE.into(), base_hash, ..StoreInfo::default() };
-        let store = Store::create(&self.at("store"), info, &lattice).unwrap();
+        (Store::create(&self.at("store"), info, &lattice).unwrap(), base)
+    }
+
+    /// The same with a store of such adapters, each under the parent that is named.
+    pub fn with_store(self, nodes: &[(&str, &str, u64)]) -> Self {
+        let (store, base) = self.create_store(HEADROOM);
         for (name, parent, seed) in nodes {
             let folder = self.at("from").join(name);
             adapter(*seed).write(&folder).unwrap();

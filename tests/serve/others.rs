@@ -9,6 +9,7 @@ use common::{
     ADMIN, BASE, Made, Response, Running, adapter, completion, multipart_of, options, request,
     upload, with,
 };
+use pleach::{Runtime, StalePolicy};
 use pleach_serve::{Bounds, ServerOptions};
 use serde_json::{Value, json};
 
@@ -188,6 +189,37 @@ fn no_answer_names_what_its_key_does_not_open() {
     assert_eq!((&node["has_children"], &model["children"]), (&json!(false), &json!(false)));
     let all = server.ask_as("all", "GET", "/v1/tree/nodes/acme", None).of(200);
     assert_eq!(all["has_children"], true);
+}
+
+/// A node whose parent was replaced is refused where the server was told so, and the refusal is the
+/// key's alone to understand.
+#[test]
+fn a_stale_node_s_refusal_names_nobody_above_it() {
+    let (made, _) = tenants();
+    let access = made.access(&[("alice", "use = \"acme/alice\""), ("all", "use = \"/\"")]);
+    let builder = Runtime::builder().base(made.at("base")).nodes(made.store());
+    let runtime = builder.stale_policy(StalePolicy::Refuse).open().unwrap();
+    let server = Running::start(runtime, ServerOptions { access, ..options() });
+    let body = completion("acme/alice", 2, 1);
+    server.ask_as("alice", "POST", "/v1/completions", Some(&body)).of(200);
+    let form = multipart_of(adapter_parts(9).iter().map(|(name, bytes)| (&name[..], &bytes[..])));
+    let admin = format!("Bearer {ADMIN}");
+    let headers = [("authorization", &admin[..])];
+    upload(&mut server.connect(), "/v1/tree/nodes/acme", &headers, &form).of(200);
+    let theirs = server.ask_as("alice", "POST", "/v1/completions", Some(&body)).error(409);
+    let message = theirs["message"].as_str().unwrap().replace("acme/alice", "");
+    assert!(!message.contains("acme") && !message.contains("shared"), "{message}");
+    let all = server.ask_as("all", "POST", "/v1/completions", Some(&body)).error(409);
+    assert!(all["message"].as_str().unwrap().contains("acme, which now has content"), "{all}");
+    assert_eq!((&all["param"], &theirs["param"]), (&json!("model"), &json!("model")));
+}
+
+/// The files of an adapter.
+fn adapter_parts(seed: u64) -> [(String, Vec<u8>); 2] {
+    let adapter = adapter(seed);
+    let names = ["adapter_config.json", "adapter_model.safetensors"].map(str::to_owned);
+    let [config, tensors] = names;
+    [(config, adapter.config_bytes()), (tensors, adapter.tensor_bytes())]
 }
 
 #[test]

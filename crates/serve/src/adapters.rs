@@ -2,6 +2,7 @@
 //! on disk.
 
 use std::collections::BTreeMap;
+use std::fs::DirEntry;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,7 +92,7 @@ impl App {
         };
         let compiled =
             store.compile_adapter(&folder, Some(self.engine.base()), &self.limits, false);
-        let content = compiled.map_err(|error| without_folder(error, &folder))?;
+        let content = compiled.map_err(|error| without_folder(caller, error, &folder))?;
         let (bytes, kept) = (content.bytes(), content.kept().and_then(Kept::share));
         let remarks = content.remarks().to_vec();
         let details = Details {
@@ -110,19 +111,25 @@ impl App {
         } else {
             changes.replace(node, content, details, *expected);
         }
-        let generation = self.change(node, &changes)?;
+        let generation = self.change(caller, node, &changes)?;
         Ok(Published { node: node.clone(), generation, is_new, bytes, kept, remarks })
     }
 
     /// Makes changes of `node` after looking whether all that hangs below it can still be reached.
-    pub(crate) fn change(&self, node: &str, changes: &Changes) -> Result<u64, ApiError> {
+    pub(crate) fn change(
+        &self,
+        caller: &Caller,
+        node: &str,
+        changes: &Changes,
+    ) -> Result<u64, ApiError> {
+        let told = |error| ApiError::of_change(caller, error);
         let store = self.store()?;
         let report = store.check_fits(changes, Some(self.engine.base()), true, |_, _| ());
-        let report = report.map_err(ApiError::of_change)?;
+        let report = report.map_err(told)?;
         if let Some(refusal) = store.unreachable(node, &report) {
-            return Err(ApiError::of_change(refusal));
+            return Err(told(refusal));
         }
-        let generations = store.apply(changes).map_err(ApiError::of_change)?;
+        let generations = store.apply(changes).map_err(told)?;
         Ok(generations[0])
     }
 
@@ -138,18 +145,25 @@ impl App {
         if recursive {
             self.check_all_below(store, caller, node)?;
         }
-        store.remove(node, recursive, expected).map_err(ApiError::of_change)
+        let removed = store.remove(node, recursive, expected);
+        removed.map_err(|error| ApiError::of_change(caller, error))
     }
 
     /// What hangs below a node may be called otherwise, and be another's.
     fn check_all_below(&self, store: &Store, caller: &Caller, node: &str) -> Result<(), ApiError> {
         let mut left = vec![node.to_owned()];
         while let Some(name) = left.pop() {
-            self.check_may_change(caller, &name)?;
+            if !caller.may_change(&name) {
+                // Whose that is, and what it is called, is not said.
+                let message = format!(
+                    "Below {node} hang nodes that this key may not change; ask whoever runs the server"
+                );
+                return Err(ApiError::new(StatusCode::FORBIDDEN, message));
+            }
             let mut after: Option<String> = None;
             loop {
-                let page =
-                    store.children(&name, after.as_deref(), PAGE).map_err(ApiError::of_change)?;
+                let page = store.children(&name, after.as_deref(), PAGE);
+                let page = page.map_err(|error| ApiError::of_change(caller, error))?;
                 let Some(last) = page.last().cloned() else { break };
                 after = Some(last);
                 left.extend(page);
@@ -194,8 +208,17 @@ impl App {
             let message = format!("No adapter found for {path}");
             return Err(ApiError::new(StatusCode::NOT_FOUND, message).param("path"));
         };
-        // A link may lead out of it.
-        if found.starts_with(root) { Ok(found) } else { forbidden(outside) }
+        // A link may lead out of it, and so may one in the folder.
+        if !found.starts_with(root) {
+            return forbidden(outside);
+        }
+        let is_inside = |entry: std::io::Result<DirEntry>| {
+            let place = entry.and_then(|entry| entry.path().canonicalize());
+            place.is_ok_and(|place| place.starts_with(root))
+        };
+        let are_inside =
+            std::fs::read_dir(&found).map_or(true, |mut entries| entries.all(is_inside));
+        if are_inside { Ok(found) } else { forbidden(outside) }
     }
 }
 
@@ -206,8 +229,8 @@ fn invalid(message: impl Into<String>) -> ApiError {
 }
 
 /// What is wrong with an adapter, without where it lies here.
-fn without_folder(error: pleach::Error, folder: &Path) -> ApiError {
-    let mut error = ApiError::of_change(error);
+fn without_folder(caller: &Caller, error: pleach::Error, folder: &Path) -> ApiError {
+    let mut error = ApiError::of_change(caller, error);
     let shown = folder.display().to_string();
     error.message = error.message.replace(&format!("{shown}/"), "").replace(&shown, "");
     error

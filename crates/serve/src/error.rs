@@ -9,6 +9,8 @@ use pleach::Error;
 use pleach::error::{ChatDefect, EngineDefect, StoreDefect, TokenizerDefect, TreeDefect};
 use serde_json::{Value, json};
 
+use crate::access::Caller;
+
 /// openai-python asks again after 409 unless it is told not to.
 static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -163,7 +165,8 @@ impl ApiError {
     }
 
     /// Of a change of the store, for one who may make it.
-    pub(crate) fn of_change(error: Error) -> Self {
+    pub(crate) fn of_change(caller: &Caller, error: Error) -> Self {
+        let error = without_unseen(caller, error);
         let text = error.to_string();
         let of = |status| Self::new(status, text.clone());
         let defect = match error {
@@ -214,6 +217,33 @@ impl ApiError {
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, message);
         Self { cause: Some(cause), ..error }
     }
+}
+
+/// The same error without names of nodes that the caller does not see.
+fn without_unseen(caller: &Caller, mut error: Error) -> Error {
+    match &mut error {
+        _ if caller.sees_all() => {}
+        Error::Tree(defect) => {
+            if let TreeDefect::UnknownNode { nearest, .. } = &mut **defect {
+                nearest.retain(|name| caller.sees(name));
+            }
+        }
+        Error::Store { defect, .. } => match &mut **defect {
+            StoreDefect::HasChildren { children, .. } => *children = "nodes below it".to_owned(),
+            StoreDefect::Unreachable { nodes, problem, .. } => {
+                let count = nodes.len();
+                nodes.retain(|name| caller.sees(name));
+                if nodes.len() < count {
+                    nodes.push("others'".to_owned());
+                    // It names the first of them.
+                    *problem = "it would leave the lattice".to_owned();
+                }
+            }
+            _ => {}
+        },
+        _ => {}
+    }
+    error
 }
 
 impl IntoResponse for ApiError {

@@ -82,12 +82,50 @@ impl App {
         limit: usize,
     ) -> Result<(Vec<String>, bool), ApiError> {
         let node = self.node(caller, parent)?;
-        let found = self.engine.children(&node, after, limit + 1);
+        let found = self.seen_among_children(caller, &node, after, limit + 1);
         let mut names = found.map_err(|error| self.of_lookup(caller, parent, error))?;
         let has_more = names.len() > limit;
         names.truncate(limit);
-        names.retain(|name| caller.sees(name));
         Ok((names, has_more))
+    }
+
+    /// The first `most` of them. Others' children, which may be very many, are not walked through:
+    /// the names below a node lie together.
+    fn seen_among_children(
+        &self,
+        caller: &Caller,
+        node: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> pleach::Result<Vec<String>> {
+        if caller.sees_all() {
+            return self.engine.children(node, after, most);
+        }
+        let mut names = Vec::new();
+        for top in caller.tops() {
+            let below = format!("{top}/");
+            let from = after.filter(|after| **after > *below).unwrap_or(&below);
+            let found = self.engine.children(node, Some(from), most)?;
+            names.extend(found.into_iter().take_while(|name| name.starts_with(&below)));
+            if after.is_none_or(|after| *after < *top) && self.hangs_under(&top, node) {
+                names.push(top);
+            }
+        }
+        names.sort_unstable();
+        names.truncate(most);
+        Ok(names)
+    }
+
+    fn hangs_under(&self, name: &str, node: &str) -> bool {
+        let version = self.engine.version(name);
+        version.is_ok_and(|version| {
+            version.parent().is_some_and(|parent| parent.name().trim_matches('/') == node)
+        })
+    }
+
+    /// Whether a node has children that the caller sees.
+    pub(crate) fn has_children(&self, caller: &Caller, node: &str) -> bool {
+        self.seen_among_children(caller, node, None, 1).is_ok_and(|names| !names.is_empty())
     }
 
     /// The nodes from the top down that the caller sees, level by level, and whether there are more.
@@ -127,7 +165,6 @@ impl App {
         });
         let published = self.engine.store().and_then(|store| store.get(name).ok());
         let created = published.map_or(self.created, |node| node.version.created_ms / 1000);
-        let has_children = self.engine.children(name, None, 1).map(|names| !names.is_empty());
         let permission = json!([{"id": format!("modelperm-{id}"), "object": "model_permission",
             "created": created, "allow_create_engine": false, "allow_sampling": true,
             "allow_logprobs": true, "allow_search_indices": false, "allow_view": true,
@@ -135,6 +172,6 @@ impl App {
         json!({"id": id, "object": "model", "created": created, "owned_by": "pleach",
             "root": self.base_name, "parent": parent.map(|parent| self.id(parent)),
             "max_model_len": self.context(), "permission": permission,
-            "children": has_children.unwrap_or(false)})
+            "children": self.has_children(caller, name)})
     }
 }

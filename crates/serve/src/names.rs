@@ -3,7 +3,8 @@
 //! **Invariant:** a name means one node or none: what begins with the base's name is what follows
 //! it, whatever nodes there are. No unknown name is ever served by the base.
 
-use pleach::error::TreeDefect;
+use axum::http::StatusCode;
+use pleach::error::{StoreDefect, TreeDefect};
 use pleach::tree::normal;
 use pleach::{Error, NodeVersion};
 
@@ -48,7 +49,16 @@ impl App {
     /// What is said of a name that was looked up and not found, or of what else went wrong: of names
     /// like it those that the caller sees.
     pub(crate) fn of_lookup(&self, caller: &Caller, model: &str, error: Error) -> ApiError {
-        let Error::Tree(defect) = &error else { return ApiError::of_text(error) };
+        let defect = match &error {
+            Error::Tree(defect) => defect,
+            Error::Store { defect, .. } if names_unseen(caller, defect) => {
+                let message = format!(
+                    "The model `{model}` was trained on another version of what lies above it; ask whoever runs the server"
+                );
+                return ApiError::new(StatusCode::CONFLICT, message).param("model");
+            }
+            _ => return ApiError::of_text(error),
+        };
         match &**defect {
             TreeDefect::UnknownNode { nearest, .. } => {
                 let seen: Vec<String> =
@@ -62,4 +72,11 @@ impl App {
             _ => ApiError::of_text(error),
         }
     }
+}
+
+/// Whether a node is stale, and saying so names one that the caller does not see.
+fn names_unseen(caller: &Caller, defect: &StoreDefect) -> bool {
+    let StoreDefect::Stale { name, parent, trained_under, .. } = defect else { return false };
+    let mut names = [name, parent].into_iter().chain(trained_under);
+    names.any(|name| !caller.sees(name.trim_matches('/')))
 }

@@ -166,7 +166,7 @@ impl App {
         let parent =
             version.as_ref().and_then(|version| version.parent()).map(|parent| parent.name());
         let at = self.flights.by_node().get(name_of(name)).copied().unwrap_or_default();
-        let has_children = self.engine.children(name, None, 1).is_ok_and(|names| !names.is_empty());
+        let has_children = self.has_children(caller, name);
         node["node"] = json!(name_of(name));
         node["parent"] = json!(seen_parent(caller, parent));
         node["state"] = json!({
@@ -433,7 +433,7 @@ pub(crate) async fn post(
     };
     let permit = app.take_publishing()?;
     let answer = app.blocking(move |app| {
-        let made = app.change(&name, &changes);
+        let made = app.change(&caller, &name, &changes);
         drop(permit);
         Ok(json!({"node": name, "generation": made?}))
     });

@@ -230,7 +230,8 @@ impl Drop for Choices {
 
 /// Most new tokens behind a prompt.
 fn most_tokens(asked: &Asked, prompt: usize, context: usize) -> Result<usize, ApiError> {
-    let told = asked.max_tokens.filter(|most| prompt.saturating_add(*most) > context);
+    let is_long = |most: &usize| prompt <= context && prompt.saturating_add(*most) > context;
+    let told = asked.max_tokens.filter(is_long);
     if prompt > context || told.is_some() {
         let wanted = told.map_or_else(String::new, |most| {
             format!(" and {} asks for {most} more", asked.limit_name)

@@ -13,6 +13,7 @@ use super::request::{Answer, Command, Events, Progress, Request, Ticket, Waiting
 use super::status::Status;
 use crate::Result;
 use crate::base::BaseModel;
+use crate::device::PAGE;
 use crate::error::EngineDefect;
 use crate::model::tokenizer::Tokenizer;
 use crate::nodes::{CacheStats, NodeVersion};
@@ -49,6 +50,7 @@ pub struct Engine {
     next_id: AtomicU64,
     start: Instant,
     status: Arc<Mutex<Status>>,
+    capacity: usize,
     driver: Option<JoinHandle<Runtime>>,
     loader: Option<JoinHandle<()>>,
 }
@@ -67,6 +69,7 @@ impl Engine {
         let waiting = WaitingBytes::new(shared.compiled().budget_bytes());
         let driver = Driver::new(runtime, options, start, received, waiting.clone())?;
         let status = driver.status();
+        let pages = status.lock().unwrap_or_else(PoisonError::into_inner).pages.1;
         let (to_load, loads) = mpsc::channel();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let loading = Loading {
@@ -90,6 +93,7 @@ impl Engine {
             next_id: AtomicU64::new(0),
             start,
             status,
+            capacity: pages.saturating_mul(PAGE),
             driver: Some(driver),
             loader: Some(loader),
         })
@@ -211,6 +215,12 @@ impl Engine {
     pub fn cache_stats(&self) -> (CacheStats, usize) {
         let compiled = self.shared.compiled();
         (compiled.stats(), compiled.budget_bytes())
+    }
+
+    /// Positions that all sequences together have pages of keys and values for: none comes to hold
+    /// more.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Whether it has broken off: nothing is served any more.

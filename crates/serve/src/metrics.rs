@@ -2,7 +2,7 @@
 //! protocol know, and ours beside them. No user's name is a label, but in the one gauge by which an
 //! endpoint picker finds where an adapter is live.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
@@ -31,6 +31,7 @@ const SHORT: [f64; 13] =
 /// All metrics.
 pub(crate) struct Metrics {
     registry: Registry,
+    writing: Mutex<()>,
     first_token: Histogram,
     token: Histogram,
     whole: Histogram,
@@ -172,6 +173,7 @@ impl Metrics {
                 &["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
             ),
             ours,
+            writing: Mutex::default(),
             registry,
         }
     }
@@ -222,7 +224,9 @@ impl Metrics {
             (running, waiting) = (running + at.running, waiting + at.waiting);
             let name = node.trim_matches('/').to_owned();
             let names = if at.running > 0 { &mut live } else { &mut queued };
-            names.extend(ancestors(&name).filter(|name| !name.is_empty()).map(str::to_owned));
+            // A comma parts the names.
+            let names_of = ancestors(&name).filter(|name| !name.contains(','));
+            names.extend(names_of.map(str::to_owned));
         }
         self.running.set(float(running));
         self.waiting.set(float(waiting));
@@ -232,7 +236,8 @@ impl Metrics {
         }
         queued.retain(|name| live.binary_search(name).is_err());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        // Each change of its labels were a series: there is one, the newest.
+        // Each change of its labels were a series: there is one, the newest, whoever else asks.
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.adapters.reset();
         let most = app.max_running.to_string();
         self.adapters.with_label_values(&[&most, &live.join(","), &queued.join(",")]).set(now);

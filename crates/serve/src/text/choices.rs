@@ -87,7 +87,8 @@ impl Choices {
         let mut prompt_tokens = 0;
         for prompt in &asked.prompts {
             let ids = app.engine.encode(prompt).map_err(ApiError::of_text)?;
-            let max_tokens = most_tokens(&asked, ids.len(), app.context())?;
+            let max_tokens = most_tokens(&asked, ids.len(), app.context())?
+                .unwrap_or_else(|| app.room_behind(ids.len()));
             prompt_tokens += ids.len();
             let echo = match prompt {
                 _ if !asked.echo => String::new(),
@@ -228,8 +229,16 @@ impl Drop for Choices {
     }
 }
 
-/// Most new tokens behind a prompt.
-fn most_tokens(asked: &Asked, prompt: usize, context: usize) -> Result<usize, ApiError> {
+impl App {
+    /// New tokens that the context and the memory for keys and values have room for behind a prompt.
+    /// The last one is chosen and not run.
+    fn room_behind(&self, prompt: usize) -> usize {
+        (self.context().min(self.engine.capacity()) + 1).saturating_sub(prompt).max(1)
+    }
+}
+
+/// Most new tokens behind a prompt, if the client says; refused where they do not fit the context.
+fn most_tokens(asked: &Asked, prompt: usize, context: usize) -> Result<Option<usize>, ApiError> {
     let is_long = |most: &usize| prompt <= context && prompt.saturating_add(*most) > context;
     let told = asked.max_tokens.filter(is_long);
     if prompt > context || told.is_some() {
@@ -246,5 +255,5 @@ fn most_tokens(asked: &Asked, prompt: usize, context: usize) -> Result<usize, Ap
         );
         return Err(ApiError::bad(param, message).code("context_length_exceeded"));
     }
-    Ok(asked.max_tokens.unwrap_or(context + 1 - prompt))
+    Ok(asked.max_tokens)
 }

@@ -127,9 +127,10 @@ class Browser:
         self.send("Emulation.setEmulatedMedia",
                   features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def save(self, path):
+    def save(self, path, most=6000):
+        """The page as a picture, from the top on."""
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 6000),
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most),
                 "scale": 1}
         shot = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         Path(path).write_bytes(base64.b64decode(shot["data"]))

@@ -4,6 +4,8 @@ import { byId, count, element, inBytes, inMs, plural, setFacts, setText } from "
 import { status } from "./known.js";
 
 const WINDOW_S = 120; // what the charts show
+const RATE_S = 5.5; // what a rate is taken over
+const LONGEST_GAP_S = 5; // between two samples that a line joins
 
 /** Shows the status; `before` is the one that was shown, null for none of this server. */
 export function showLoad(before) {
@@ -14,16 +16,18 @@ export function showLoad(before) {
   showCounts();
 }
 
-const samples = []; // {at: s on the server's clock, rate, p50, p99}
+const samples = []; // {at: s on the server's clock, tokens, rate, p50, p99}
 
 function addSample(before) {
   const at = status.uptime_s;
-  const seconds = before ? at - before.uptime_s : 0;
-  // After a pause (the tab was hidden) a rate over the pause would be drawn as one moment.
-  const rate = seconds > 0 && seconds < 5
-    ? (status.generated_tokens - before.generated_tokens) / seconds : null;
+  const tokens = status.generated_tokens;
+  // A text's tokens may be counted when it ends, so the rate is that of a few seconds. After a pause
+  // (the tab was hidden) a rate over the pause would be drawn as one moment.
+  const isNext = before && at - before.uptime_s < LONGEST_GAP_S;
+  const since = isNext ? samples.find((one) => one.at > at - RATE_S) ?? samples.at(-1) : null;
+  const rate = since && at > since.at ? (tokens - since.tokens) / (at - since.at) : null;
   const first = status.latency?.first_token_ms;
-  samples.push({ at, rate, p50: first?.p50 ?? null, p99: first?.p99 ?? null });
+  samples.push({ at, tokens, rate, p50: first?.p50 ?? null, p99: first?.p99 ?? null });
   while (samples[0].at < at - WINDOW_S - 5) samples.shift();
 }
 
@@ -72,7 +76,7 @@ function drawChart(svg, columns) {
       line = [];
     };
     for (const { at, [name]: value } of samples) {
-      if (value === null || last !== null && at - last > 5) finish();
+      if (value === null || last !== null && at - last > LONGEST_GAP_S) finish();
       last = at;
       if (value === null || at < now - WINDOW_S) continue;
       line.push([width * (1 - (now - at) / WINDOW_S), bottom - (bottom - top) * value / scale]);

@@ -57,7 +57,7 @@ const UNNAMED_PARTS: [(&str, &str, &str); 3] = [
 ];
 
 /// Crates that stay behind one module, and the folders or files that may name them.
-const PRIVATE_CRATES: [(&str, &[&str]); 24] = [
+const PRIVATE_CRATES: [(&str, &[&str]); 25] = [
     ("wgpu", &["src/device/gpu/"]),
     ("pollster", &["src/device/gpu/"]),
     ("memmap2", &["src/file/"]),
@@ -84,6 +84,7 @@ const PRIVATE_CRATES: [(&str, &[&str]); 24] = [
     ("axum", &["crates/serve/src/"]),
     ("hyper", &["crates/serve/src/"]),
     ("tokio", &["crates/serve/src/", "crates/cli/src/serve/mod.rs", "crates/cli/src/signals.rs"]),
+    ("opentelemetry", &["crates/cli/src/serve/traces.rs"]),
     ("prometheus", &["crates/serve/src/metrics.rs"]),
 ];
 

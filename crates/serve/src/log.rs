@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
@@ -13,12 +13,17 @@ use serde::Serialize;
 
 use crate::app::App;
 
+/// Longest name of a trace that is taken over: version, trace, span and flags.
+const MAX_TRACE_BYTES: usize = 55;
+
 /// Where lines go.
 pub type Log = Box<dyn Fn(&LogLine) + Send + Sync>;
 
 /// What is logged of a request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct LogLine {
+    /// When it arrived, in milliseconds since 1970.
+    pub time_ms: u64,
     /// Its number, as its answer's `x-request-id` has it.
     pub request_id: String,
     /// `GET`, `POST`, ….
@@ -43,6 +48,8 @@ pub struct LogLine {
     pub completion_tokens: usize,
     /// Milliseconds to its first token.
     pub first_token_ms: Option<f64>,
+    /// The trace that it is part of, as its header `traceparent` says (W3C Trace Context).
+    pub traceparent: Option<String>,
     /// Why it was refused or failed.
     pub error: Option<String>,
 }
@@ -87,7 +94,11 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(id: &str, request: &Request) -> Self {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let trace = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
         let line = LogLine {
+            time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            traceparent: trace.filter(|text| text.len() <= MAX_TRACE_BYTES).map(str::to_owned),
             request_id: id.to_owned(),
             method: request.method().to_string(),
             path: request.uri().path().to_owned(),

@@ -1,6 +1,8 @@
 //! `pleach serve`: OpenAI's API over a tree, until a signal ends it.
 
 pub(crate) mod key;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -65,6 +67,10 @@ struct Network {
     /// A line a request on stderr: text, json, or off; never a prompt or an answer
     #[arg(long, value_enum, value_name = "HOW", default_value_t = LogAs::Text, hide_possible_values = true)]
     log: LogAs,
+    /// A collector that gets a span a request by OTLP over HTTP: http://HOST:4318/v1/traces
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -132,7 +138,7 @@ impl Serve {
             bounds: self.bounds.bounds(),
             adapter_root: self.who.adapter_root.clone(),
             limits: console.limits,
-            log: self.network.log(),
+            log: self.network.log()?,
             engine: {
                 let mut options = engine_options(self.bounds.kv_budget, self.bounds.max_running);
                 if let Some(most) = self.bounds.max_waiting {
@@ -177,16 +183,23 @@ async fn serve(runtime: Runtime, options: ServerOptions, console: &Console) -> a
 }
 
 impl Network {
-    fn log(&self) -> Option<Log> {
-        // A line that cannot be written is not missed.
+    fn log(&self) -> anyhow::Result<Option<Log>> {
         let write: fn(&LogLine) = match self.log {
-            LogAs::Off => return None,
+            LogAs::Off => |_| (),
             LogAs::Text => |line| super::console::log(&line.text()),
             LogAs::Json => {
                 |line| super::console::log(&serde_json::to_string(line).unwrap_or_default())
             }
         };
-        Some(Box::new(write))
+        #[cfg(feature = "otlp")]
+        if let Some(endpoint) = &self.otlp {
+            let traces = traces::Traces::to(endpoint)?;
+            return Ok(Some(Box::new(move |line| {
+                write(line);
+                traces.send(line);
+            })));
+        }
+        Ok((self.log != LogAs::Off).then(|| Box::new(write) as Log))
     }
 }
 

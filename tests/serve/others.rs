@@ -226,9 +226,9 @@ fn adapter_parts(seed: u64) -> [(String, Vec<u8>); 2] {
 fn without_a_key_nothing_but_the_public_is_told() {
     let (_made, server) = tenants();
     let body = completion("acme", 1, 1);
-    let open =
-        ["/", "/page.js", "/page.css", "/health", "/ping", "/ready", "/version", "/openapi.json"];
-    for path in open {
+    let page = ["/", "/page/page.css", "/page/main.js", "/page/try.js"];
+    let open = ["/health", "/ping", "/ready", "/version", "/openapi.json"];
+    for path in page.into_iter().chain(open) {
         let answer = server.get(path);
         assert_eq!(answer.status, 200, "{path}");
         let text = answer.text();
@@ -258,7 +258,8 @@ fn without_a_key_nothing_but_the_public_is_told() {
         ("TRACE", "/v1/models"),
         ("GET", "//"),
         ("GET", "/health/"),
-        ("GET", "/page.js/x"),
+        ("GET", "/page/main.js/x"),
+        ("GET", "/page/page.html"),
         ("GET", "/%2fhealth"),
     ];
     let authorizations: [Option<&str>; 9] = [

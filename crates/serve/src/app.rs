@@ -186,7 +186,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
 }
 
 fn is_public(path: &str) -> bool {
-    PUBLIC.contains(&path) || path.starts_with(page::FOLDER)
+    PUBLIC.contains(&path) || page::is_file(path)
 }
 
 /// A response with what every one has, to be logged when the last of it is sent or given up.

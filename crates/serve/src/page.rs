@@ -6,8 +6,6 @@ use axum::http::{HeaderName, HeaderValue, Uri, header};
 use crate::app::no_such_route;
 use crate::error::ApiError;
 
-/// Where the page's files are, but the page itself.
-pub(crate) const FOLDER: &str = "/page/";
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
@@ -23,9 +21,9 @@ pub(crate) async fn html() -> File {
     sent(HTML, include_str!("page/page.html"))
 }
 
-/// `GET /page/{file}`
-pub(crate) async fn file(address: Uri) -> Result<File, ApiError> {
-    let (kind, text) = match address.path().strip_prefix(FOLDER).unwrap_or_default() {
+/// A file that the page loads, by its path.
+fn found(path: &str) -> Option<File> {
+    let (kind, text) = match path.strip_prefix("/page/")? {
         "page.css" => (STYLE, include_str!("page/page.css")),
         "main.js" => (SCRIPT, include_str!("page/main.js")),
         "call.js" => (SCRIPT, include_str!("page/call.js")),
@@ -36,9 +34,19 @@ pub(crate) async fn file(address: Uri) -> Result<File, ApiError> {
         "path.js" => (SCRIPT, include_str!("page/path.js")),
         "tree.js" => (SCRIPT, include_str!("page/tree.js")),
         "try.js" => (SCRIPT, include_str!("page/try.js")),
-        _ => return Err(no_such_route(address.path())),
+        _ => return None,
     };
-    Ok(sent(kind, text))
+    Some(sent(kind, text))
+}
+
+/// Whether there is such a file.
+pub(crate) fn is_file(path: &str) -> bool {
+    found(path).is_some()
+}
+
+/// `GET /page/{file}`
+pub(crate) async fn file(address: Uri) -> Result<File, ApiError> {
+    found(address.path()).ok_or_else(|| no_such_route(address.path()))
 }
 
 /// `GET /openapi.json`

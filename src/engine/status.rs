@@ -61,6 +61,8 @@ pub struct RecentSwitch {
 impl Status {
     /// Counts a switch to a node of this depth.
     pub(super) fn note_switch(&mut self, report: SwitchReport, depth: usize) {
+        // Now, and not with the step's end: whoever looks finds both or none.
+        self.node.clone_from(&report.target);
         self.switches += 1;
         if self.switches_by_depth.len() <= depth {
             self.switches_by_depth.resize(depth + 1, 0);

@@ -18,6 +18,8 @@ const REMEMBERED: usize = 512;
 #[derive(Default)]
 pub(crate) struct Flights {
     next: AtomicU64,
+    prompt_tokens: AtomicU64,
+    generated_tokens: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -72,7 +74,9 @@ impl Flights {
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        self.state().counts
+        let prompt_tokens = self.prompt_tokens.load(Ordering::Relaxed);
+        let generated_tokens = self.generated_tokens.load(Ordering::Relaxed);
+        Counts { prompt_tokens, generated_tokens, ..self.state().counts }
     }
 
     /// Milliseconds to the first token, and between tokens, of the last texts.
@@ -148,10 +152,13 @@ impl Flight {
             Ok(step) => {
                 if step.token.is_some() {
                     self.tokens += 1;
-                    let metrics = &self.app.metrics;
+                    let (metrics, flights) = (&self.app.metrics, &self.app.flights);
+                    flights.generated_tokens.fetch_add(1, Ordering::Relaxed);
                     match self.last {
                         None => {
                             self.first = Some(now);
+                            let prompt_tokens = self.prompt_tokens as u64;
+                            flights.prompt_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
                             metrics.first_token(now - self.asked);
                         }
                         Some(last) => metrics.next_token(now - last),
@@ -180,7 +187,7 @@ impl Drop for Flight {
             Outcome::Ended(StopReason::MaxTokens | StopReason::ContextFull) => "length",
             Outcome::Failed => "error",
         };
-        self.app.metrics.end(reason, self.asked.elapsed(), self.prompt_tokens, self.tokens);
+        self.app.metrics.end(reason, self.asked.elapsed());
         self.caller.charge_tokens(self.prompt_tokens + self.tokens);
         let mut state = self.app.flights.state();
         state.in_flight.remove(&self.id);
@@ -190,8 +197,6 @@ impl Drop for Flight {
             "error" => counts.failed += 1,
             _ => counts.completed += 1,
         }
-        counts.prompt_tokens += self.prompt_tokens as u64;
-        counts.generated_tokens += self.tokens as u64;
         if let (Some(first), Some(last)) = (self.first, self.last) {
             remember(&mut state.first_token_ms, (first - self.asked).as_secs_f64() * 1e3);
             if self.tokens > 1 {

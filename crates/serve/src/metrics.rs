@@ -2,6 +2,7 @@
 //! protocol know, and ours beside them. No user's name is a label, but in the one gauge by which an
 //! endpoint picker finds where an adapter is live.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -187,11 +188,9 @@ impl Metrics {
     }
 
     /// Counts a text that ended.
-    pub(crate) fn end(&self, reason: &str, after: Duration, prompt: usize, generated: usize) {
+    pub(crate) fn end(&self, reason: &str, after: Duration) {
         self.whole.observe(after.as_secs_f64());
         self.ended.with_label_values(&[reason]).inc();
-        self.prompt_tokens.inc_by(prompt as u64);
-        self.generated_tokens.inc_by(generated as u64);
     }
 
     /// Counts a request that was refused.
@@ -209,6 +208,9 @@ impl Metrics {
     /// Takes over what the engine counts, and writes all as text.
     fn text(&self, app: &App) -> prometheus::Result<Vec<u8>> {
         self.take_over(&app.engine.status());
+        let counts = app.flights.counts();
+        raise(&self.prompt_tokens, counts.prompt_tokens);
+        raise(&self.generated_tokens, counts.generated_tokens);
         let (cache, _) = app.engine.cache_stats();
         let Ours { cache_bytes, cache_nodes, cache: events, .. } = &self.ours;
         cache_bytes.with_label_values(&["host"]).set(float(cache.bytes));
@@ -219,7 +221,7 @@ impl Metrics {
             raise(&events.with_label_values(&[event]), count);
         }
         let (mut running, mut waiting) = (0, 0);
-        let (mut live, mut queued) = (Vec::new(), Vec::new());
+        let (mut live, mut queued, mut at_work) = (Vec::new(), Vec::new(), BTreeSet::new());
         for (node, at) in app.flights.by_node() {
             (running, waiting) = (running + at.running, waiting + at.waiting);
             let name = node.trim_matches('/').to_owned();
@@ -227,6 +229,9 @@ impl Metrics {
             // A comma parts the names.
             let names_of = ancestors(&name).filter(|name| !name.contains(','));
             names.extend(names_of.map(str::to_owned));
+            if at.running > 0 {
+                at_work.insert(name);
+            }
         }
         self.running.set(float(running));
         self.waiting.set(float(waiting));
@@ -239,7 +244,9 @@ impl Metrics {
         // Each change of its labels were a series: there is one, the newest, whoever else asks.
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.adapters.reset();
-        let most = app.max_running.to_string();
+        // Names that are there for what runs below them alone take no place.
+        let above = live.iter().filter(|name| !at_work.contains(*name)).count();
+        let most = (app.max_running + above).to_string();
         self.adapters.with_label_values(&[&most, &live.join(","), &queued.join(",")]).set(now);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -135,7 +135,9 @@ impl Device for Cpu {
     const HOST_MEMORY: bool = true;
 
     fn describe(&self) -> String {
-        format!("CPU, {} threads, {:?}", self.threads(), self.simd)
+        let threads = self.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("CPU, {threads} thread{plural}, {:?}", self.simd)
     }
 
     fn check(&self) -> Result<()> {

@@ -437,18 +437,24 @@ fn other_crates_use_no_test_code_of_the_library() {
     );
 }
 
-/// Cargo does not look into `tests/cli`: a file that its member does not list would never run.
+/// Cargo does not look into `tests/cli` and `tests/serve`: a file that its member does not list would
+/// never run.
 #[test]
-fn every_test_of_the_program_is_listed() {
+fn every_test_of_a_member_is_listed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = std::fs::read_to_string(root.join("crates/cli/Cargo.toml")).unwrap();
-    let files = sources()
-        .into_iter()
-        .filter_map(|source| source.path.strip_prefix("tests/cli/").map(str::to_owned));
-    let listed = |file: &String| manifest.contains(&format!("path = \"../../tests/cli/{file}\""));
-    let (found, missing): (Vec<String>, Vec<String>) = files.partition(listed);
-    assert!(!found.is_empty(), "no file of tests/cli is listed");
-    none(&missing, "files that crates/cli/Cargo.toml does not list");
+    let sources = sources();
+    for member in ["cli", "serve"] {
+        let manifest = root.join("crates").join(member).join("Cargo.toml");
+        let manifest = std::fs::read_to_string(manifest).unwrap();
+        let folder = format!("tests/{member}/");
+        let files = sources.iter().filter_map(|source| source.path.strip_prefix(&folder));
+        // What they share is no test of its own.
+        let files = files.filter(|file| *file != "common.rs").map(str::to_owned);
+        let listed = |file: &String| manifest.contains(&format!("path = \"../../{folder}{file}\""));
+        let (found, missing): (Vec<String>, Vec<String>) = files.partition(listed);
+        assert!(!found.is_empty(), "no file of {folder} is listed");
+        none(&missing, &format!("files that crates/{member}/Cargo.toml does not list"));
+    }
 }
 
 #[test]

@@ -372,6 +372,10 @@ fn paths_that_climb_lead_nowhere() {
     ] {
         assert_eq!(server.get(path).status, 404, "{path}");
     }
+    // A name that is no text is not looked up under another.
+    for path in ["/v1/models/%ff", "/v1/tree/nodes/fr%ff", "/v1/tree/nodes/%c0%ae/children"] {
+        server.get(path).error(400);
+    }
     for count in [60_000, 200_000] {
         let long = format!("/v1/models/{}", "x/".repeat(count / 2));
         let status = server.get(&long).status;

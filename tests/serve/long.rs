@@ -17,9 +17,10 @@ use serde_json::json;
 
 const THREADS: usize = 8;
 const NODES: [&str; 5] = ["tiny", "fr", "fr/alice", "fr/bob", "de"];
-/// What may be more at the end: the pages of heaps of threads that ended. A leak of 1 kB a request
-/// would be 10 MB in the short run, one of 100 bytes in the long one.
-const MARGIN_BYTES: usize = 8 << 20;
+/// What may be more at the end: heaps of threads, each a little fuller than at some moment before; 1 to
+/// 2 MB are usual after both runs. A leak of 1 kB a text would be 9 MB in the short run, one of 60
+/// bytes 5 MB in the long one.
+const MARGIN_BYTES: usize = 4 << 20;
 
 /// What a process holds.
 #[derive(Debug)]
@@ -107,6 +108,8 @@ fn very_many_requests_leave_nothing_behind() {
     let server = made.serve(ServerOptions { engine: engine(160, 16, 1024), log, ..options() });
     many(&server, 3000.min(count));
     server.wait_until_idle();
+    // The last connections end.
+    std::thread::sleep(Duration::from_millis(200));
     let (before, start) = (held(), Instant::now());
     many(&server, count);
     let status = server.wait_until_idle();
@@ -121,7 +124,7 @@ fn very_many_requests_leave_nothing_behind() {
         after = held();
     }
     println!("{count} requests in {seconds:.1} s: {before:?} → {after:?}; {}", status["requests"]);
-    assert_eq!(after.files, before.files, "open files");
+    assert!(after.files <= before.files, "open files: {before:?} → {after:?}");
     // Threads that wait for blocking work may end, and come again.
     assert!(after.threads <= before.threads + 16, "threads: {before:?} → {after:?}");
     assert!(after.bytes <= before.bytes + MARGIN_BYTES, "memory: {before:?} → {after:?}");

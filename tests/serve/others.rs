@@ -306,6 +306,8 @@ fn adapters_are_read_below_their_root_alone() {
         std::os::unix::fs::symlink(made.at(target), made.at(at)).unwrap();
     };
     link("outside", "root/link");
+    std::fs::create_dir(made.at("empty")).unwrap();
+    link("empty", "root/nothing");
     link(".", "root/up");
     link("root/good", "root/inside");
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
@@ -324,6 +326,7 @@ fn adapters_are_read_below_their_root_alone() {
         "/",
         "//etc",
         "link",
+        "nothing",
         "up/outside",
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -93,7 +93,7 @@ pub(crate) fn fields<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
         if path == "." {
             let missing =
                 why.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-            ApiError { param: missing.map(str::to_owned), message: why, ..error }
+            ApiError { param: missing.map(Box::from), message: why, ..error }
         } else {
             error.param(path)
         }

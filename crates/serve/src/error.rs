@@ -20,7 +20,7 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
     /// The field of the request that is to blame.
-    pub(crate) param: Option<String>,
+    pub(crate) param: Option<Box<str>>,
     /// A name of the reason, for programs.
     pub(crate) code: Option<&'static str>,
     /// What kind it is called, where that does not follow from the status.
@@ -30,7 +30,7 @@ pub(crate) struct ApiError {
     /// Methods that the path has, where this one is not among them.
     pub(crate) allow: Option<&'static str>,
     /// Whether what happened is for the server's log and not for the client.
-    pub(crate) cause: Option<String>,
+    pub(crate) cause: Option<Box<str>>,
 }
 
 impl ApiError {
@@ -53,7 +53,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message).param(param)
     }
 
-    pub(crate) fn param(mut self, param: impl Into<String>) -> Self {
+    pub(crate) fn param(mut self, param: impl Into<Box<str>>) -> Self {
         self.param = Some(param.into());
         self
     }
@@ -215,7 +215,7 @@ impl ApiError {
     pub(crate) fn failed(cause: String) -> Self {
         let message = "The server could not do this; its log has the reason beside the x-request-id of this answer";
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, message);
-        Self { cause: Some(cause), ..error }
+        Self { cause: Some(cause.into()), ..error }
     }
 }
 
@@ -263,7 +263,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // For whoever writes the log.
-        let said = Said { message: self.message, cause: self.cause };
+        let said = Said { message: self.message, cause: self.cause.map(String::from) };
         response.extensions_mut().insert(said);
         response
     }

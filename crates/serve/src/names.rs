@@ -67,7 +67,7 @@ impl App {
             }
             TreeDefect::Refused { .. } | TreeDefect::PassedOver { .. } => {
                 let refusal = ApiError::no_model(model, &[]);
-                ApiError { cause: Some(error.to_string()), ..refusal }
+                ApiError { cause: Some(error.to_string().into()), ..refusal }
             }
             _ => ApiError::of_text(error),
         }

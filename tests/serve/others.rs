@@ -377,13 +377,14 @@ fn uploads_that_are_none_are_refused() {
     let [first, second] = ["adapter_config.json", "adapter_model.safetensors"];
     let good = [(first, &config[..]), (second, &tensors[..])];
     let key = [("authorization", "Bearer acme")];
-    let put = |name: &str, parts: &[(&str, &[u8])]| {
+    type Part<'a> = (&'a str, &'a [u8]);
+    let put = |name: &str, parts: &[Part<'_>]| {
         let form = multipart_of(parts.iter().copied());
         upload(&mut server.connect(), &format!("/v1/tree/nodes/{name}"), &key, &form)
     };
     let huge = vec![0; 1 << 20];
     let long = vec![b'1'; 70_000];
-    let cases: Vec<(&str, Vec<(&str, &[u8])>, u16)> = vec![
+    let cases: Vec<(&str, Vec<Part<'_>>, u16)> = vec![
         ("nothing", vec![], 400),
         ("one file", vec![good[0]], 400),
         ("the other", vec![good[1]], 400),

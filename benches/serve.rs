@@ -144,7 +144,9 @@ fn light(whom: &dyn Asks, count: usize) -> Result<Vec<f64>> {
             });
         }
         std::thread::sleep(Duration::from_secs(if measures() { 5 } else { 0 }));
-        let waits = (0..count).map(|k| Ok(whom.ask(&person("es", k % HEAVY), 4)?.first_ms));
+        // What lies above all of them is read and compiled for the first.
+        whom.ask(&person("es", 0), 1)?;
+        let waits = (1..=count).map(|k| Ok(whom.ask(&person("es", k % HEAVY), 4)?.first_ms));
         let waits = waits.collect();
         is_over.store(true, Ordering::Relaxed);
         waits
@@ -169,7 +171,7 @@ fn main() -> Result<()> {
     tree(dir.path())?;
     let open =
         || Runtime::builder().base(&path).tree(dir.path()).headroom(1.5).threads(threads).open();
-    let (turns, tokens, asked) = if measures() { (5, 96, 60) } else { (1, 8, 1) };
+    let (turns, tokens, asked) = if measures() { (5, 96, 25) } else { (1, 8, 1) };
     let options = EngineOptions::default();
     let engine = Engine::new(open()?, &options)?;
     let mut network = tokio::runtime::Builder::new_multi_thread();

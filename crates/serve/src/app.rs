@@ -79,6 +79,8 @@ impl App {
         let mut foundation = blake3::Hasher::new_derive_key("pleach serve system_fingerprint 1");
         foundation.update(env!("CARGO_PKG_VERSION").as_bytes());
         foundation.update(engine.base().content_hash().as_bytes());
+        // Of a folder the weights' files do not say how they are computed with.
+        foundation.update(format!("{:?}", engine.base().config()).as_bytes());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self {
             base_name: name.unwrap_or_else(own),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use pleach::tree::normal;
 use serde::Deserialize;
@@ -300,6 +301,11 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// Who sends a request to a route that is not public.
+    pub(crate) fn of(parts: &Parts) -> Self {
+        parts.extensions.get::<Self>().cloned().expect("it is no public route")
+    }
+
     /// The key's name, for the log; none without keys, and of the administrator.
     pub(crate) fn name(&self) -> Option<&str> {
         self.key.as_deref().map(|key| &key.name[..])

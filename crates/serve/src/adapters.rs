@@ -256,13 +256,12 @@ async fn read<T: serde::de::DeserializeOwned>(
     request: Request,
 ) -> Result<(Caller, T), ApiError> {
     let (parts, body) = request.into_parts();
-    let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
+    let caller = Caller::of(&parts);
     if !caller.may_change_something() {
         app.check_may_change(&caller, "anything")?;
     }
-    let bytes =
-        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
-    Ok((caller, body::fields(body::object(&parts.headers, &bytes)?)?))
+    let value = body::json(&app.bounds, &parts.headers, body).await?;
+    Ok((caller, body::fields(value)?))
 }
 
 /// `POST /v1/load_lora_adapter`

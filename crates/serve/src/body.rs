@@ -13,10 +13,11 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::Bounds;
 use crate::error::ApiError;
 
 /// Reads a body of at most `limit` bytes within `wait`.
-pub(crate) async fn read(
+async fn read(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
@@ -67,8 +68,18 @@ pub(crate) fn decoded(part: &str) -> Result<String, ApiError> {
     })
 }
 
+/// Reads a body of a request that is no upload: a JSON object.
+pub(crate) async fn json(
+    bounds: &Bounds,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Value, ApiError> {
+    let bytes = read(headers, body, bounds.body_bytes, bounds.body_wait).await?;
+    object(headers, &bytes)
+}
+
 /// The JSON object in a body.
-pub(crate) fn object(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
+fn object(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {

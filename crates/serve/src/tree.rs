@@ -219,7 +219,7 @@ pub(crate) async fn put(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
+    let caller = Caller::of(&parts);
     let (node, about) = target(parts.uri.path())?;
     if about != About::Itself {
         return Err(no_such_question(about));
@@ -237,9 +237,8 @@ pub(crate) async fn put(
         })?;
         uploaded?
     } else {
-        let bytes =
-            body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
-        let said: Publication = body::fields(body::object(&parts.headers, &bytes)?)?;
+        let value = body::json(&app.bounds, &parts.headers, body).await?;
+        let said: Publication = body::fields(value)?;
         let Some(path) = said.path.clone() else {
             return Err(ApiError::bad(
                 "path",
@@ -411,15 +410,13 @@ pub(crate) async fn post(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let (parts, body) = request.into_parts();
-    let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
+    let caller = Caller::of(&parts);
     let (node, about) = target(parts.uri.path())?;
     if !matches!(about, About::Move | About::Rollback) {
         return Err(no_such_question(about));
     }
     let node = app.node_to_change(&caller, &node)?;
-    let bytes =
-        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
-    let value = body::object(&parts.headers, &bytes)?;
+    let value = body::json(&app.bounds, &parts.headers, body).await?;
     let mut changes = Changes::new();
     let name = if about == About::Move {
         let Moving { target, expected_generation } = body::fields(value)?;

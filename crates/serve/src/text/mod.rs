@@ -60,16 +60,14 @@ async fn text(app: Arc<App>, kind: Kind, request: Request) -> Result<Response, A
 async fn make(app: &Arc<App>, kind: Kind, request: Request) -> Result<Response, ApiError> {
     let asked_at = Instant::now();
     let (parts, body) = request.into_parts();
-    let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
+    let caller = Caller::of(&parts);
     let entry = parts.extensions.get::<Entry>().cloned().expect("every request has one");
     if app.is_draining.load(Ordering::Acquire) {
         return Err(ApiError::stopping());
     }
     caller.take_request()?;
-    let bytes =
-        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
-    let asked = Asked::read(kind, body::object(&parts.headers, &bytes)?)?;
-    drop(bytes);
+    let value = body::json(&app.bounds, &parts.headers, body).await?;
+    let asked = Asked::read(kind, value)?;
     let number = parts.extensions.get::<RequestId>().map_or_else(new_id, |id| id.0.clone());
     // As with vLLM, the header's number goes before the body's.
     let has_own = parts.headers.contains_key(&REQUEST_ID);

@@ -37,10 +37,9 @@ async fn read<T: serde::de::DeserializeOwned>(
     model: impl Fn(&T) -> Option<&str>,
 ) -> Result<T, ApiError> {
     let (parts, body) = request.into_parts();
-    let caller = parts.extensions.get::<Caller>().cloned().expect("it is no public route");
-    let bytes =
-        body::read(&parts.headers, body, app.bounds.body_bytes, app.bounds.body_wait).await?;
-    let asked: T = body::fields(body::object(&parts.headers, &bytes)?)?;
+    let caller = Caller::of(&parts);
+    let value = body::json(&app.bounds, &parts.headers, body).await?;
+    let asked: T = body::fields(value)?;
     let name = model(&asked).unwrap_or(&app.base_name).to_owned();
     app.blocking(move |app| app.version(&caller, &name).map(drop)).await?;
     Ok(asked)
